@@ -1,0 +1,28 @@
+"""bfloat16, rounded to nearest even: the upper half of a float32 word. 16 bits an element.
+
+Three significant decimal digits, float32's range. As a weight format it loses every update smaller than half a unit
+in the last place (2^-9 of the weight): the codecs that mend this are bf16_sr, bf16_kahan, bf16_rem16 and bf16_ecc.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refopt.spec import Array, Codec
+
+
+def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
+    """Round to nearest, ties to even; NaN becomes the quiet NaN of its sign."""
+    bits = x.view(np.uint32)
+    even = (bits >> 16) & 1
+    rounded = ((bits + np.uint32(0x7FFF) + even) >> 16).astype(np.uint16)
+    quiet = ((bits >> 16) & np.uint32(0x8000) | np.uint32(0x7FC0)).astype(np.uint16)
+    return {"codes": np.where(np.isnan(x), quiet, rounded)}
+
+
+def unpack(arrays: dict[str, Array], bounds: Array, codec: Codec) -> Array:
+    """Exact: the lower half of the word is zero."""
+    return (arrays["codes"].astype(np.uint32) << 16).view(np.float32)
+
+
+codec = Codec("bf16", "bfloat16", "IEEE 754 binary32, upper 16 bits", "element", np.uint16, 16, pack, unpack)

@@ -1,0 +1,84 @@
+r"""Dynamic 8-bit, blockwise (Dettmers, arXiv 1511.04561; Dettmers et al., arXiv 2110.02861, section 2). 8 + 32/B bits.
+
+A state spans seven decades inside one block; evenly spaced levels waste themselves on the largest. The dynamic map
+spends them by decade: in decade i (10^(i-7) to 10^(i-6), i = 0..6) it has 2^i cell centres (twice as many for a state
+without a sign), so large values get a relative error of a few per cent and small ones still keep their size.
+
+Signed: 256 values, zero at 127, from -0.99296875 to 1.0 (there is no -1.0: an extreme that is negative shrinks).
+Unsigned: zero at 0, up to 1.0. The values are exact fractions, rounded to float32 once. Ties between two codes go
+to the smaller magnitude (signed) or the lower index (unsigned).
+
+>>> from refopt.codecs import dynamic8
+>>> from refopt.codecs.dynamic8 import table
+>>> [float(v) for v in table(True)[127:130]], float(table(True)[0])
+([0.0, 5.5e-07, 3.25e-06], -0.99296875)
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+
+from refopt.codecs import blocks
+from refopt.spec import Array, Codec
+
+f32 = np.float32
+
+
+def cells(signed: bool) -> list[Fraction]:
+    """The positive cell centres: decade i has K_i equal cells of [0.1, 1], scaled by 10^(i-6)."""
+    out = []
+    for i in range(7):
+        k = 2**i if signed else 2 ** (i + 1)
+        for j in range(k):
+            out.append(Fraction(10) ** (i - 6) * (Fraction(1, 10) + Fraction(9, 10) * Fraction(2 * j + 1, 2 * k)))
+    return out
+
+
+@cache
+def table(signed: bool) -> Array:
+    """The 256 values in ascending order, float32, read-only."""
+    positive = cells(signed)
+    values = sorted([*positive, Fraction(0), Fraction(1), *(-c for c in positive if signed)])
+    out = np.array([f32(float(v)) for v in values], f32)
+    out.flags.writeable = False
+    return out
+
+
+@cache
+def midpoints(signed: bool) -> Array:
+    """Where one code ends and the next begins, on the non-negative half of the table."""
+    c = table(signed)[127:] if signed else table(signed)
+    return (c[:-1] + c[1:]) * f32(0.5)
+
+
+def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
+    """Nearest value of the table to y = x / absmax: count the midpoints below |y|."""
+    a = blocks.absmax(x, bounds, codec.nonfinite)
+    y, _ = blocks.normalise(x, a, bounds)
+    if codec.signed:
+        c = np.searchsorted(midpoints(True), np.abs(y), side="left")
+        codes = np.where(y >= 0, 127 + c, np.maximum(127 - c, 0))
+    else:
+        codes = np.searchsorted(midpoints(False), y, side="left")
+    return {"codes": codes.astype(np.uint8), "scales": a}
+
+
+def unpack(arrays: dict[str, Array], bounds: Array, codec: Codec) -> Array:
+    """x_hat = table[code] * absmax."""
+    return table(codec.signed)[arrays["codes"]] * blocks.spread(arrays["scales"], bounds)
+
+
+codec = Codec(
+    "dynamic8",
+    "dynamic 8-bit, blockwise",
+    "Dettmers et al., arXiv 2110.02861, section 2",
+    "block",
+    np.uint8,
+    8,
+    pack,
+    unpack,
+    block=256,
+)

@@ -1,0 +1,8 @@
+"""Places: where states live. One file a place, one record a file. `PLACES` lists them by stem."""
+
+from refopt.places.paged import place as paged
+from refopt.places.resident import place as resident
+
+PLACES = {p.stem: p for p in (resident, paged)}
+
+__all__ = ["PLACES", "paged", "resident"]

@@ -1,0 +1,247 @@
+"""decode -> rule -> encode: the one file that knows all three axes, and `Optimizer`, which runs it over many tensors.
+
+The weights move by the *fresh* states, as every library does: encoding happens after, so that a first step from zero
+states has the bits of the uncoded rule. A place decides only in which pages the block list is walked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from refopt import codecs as _codecs
+from refopt import places as _places
+from refopt import rules as _rules
+from refopt.codecs import blocks
+from refopt.spec import Array, Box, Codec, NonFiniteError, Place, Rule, ShapeError, State, StateError
+
+f32 = np.float32
+Params = Any
+TORCH_WORDS = {"weight_decay": "wd", "betas": ("beta1", "beta2")}
+
+
+def lookup(kind: str, table: Mapping[str, Any], name: Any) -> Any:
+    """The record called `name`, or `name` itself if it is one; ValueError with a suggestion otherwise."""
+    if not isinstance(name, str):
+        return name
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"Optimizer: no {kind} {name!r}{hint}; there are {', '.join(table)}")
+    return table[name]
+
+
+def assign(rule: Rule, states: Sequence[State], given: Any) -> dict[str, Codec]:
+    """A codec for each role: `p` and every state. One name stands for all states; a non-negative state takes the
+    unsigned table of the codec that is named for it."""
+    roles = {"p": "f32"} | {s.name: "f32" for s in states}
+    if isinstance(given, Mapping):
+        for role in given:
+            if role not in roles and role not in {s.name for s in rule.states}:
+                raise ValueError(f"Optimizer: {rule.stem} has no role {role!r}; it has {', '.join(roles)}")
+        roles |= {k: v for k, v in given.items() if k in roles}
+    elif given is not None:
+        roles |= {s.name: given for s in states}
+    out = {role: lookup("codec", _codecs.CODECS, name) for role, name in roles.items()}
+    for s in states:
+        if s.nonnegative and out[s.name].scope == "block":
+            out[s.name] = out[s.name](signed=False)
+    if out["p"].scope != "element":
+        raise ValueError(f"Optimizer: {out['p'].stem} shares a scale in a block; weights take an element codec")
+    return out
+
+
+def finest(codecs: Mapping[str, Codec], roles: Sequence[str]) -> int:
+    """The largest block of the coded states: pages are cut along its list, which all smaller blocks divide."""
+    sizes = {codecs[r].block for r in roles if codecs[r].scope == "block"} or {256}
+    largest = max(s for s in sizes if s)
+    for s in sizes:
+        if s and largest % s:
+            raise ValueError(f"Optimizer: block {s} does not divide block {largest}; states of one tensor share pages")
+    return largest
+
+
+class Optimizer:
+    """Any rule, with a codec for each thing it stores, in a place. Pure: nothing that is passed in is changed.
+
+    rule      a stem ("adamw") or a record (`rules.adamw`)
+    codecs    None, one codec for every state, or {role: codec}; roles are `p` and the rule's states
+    place     "resident", "paged", or a record such as `places.paged(page_blocks=3)`
+    min_size  tensors with fewer elements keep float32 states
+    maximize  climb instead of descend; gscale multiplies every gradient first (1 / loss scale)
+    nonfinite "propagate" (IEEE), "raise" (NonFiniteError before anything is computed) or "skip" (that parameter)
+    hyper     the rule's own names, or torch's: weight_decay, betas
+
+    `params` and `grads` are a float32 array, or a list, tuple or dict of them; a gradient of None is skipped and its
+    step count stays. The state is a list of dicts, one a tensor: `t`, and each state as an array or a Box.
+    """
+
+    def __init__(
+        self,
+        rule: str | Rule,
+        codecs: Any = None,
+        place: str | Place = "resident",
+        *,
+        min_size: int = 0,
+        maximize: bool = False,
+        gscale: float = 1.0,
+        nonfinite: str = "propagate",
+        **hyper: Any,
+    ) -> None:
+        self.rule: Rule = lookup("rule", _rules.RULES, rule)
+        self.place: Place = lookup("place", _places.PLACES, place)
+        self.hyper = self.rule.check(f"Optimizer({self.rule.stem!r})", self._translate(hyper))
+        self.states = self.rule.states_for(**self.hyper)
+        self.codecs = assign(self.rule, self.states, codecs)
+        self.block = finest(self.codecs, [s.name for s in self.states])
+        if nonfinite not in ("propagate", "raise", "skip"):
+            raise ValueError(f"Optimizer: nonfinite must be 'propagate', 'raise' or 'skip', got {nonfinite!r}")
+        if not math.isfinite(gscale):
+            raise ValueError(f"Optimizer: gscale must be finite, got {gscale!r}")
+        self.min_size, self.nonfinite = min_size, nonfinite
+        self.gscale = f32(-gscale if maximize else gscale)
+
+    def _translate(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        """torch's words into ours."""
+        out: dict[str, Any] = {}
+        for name, value in hyper.items():
+            ours = TORCH_WORDS.get(name, name)
+            out |= dict(zip(ours, value, strict=True)) if isinstance(ours, tuple) else {ours: value}
+        return out
+
+    def init(self, params: Params) -> list[dict[str, Any]]:
+        """Zero states, each in its codec. Raises TypeError for weights that are not float32."""
+        return [self._init_one(k, p) for k, p in enumerate(_leaves("init", "params", params))]
+
+    def step(self, params: Params, grads: Params, state: list[dict[str, Any]]) -> tuple[Params, list[dict[str, Any]]]:
+        """One step over every tensor. Everything is checked before anything is computed."""
+        ps, gs = _leaves("step", "params", params), _leaves("step", "grads", grads)
+        if not len(ps) == len(gs) == len(state):
+            raise ShapeError(f"step: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
+        live = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
+        done = [
+            self._step_one(p, g, s) if go else (p, s) for p, g, s, go in zip(ps, gs, state, live, strict=True)
+        ]
+        return _rebuild(params, [p for p, _ in done]), [s for _, s in done]
+
+    def codec_of(self, role: str, size: int) -> Codec:
+        """The codec of a role in a tensor of `size` elements: float32 below `min_size`."""
+        return _codecs.f32 if role != "p" and size < self.min_size else self.codecs[role]
+
+    def _init_one(self, k: int, p: Array) -> dict[str, Any]:
+        if p.dtype != f32:
+            raise TypeError(f"init: params[{k}] must be float32, got {p.dtype}")
+        zeros = self.rule.init(p, **self.hyper)
+        return {"t": 0} | {name: _put(self.codec_of(name, p.size), z) for name, z in zeros.items()}
+
+    def _check_one(self, k: int, p: Array, g: Array | None, s: dict[str, Any]) -> bool:
+        """Whether tensor k is stepped; raises for what must not be."""
+        if g is None:
+            return False
+        for name, a in (("params", p), ("grads", g)):
+            if a.dtype != f32:
+                raise TypeError(f"step: {name}[{k}] must be float32, got {a.dtype}")
+        if g.shape != p.shape:
+            raise ShapeError(f"step: grads[{k}] has shape {g.shape}, params[{k}] has {p.shape}")
+        for st in self.states:
+            self._check_state(k, p, st, s)
+        if self.nonfinite == "propagate" or np.isfinite(g).all():
+            return True
+        if self.nonfinite == "raise":
+            raise NonFiniteError(f"step: grads[{k}] holds NaN or Inf")
+        return False
+
+    def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any]) -> None:
+        want, have = self.codec_of(st.name, p.size), s.get(st.name)
+        if have is None:
+            raise StateError(f"step: state[{k}] has no {st.name!r}; it was made by another rule")
+        codec = have.codec if isinstance(have, Box) else _codecs.f32
+        if codec.stem != want.stem or (codec.block, codec.layout, codec.signed) != (want.block, want.layout, want.signed):
+            raise StateError(f"step: state[{k}][{st.name!r}] is stored as {_name(codec)}, this optimizer has {_name(want)}")
+        if have.shape != p.shape:
+            raise StateError(f"step: state[{k}][{st.name!r}] has shape {have.shape}, params[{k}] has {p.shape}")
+
+    def _step_one(self, p: Array, g: Array, s: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        """Walk the pages of one tensor: decode, rule, encode."""
+        t = s["t"] + 1
+        names = [st.name for st in self.states]
+        cells = {n: _Flat(self.codec_of(n, p.size), p.shape, s[n]) for n in names}
+        page_bounds = blocks.bounds(p.shape, self.block)
+        flat_p, flat_g = p.reshape(-1).copy(), g.reshape(-1)
+        with np.errstate(all="ignore"):
+            for first, last in self.place.pages(len(page_bounds) - 1, self.place.page_blocks):
+                a, b = int(page_bounds[first]), int(page_bounds[last])
+                old = {n: cells[n].load(a, b) for n in names}
+                grad = flat_g[a:b] * self.gscale
+                new_p, new = self.rule.update(flat_p[a:b], grad, old, t=t, **self.hyper)
+                flat_p[a:b] = self._round(new_p)
+                for n in names:
+                    cells[n].store(a, b, new[n])
+        return flat_p.reshape(p.shape), {"t": t} | {n: cells[n].stored() for n in names}
+
+    def _round(self, p: Array) -> Array:
+        """The weights as their codec keeps them."""
+        codec = self.codecs["p"]
+        everything = np.array([0, p.size], np.int64)
+        return codec.unpack(codec.pack(p, everything, codec), everything, codec)
+
+
+class _Flat:
+    """One stored state, opened by element range; a range must start and end at a block of the codec's list."""
+
+    def __init__(self, codec: Codec, shape: tuple[int, ...], have: Any) -> None:
+        self.codec, self.shape = codec, shape
+        self.boxed = isinstance(have, Box)
+        arrays = have.arrays if isinstance(have, Box) else {"codes": have}
+        self.arrays = {n: a.reshape(-1).copy() for n, a in arrays.items()}
+        self.bounds = codec.bounds(shape)
+
+    def _cut(self, a: int, b: int) -> tuple[dict[str, slice], Array]:
+        i, j = np.searchsorted(self.bounds, (a, b))
+        at = {n: slice(i, j) if n == "scales" else slice(a, b) for n in self.arrays}
+        return at, self.bounds[i : j + 1] - a
+
+    def load(self, a: int, b: int) -> Array:
+        at, bounds = self._cut(a, b)
+        return self.codec.unpack({n: x[at[n]] for n, x in self.arrays.items()}, bounds, self.codec)
+
+    def store(self, a: int, b: int, x: Array) -> None:
+        at, bounds = self._cut(a, b)
+        for n, new in self.codec.pack(x, bounds, self.codec).items():
+            self.arrays[n][at[n]] = new
+
+    def stored(self) -> Any:
+        shaped = self.codec.shaped(self.shape, self.arrays)
+        return Box(self.codec, self.shape, shaped) if self.boxed else shaped["codes"]
+
+
+def _put(codec: Codec, x: Array) -> Any:
+    return x if codec.stem == "f32" else codec.encode(x)
+
+
+def _name(codec: Codec) -> str:
+    sign = "" if codec.signed else ", signed=False"
+    return f"{codec.stem}(block={codec.block}{sign})" if codec.scope == "block" else codec.stem
+
+
+def _leaves(call: str, name: str, tree: Params) -> list[Any]:
+    if isinstance(tree, np.ndarray):
+        return [tree]
+    if isinstance(tree, Mapping):
+        return list(tree.values())
+    if isinstance(tree, list | tuple):
+        return list(tree)
+    raise TypeError(f"{call}: {name} must be an array, or a list, tuple or dict of arrays, got {type(tree).__name__}")
+
+
+def _rebuild(like: Params, leaves: list[Array]) -> Params:
+    if isinstance(like, np.ndarray):
+        return leaves[0]
+    if isinstance(like, Mapping):
+        return dict(zip(like, leaves, strict=True))
+    build: Callable[..., Any] = type(like)
+    return build(leaves)

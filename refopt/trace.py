@@ -1,0 +1,168 @@
+"""The same step, one equation at a time: `trace` yields (name, equation, value) as the rule's own lines run.
+
+No equation exists twice. The rule's `update` is read from its file and rewritten so that it yields after every
+assignment; file name and line numbers are kept, so a debugger steps through the rule itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Callable, Generator, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refopt import codecs as _codecs
+from refopt import rules as _rules
+from refopt.spec import Array, Box, Rule
+from refopt.step import Optimizer, _leaves, lookup
+
+
+class Line(NamedTuple):
+    """One traced line: the name it sets, the line of source that set it, the value, and where that line stands."""
+
+    name: str
+    equation: str
+    value: Any
+    where: str = ""
+
+
+class _Yielding(ast.NodeTransformer):
+    """After each assignment, yield (line, names, values); each return yields nothing more and returns."""
+
+    def visit_Assign(self, node: ast.Assign) -> list[ast.stmt]:
+        names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        shown = ast.Tuple([ast.Constant(node.lineno), *(ast.Name(n, ast.Load()) for n in names)], ast.Load())
+        label = ast.Tuple([ast.Constant(n) for n in names], ast.Load())
+        out = ast.Expr(ast.Yield(ast.Tuple([label, shown], ast.Load())))
+        ast.copy_location(out, node)
+        return [node, out]
+
+
+@cache
+def stepping(update: Callable[..., Any]) -> Callable[..., Generator[Any, None, Any]]:
+    """`update` as a generator that yields (names, (line, *values)) after every assignment and returns its result."""
+    source, first = inspect.getsourcelines(update)
+    tree = ast.parse("".join(source))
+    ast.increment_lineno(tree, first - 1)
+    ast.fix_missing_locations(_Yielding().visit(tree))
+    scope: dict[str, Any] = dict(update.__globals__)
+    exec(compile(tree, inspect.getsourcefile(update) or "<rule>", "exec"), scope)
+    return scope[update.__name__]
+
+
+def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper: dict[str, Any]) -> Iterator[Line]:
+    """Run `rule.update` and yield a Line for every name that it sets; the generator's return value is the result."""
+    path = inspect.getsourcefile(rule.update) or "<rule>"
+    text = open(path, encoding="utf-8").read().splitlines()
+    run = stepping(rule.update)(p, g, state, t=t, **hyper)
+    while True:
+        try:
+            names, (number, *values) = next(run)
+        except StopIteration as stop:
+            return stop.value
+        equation = text[number - 1].strip()
+        for name, value in zip(names, values, strict=True):
+            yield Line(name, equation, value, f"{path}:{number}")
+
+
+def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) -> Iterator[Line]:
+    """The step that `opt.step(params, grads, state)` takes, as it happens; its bits are `step`'s bits.
+
+    Yields `Line(name, equation, value, where)`: what is decoded, every line of the rule, what is encoded. The
+    generator's return value is (params, state), as from `step`.
+    """
+    after_p, after = opt.step(params, grads, state)
+    for k, (p, g, s) in enumerate(zip(_leaves("trace", "params", params), _leaves("trace", "grads", grads), state, strict=True)):
+        if g is None or after[k]["t"] == s["t"]:
+            continue
+        yield Line("p", f"params[{k}]", p)
+        yield Line("g", f"grads[{k}] * gscale", g * opt.gscale)
+        old = {}
+        for st in opt.states:
+            old[st.name] = yield from _opened(st.name, s[st.name])
+        with np.errstate(all="ignore"):
+            new_p, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper)
+        if opt.codecs["p"].stem != "f32":
+            yield Line("p", f"{opt.codecs['p'].stem}(p)", _leaves("trace", "params", after_p)[k])
+        for st in opt.states:
+            yield from _closed(st.name, opt.codec_of(st.name, p.size).encode(new[st.name]), s[st.name])
+    return after_p, after
+
+
+def _opened(name: str, stored: Any) -> Iterator[Line]:
+    if not isinstance(stored, Box):
+        yield Line(name, f"state[{name!r}]", stored)
+        return stored
+    for part, value in stored.arrays.items():
+        yield Line(f"{name}.{part}", f"state[{name!r}].{part}", value)
+    x = stored.decode()
+    yield Line(name, f"{stored.codec.stem}.decode({name})", x)
+    return x
+
+
+def _closed(name: str, box: Box, before: Any) -> Iterator[Line]:
+    if isinstance(before, Box):
+        for part, value in box.arrays.items():
+            yield Line(f"{name}.{part}", f"{box.codec.stem}.encode({name})", value)
+
+
+def _numbers(value: Any) -> str:
+    a = np.asarray(value)
+    if a.ndim == 0:
+        return f"{a.item():.7g}" if a.dtype.kind == "f" else str(a.item())
+    shown = [f"{v:.6g}" if a.dtype.kind == "f" else str(v) for v in a.reshape(-1)[:8].tolist()]
+    return "[" + ", ".join(shown) + (", ..." if a.size > 8 else "") + "]"
+
+
+def _print_step(opt: Optimizer, p: Array, g: Array, state: list[dict[str, Any]], as_json: bool, t: int) -> tuple[Any, Any]:
+    run = trace(opt, p, g, state)
+    if not as_json:
+        print(f"\nstep t={t}")
+    while True:
+        try:
+            line = next(run)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(line.value, dict):
+            continue
+        if as_json:
+            value = np.asarray(line.value).tolist()
+            print(json.dumps({"t": t, "name": line.name, "equation": line.equation, "value": value, "where": line.where}))
+        else:
+            print(f"  {line.name:<9} {_numbers(line.value):<52} {line.equation}")
+
+
+def main(argv: list[str]) -> int:
+    """`refopt trace RULE [--codec NAME] [--steps N] [--json] [--lr X]`: every equation with the numbers in it."""
+    parser = argparse.ArgumentParser(prog="refopt trace", description="Print a rule's equations as they run.")
+    parser.add_argument("rule", help=f"one of {', '.join(_rules.RULES)}")
+    parser.add_argument("--codec", help=f"for every state: one of {', '.join(_codecs.CODECS)}")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--lr", type=float, help="learning rate (default: the rule's own)")
+    args = parser.parse_args(argv)
+    hyper = {} if args.lr is None else {"lr": args.lr}
+    try:
+        if args.steps < 1:
+            raise ValueError(f"trace: --steps must be >= 1, got {args.steps}")
+        rule = lookup("rule", _rules.RULES, args.rule)
+        if rule.stem == "sgd":
+            hyper["momentum"] = 0.9
+        opt = Optimizer(rule, args.codec, **hyper)
+    except ValueError as error:
+        print(f"refopt trace: {error}", file=sys.stderr)
+        return 2
+    p, state = np.float32([1.0, -2.0, 0.5, 0.0]), None
+    grads = np.float32([[0.1, -0.2, 0.3, 0.0], [-0.05, 0.4, 0.3, 1e-8], [2.0, 0.0, -0.7, -1e-3]])
+    if not args.json:
+        print(f"{rule.title}: {rule.source}\n" + "  ".join(f"{k}={v}" for k, v in opt.hyper.items()))
+    state = opt.init(p)
+    for t in range(1, args.steps + 1):
+        p, state = _print_step(opt, p, grads[(t - 1) % 3], state, args.json, t)
+    return 0
