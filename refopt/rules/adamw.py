@@ -24,7 +24,7 @@ State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter.
 >>> p, g = np.float32([1, -2]), np.float32([0.5, 0.25])
 >>> p, state = rules.adamw.update(p, g, rules.adamw.init(p), t=1, lr=0.1, wd=0.1)
 >>> p, state = rules.adamw.update(p, -2 * g, state, t=2, lr=0.1, wd=0.1)
->>> print(p, state["m"], state["v"])
+>>> print(p.round(5), state["m"].round(5), state["v"].round(6))
 [ 0.91771 -2.02259] [-0.055  -0.0275] [0.00125  0.000312]
 """
 

@@ -23,7 +23,7 @@ State: ``buf``, float32, the parameter's shape; 4 bytes a parameter, none when `
 >>> state = rules.sgd.init(p, momentum=0.9)
 >>> p, state = rules.sgd.update(p, g, state, t=1, lr=0.1, momentum=0.9, wd=0.1)
 >>> p, state = rules.sgd.update(p, g, state, t=2, lr=0.1, momentum=0.9, wd=0.1)
->>> print(p, state["buf"])
+>>> print(p.round(5), state["buf"].round(5))
 [ 0.8266  -2.01445] [1.134  0.0945]
 """
 
