@@ -1,0 +1,54 @@
+"""The two shapes a codec's scalar form takes, and the block scale that the block codecs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["TINY", "Block", "Element", "absmax_scale"]
+
+TINY = np.uint32((127 - 100) << 23)
+"""Bits of 2^-100: a block whose absmax lies below is a zero block."""
+LARGEST = np.uint32(0x7F7FFFFF)
+ZERO = np.float32(0)
+NAN = np.float32("nan")
+
+
+class Element(NamedTuple):
+    """A codec without a scale: `load(code) -> float32` and `store(float32) -> code`."""
+
+    load: Callable
+    store: Callable
+
+
+class Block(NamedTuple):
+    """A codec with one float32 scale a block.
+
+    scale(absmax_bits)   bits of the block's absmax as uint32 -> (stored scale, factor onto [-1, 1], whether the block is coded)
+    encode(y)            element times that factor -> code
+    decode(code, scale)  code and stored scale -> float32
+    zero                 code of zero, which fills a block that is not coded
+    """
+
+    scale: Callable
+    encode: Callable
+    decode: Callable
+    zero: Any
+
+
+def absmax_scale(o: Any, stored: Callable) -> Callable:
+    """The `scale` of a block codec that stores `stored(absmax)`: 0 for a zero block, NaN for a block with a non-finite element."""
+    real, rcp = o.real, o.rcp
+
+    @o.jit
+    def scale(absmax_bits):
+        if absmax_bits > LARGEST:
+            return NAN, ZERO, False
+        if absmax_bits < TINY:
+            return ZERO, ZERO, False
+        absmax = real(absmax_bits)
+        return stored(absmax), rcp(absmax), True
+
+    return scale

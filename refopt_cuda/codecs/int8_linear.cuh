@@ -1,0 +1,22 @@
+// Linear 8-bit: see refopt/codecs/int8_linear.py. Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and
+// leaves it in the low byte.
+template <bool SIGNED> struct int8_linear {
+    static constexpr int BITS = 8;
+    static constexpr bool SCALED = true;
+    static constexpr uint32_t ZERO = 0;
+    static constexpr float LEVELS = SIGNED ? 127.0f : 255.0f;
+    HD static float scale(float amax) { return divide(amax, LEVELS); }
+    template <class Tables> HD static float decode(uint32_t word, int k, float scale, const Tables&) {
+        uint32_t c = word >> 8 * k & 255;
+        return mul(SIGNED ? (float)(int)(int8_t)c : (float)(int)c, scale);
+    }
+    template <class Tables> HD static uint32_t encode4(const float* x, float inv, const Tables&) {
+        uint32_t q[4];
+        for (int k = 0; k < 4; k++) {
+            float y = mul(x[k], inv);
+            if (!SIGNED) y = larger(y, 0.0f);
+            q[k] = bits(add(mul(y, LEVELS), 12582912.0f));
+        }
+        return byte_perm(byte_perm(q[0], q[1], 0x0040), byte_perm(q[2], q[3], 0x0040), 0x5410);
+    }
+};

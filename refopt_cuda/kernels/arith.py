@@ -1,0 +1,120 @@
+"""The arithmetic that rules and codecs are written over: float32, round to nearest even, never contracted.
+
+Each namespace has `mul add sub rcp sqrt` (float32 to float32), `sgn`, the bit casts `bits` (to uint32) and `real` (from uint32), and `jit`,
+which makes a function callable from a kernel of that back end.
+
+`host()`       Numba on the CPU: LLVM contracts nothing without fast-math.
+`cuda()`       Numba-CUDA: `libdevice.*_rn`, since the compiler fuses a bare `a * b + c` and has no switch against it.
+`simulator()`  the CUDA simulator, where a kernel is plain Python over NumPy scalars and libdevice does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+__all__ = ["cuda", "host", "plain", "simulator"]
+
+ZERO = np.float32(0)
+ONE = np.float32(1)
+
+
+def plain(jit: Callable) -> SimpleNamespace:
+    """The namespace over Python's own operators, each passed through `jit`."""
+
+    @jit
+    def mul(a, b):
+        return a * b
+
+    @jit
+    def add(a, b):
+        return a + b
+
+    @jit
+    def sub(a, b):
+        return a - b
+
+    @jit
+    def rcp(a):
+        return ONE / a
+
+    @jit
+    def sqrt(a):
+        return np.sqrt(a)
+
+    @jit
+    def sgn(a):
+        return np.float32(a > ZERO) - np.float32(a < ZERO)
+
+    @jit
+    def bits(a):
+        return np.float32(a).view(np.uint32)
+
+    @jit
+    def real(a):
+        return np.uint32(a).view(np.float32)
+
+    return SimpleNamespace(jit=jit, mul=mul, add=add, sub=sub, rcp=rcp, sqrt=sqrt, sgn=sgn, bits=bits, real=real)
+
+
+@cache
+def host() -> SimpleNamespace:
+    """Arithmetic of the Numba host kernels."""
+    import numba
+
+    return plain(numba.njit(error_model="numpy", nogil=True))
+
+
+@cache
+def simulator() -> SimpleNamespace:
+    """Arithmetic of kernels in the CUDA simulator: NumPy scalars, silent where IEEE is silent."""
+
+    def quiet(function: Callable) -> Callable:
+        def call(*args: Any) -> Any:
+            with np.errstate(all="ignore"):
+                return function(*args)
+
+        return call
+
+    return plain(quiet)
+
+
+@cache
+def cuda() -> SimpleNamespace:
+    """Arithmetic of Numba-CUDA kernels: the round-to-nearest intrinsics of libdevice."""
+    import numba.cuda
+    from numba.cuda import libdevice
+
+    jit = numba.cuda.jit(device=True)
+
+    @jit
+    def sub(a, b):
+        return libdevice.fsub_rn(a, b)
+
+    @jit
+    def sgn(a):
+        return libdevice.fsub_rn(np.float32(a > ZERO), np.float32(a < ZERO))
+
+    @jit
+    def bits(a):
+        return np.uint32(libdevice.float_as_int(a))
+
+    @jit
+    def real(a):
+        return libdevice.int_as_float(np.int32(a))
+
+    return SimpleNamespace(
+        jit=jit,
+        mul=libdevice.fmul_rn,
+        add=libdevice.fadd_rn,
+        sub=sub,
+        rcp=libdevice.frcp_rn,
+        sqrt=libdevice.fsqrt_rn,
+        sgn=sgn,
+        bits=bits,
+        real=real,
+    )

@@ -1,0 +1,14 @@
+// Adam: see refopt/rules/adam.py. States: m, v.
+struct adam {
+    static constexpr int STATES = 2;
+    struct Scalars { float gs, step, wd, beta1, omb1, beta2, omb2, ir2, eps, coupled; };
+    template <class A> HD static void update(A& a, float& p, float g, float (&x)[2], const Scalars& s) {
+        float &m = x[0], &v = x[1];
+        if (s.coupled != 0.0f) g = add(g, mul(s.wd, p));
+        m = add(mul(s.beta1, m), mul(s.omb1, g));
+        v = add(mul(s.beta2, v), mul(s.omb2, mul(g, g)));
+        float d = add(mul(a.sqrt(v), s.ir2), s.eps);
+        float r = a.rcp(d);
+        p = sub(p, mul(s.step, mul(m, r)));
+    }
+};
