@@ -21,7 +21,6 @@ from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-import refopt_cuda
 from refopt_cuda.codecs import BLOCK, CODECS, ELEMENT
 from refopt_cuda.codecs.forms import Block, Element
 from refopt_cuda.kernels import half
@@ -38,8 +37,10 @@ MAGNITUDE = np.uint32(0x7FFFFFFF)
 NO_SCALES = np.zeros(0, np.float32)
 """Stands in for the scales of a state without any."""
 
-jit = host().jit
-"""The compiler options of every function here; a kernel's inner functions are inlined, so only the kernel itself is cached."""
+jit = numba.njit(error_model="numpy", nogil=True, _nrt=False)
+"""Without reference counts: a slice would cost two atomic operations, a third of the time of a short block. No allocation, either."""
+inline = numba.njit(inline="always")
+"""For what returns a slice, which only a counted reference may do across a call."""
 
 
 class Plan(NamedTuple):
@@ -185,14 +186,9 @@ def _plan(rule: str, codecs: tuple[str, ...], p: str, g: str) -> Plan:
     states = RULES[rule].STATES
     if len(codecs) > len(states) or len(codecs) not in (0, len(states)):
         raise ValueError(f"step: {rule} has {len(states)} states, got codecs {codecs}")
-    tables = [_codec(name, nonnegative) for name, (_, nonnegative) in zip(codecs, states, strict=False)]
-    serial = _tiles(
-        _opened(tables),
-        _rule_loop(len(codecs), RULES[rule].make(host()), len(RULES[rule].SCALARS)),
-        _closed(tables),
-        _form(p),
-        _form(g),
-    )
+    tables = tuple(_codec(name, nonnegative) for name, (_, nonnegative) in zip(codecs, states, strict=False))
+    loop = _rule_loop(len(codecs), RULES[rule].make(host()), len(RULES[rule].SCALARS))
+    serial = _tiles(tables, loop, _form(p), _form(g))
     name = "_".join((rule, *codecs, p, g)).replace(".", "_")
     return Plan(_cached(serial, name), _cached(_spread(serial), name + "_parallel"), len(RULES[rule].SCALARS))
 
@@ -214,24 +210,32 @@ def _codec(name: str, nonnegative: bool) -> Block | Element | None:
     return CODECS[stem].make(host(), unsigned)
 
 
-def _tiles(opened: Callable, loop: Callable, closed: Callable, p_form: Element | None, g_form: Element | None) -> Callable:
+def _tiles(tables: Sequence, loop: Callable, p_form: Element | None, g_form: Element | None) -> Callable:
     """The loop over tiles [lo, hi). `where` is (first element, elements, row, offset in the row, row length)."""
     open_p, open_g, close_p = _open(p_form), _open(g_form), _close(p_form)
+    view_p, view_g = _view(p_form), _view(g_form)
+    opened, views, closed = _opened(tables), _views(tables), _closed(tables)
+    allocate = _allocated(2 + len(tables))
 
     @jit
-    def tiles(p, g, codes, scales, s, blocks, row, tile, lo, hi):
-        buffers = np.empty((len(codes) + 2, tile), np.float32)
+    def walk(p, g, codes, scales, s, blocks, row, tile, lo, hi, buffers):
         per_row = (row + tile - 1) // tile
         for k in range(lo, hi):
             r = k // per_row
             offset = (k - r * per_row) * tile
             where = (r * row + offset, min(tile, row - offset), r, offset, row)
-            p_tile = open_p(p, NO_SCALES, buffers[0], 1, where)
-            g_tile = open_g(g, NO_SCALES, buffers[1], 1, where)
-            x = opened(codes, scales, buffers[2:], blocks, where)
-            loop(p_tile, g_tile, x, s)
+            open_p(p, NO_SCALES, buffers[0], 1, where)
+            open_g(g, NO_SCALES, buffers[1], 1, where)
+            opened(codes, scales, buffers[2:], blocks, where)
+            p_tile = view_p(p, buffers[0], where)
+            x = views(codes, buffers[2:], where)
+            loop(p_tile, view_g(g, buffers[1], where), x, s)
             closed(codes, scales, x, blocks, where)
             close_p(p, NO_SCALES, p_tile, 1, where)
+
+    @numba.njit(error_model="numpy", nogil=True)
+    def tiles(p, g, codes, scales, s, blocks, row, tile, lo, hi):
+        walk(p, g, codes, scales, s, blocks, row, tile, lo, hi, allocate(tile))
 
     return tiles
 
@@ -273,21 +277,49 @@ def _rule_loop(states: int, rule: Callable, scalars: int) -> Callable:
     return (loop0, loop1, loop2)[states]
 
 
-def _opened(tables: list) -> Callable:
-    """Decode one tile of every state: a tuple of float32 arrays."""
+def _allocated(count: int) -> Callable:
+    """A tuple of float32 buffers, each an allocation of its own: LLVM cannot tell two rows of one array apart."""
+    if count == 0:
+        return numba.njit(lambda size: ())
+    rest = _allocated(count - 1)
+    return numba.njit(lambda size: (np.empty(size, np.float32),) + rest(size))
+
+
+def _opened(tables: Sequence) -> Callable:
+    """Decode one tile of every state into its buffer."""
     if not tables:
-        return jit(lambda codes, scales, buffers, blocks, where: ())
+        return jit(lambda codes, scales, buffers, blocks, where: None)
     head, tail = _open(tables[0]), _opened(tables[1:])
 
     @jit
     def opened(codes, scales, buffers, blocks, where):
-        first = head(codes[0], scales[0], buffers[0], blocks[0], where)
-        return (first,) + tail(codes[1:], scales[1:], buffers[1:], blocks[1:], where)
+        head(codes[0], scales[0], buffers[0], blocks[0], where)
+        tail(codes[1:], scales[1:], buffers[1:], blocks[1:], where)
 
     return opened
 
 
-def _closed(tables: list) -> Callable:
+def _views(tables: Sequence) -> Callable:
+    """One tile of every state as a tuple of float32 arrays."""
+    if not tables:
+        return inline(lambda codes, buffers, where: ())
+    head, tail = _view(tables[0]), _views(tables[1:])
+
+    @inline
+    def views(codes, buffers, where):
+        return (head(codes[0], buffers[0], where),) + tail(codes[1:], buffers[1:], where)
+
+    return views
+
+
+def _view(table: Block | Element | None) -> Callable:
+    """Where a tile lies as float32: in the stored array itself (None), or in the buffer it was decoded into."""
+    if table is None:
+        return inline(lambda codes, buffer, where: codes[where[0] : where[0] + where[1]])
+    return inline(lambda codes, buffer, where: buffer[: where[1]])
+
+
+def _closed(tables: Sequence) -> Callable:
     """Encode one tile of every state back into its codes and scales."""
     if not tables:
         return jit(lambda codes, scales, x, blocks, where: None)
@@ -302,9 +334,9 @@ def _closed(tables: list) -> Callable:
 
 
 def _open(table: Block | Element | None) -> Callable:
-    """How a tile becomes float32: float32 itself (None) is used where it lies, all else is decoded into the buffer."""
+    """How a tile is decoded into its buffer; float32 itself (None) is used where it lies."""
     if table is None:
-        return jit(lambda codes, scales, buffer, block, where: codes[where[0] : where[0] + where[1]])
+        return jit(lambda codes, scales, buffer, block, where: None)
     if isinstance(table, Element):
         return _open_elements(table.load)
     return _open_blocks(table.decode)
@@ -316,23 +348,25 @@ def _open_elements(load: Callable) -> Callable:
         words, x = codes[where[0] : where[0] + where[1]], buffer[: where[1]]
         for i in range(x.size):
             x[i] = load(words[i])
-        return x
 
     return elements
 
 
 def _open_blocks(decode: Callable) -> Callable:
     @jit
+    def decoded(codes, scale, x):
+        for i in range(x.size):
+            x[i] = decode(codes[i], scale)
+
+    @jit
     def blocks(codes, scales, buffer, block, where):
         start, size, r, offset, row = where
         words, x = codes[start : start + size], buffer[:size]
         k = r * ((row + block - 1) // block) + offset // block
         for lo in range(0, size, block):
-            scale = scales[k]
-            for i in range(lo, min(lo + block, size)):
-                x[i] = decode(words[i], scale)
+            hi = min(lo + block, size)
+            decoded(words[lo:hi], scales[k], x[lo:hi])
             k += 1
-        return x
 
     return blocks
 
@@ -413,7 +447,8 @@ class _Cache(FunctionCache):
 @cache
 def _sources() -> str:
     """One hash over everything that a kernel is made of."""
-    files = sorted(Path(refopt_cuda.__path__[0]).glob("*/*.py"))
+    root = Path(__file__).parent.parent
+    files = sorted(f for folder in ("rules", "codecs", "kernels") for f in (root / folder).glob("*.py"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 

@@ -7,8 +7,7 @@ struct adam {
         if (s.coupled != 0.0f) g = add(g, mul(s.wd, p));
         m = add(mul(s.beta1, m), mul(s.omb1, g));
         v = add(mul(s.beta2, v), mul(s.omb2, mul(g, g)));
-        float d = add(mul(a.sqrt(v), s.ir2), s.eps);
-        float r = a.rcp(d);
+        float r = a.inverse_root(v, s.ir2, s.eps);
         p = sub(p, mul(s.step, mul(m, r)));
     }
 };
