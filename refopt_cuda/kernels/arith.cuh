@@ -1,0 +1,95 @@
+// The arithmetic that every functor uses: IEEE float32, rounded to nearest even, one rounding an operation.
+// On a GPU these are the _rn intrinsics, which no compiler flag can contract into an FMA; elsewhere plain C++
+// (built with -ffp-contract=off), so that the same functors run, and are compared with NumPy, without a GPU.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+#define HD __device__ __forceinline__
+typedef unsigned int uint32_t;
+typedef unsigned short uint16_t;
+typedef unsigned char uint8_t;
+typedef signed char int8_t;
+typedef unsigned long long uint64_t;
+typedef long long int64_t;
+HD float mul(float a, float b) { return __fmul_rn(a, b); }
+HD float add(float a, float b) { return __fadd_rn(a, b); }
+HD float sub(float a, float b) { return __fsub_rn(a, b); }
+HD float divide(float a, float b) { return __fdiv_rn(a, b); }
+HD uint32_t bits(float x) { return __float_as_uint(x); }
+HD float real(uint32_t w) { return __uint_as_float(w); }
+HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(pick));
+    return r;
+}
+HD float ieee_sqrt(float x) { return __fsqrt_rn(x); }
+HD float larger(float a, float b) { return fmaxf(a, b); }
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#define HD static inline
+HD float mul(float a, float b) { return a * b; }
+HD float add(float a, float b) { return a + b; }
+HD float sub(float a, float b) { return a - b; }
+HD float divide(float a, float b) { return a / b; }
+HD uint32_t bits(float x) { uint32_t w; std::memcpy(&w, &x, 4); return w; }
+HD float real(uint32_t w) { float x; std::memcpy(&x, &w, 4); return x; }
+HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {  // PTX prmt: four nibbles, bit 3 replicates the sign
+    uint64_t pool = (uint64_t)b << 32 | a;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t nibble = pick >> 4 * i & 15, byte = pool >> 8 * (nibble & 7) & 255;
+        r |= (nibble & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+    }
+    return r;
+}
+HD float ieee_sqrt(float x) { return std::sqrt(x); }
+HD float larger(float a, float b) { return a > b ? a : b; }
+#endif
+
+HD float sgn(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
+HD bool is_nan(float x) { return x != x; }
+
+// The dear operations, as the rules call them. `inverse_root` is 1 / (sqrt(x) * scale + eps), three roundings and one.
+struct Ieee {
+    HD float sqrt(float x) { return ieee_sqrt(x); }
+    HD float rcp(float x) { return divide(1.0f, x); }
+    HD float inverse_root(float x, float scale, float eps) { return rcp(add(mul(sqrt(x), scale), eps)); }
+};
+
+#ifdef __CUDACC_RTC__
+// The fast cores of the same operations: one approximation and its correction, correctly rounded wherever argument
+// and result are normal numbers (tests/kernels/test_cores.py proves it on a device over all inputs). The range is not
+// tested at each call: `doubtful` says once, for all calls since the object was made, whether any argument left it,
+// and the caller computes again with Ieee.
+struct Core {
+    uint32_t low = 0xFFFFFFFFu;
+    int high = 0;
+    HD static float rcp_core(float x) {
+        float r;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+        return __fmaf_rn(r, __fmaf_rn(-x, r, 1.0f), r);
+    }
+    HD static float sqrt_core(float x) {
+        float r;
+        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(larger(x, 1.17549435e-38f)));
+        float s = mul(x, r), h = mul(0.5f, r);
+        return __fmaf_rn(__fmaf_rn(-s, s, x), h, s);
+    }
+    HD void saw(uint32_t w) { low = min(low, w), high = max(high, (int)w); }
+    HD float sqrt(float x) {
+        saw(bits(x) - 1u);  // +0, which is exact, becomes the largest unsigned and a negative signed number
+        return sqrt_core(x);
+    }
+    HD float rcp(float x) {
+        saw(bits(x));
+        return rcp_core(x);
+    }
+    HD float inverse_root(float x, float scale, float eps) {  // between eps and 2^64 scale: eps and scale tell
+        saw(bits(eps)), saw(bits(scale) + 0x20000000u);
+        return rcp_core(add(mul(sqrt(x), scale), eps));
+    }
+    HD bool doubtful() const { return low < 0x0D000000u || high >= 0x7E800000; }  // 2^-101 .. 2^126
+};
+#endif

@@ -1,0 +1,87 @@
+"""One source text for each kernel that is asked for: functors and template joined, names of the combination in front.
+
+The text is complete (nothing is included at compile time), so that a cache keyed by the text is right, and so that
+NVRTC compiles it anywhere: CuPy on a machine with a driver, `cuda.bindings.nvrtc` where there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = ("--std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-lineinfo", "-default-device")
+NUMBERS = ("float32", "bfloat16", "float16")
+RULES = {"sgd": ("sgd", 1), "sgd_plain": ("sgd", 0), "adam": ("adam", 2), "adamw": ("adamw", 2), "lion": ("lion", 1)}
+"""functor -> (the file it is in, how many states it keeps)"""
+CODECS = {"f32": False, "int8_linear": True, "dynamic8": True}
+"""codec of a state -> whether it comes with a sign and without"""
+TABLES = 65536 + 2 * 2945 * 4
+"""Bytes of shared memory that the dynamic map's two tables take."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: rule functor, a (codec, signed) for each state, number formats, block size and launch shape."""
+
+    rule: str
+    codecs: tuple[tuple[str, bool], ...]
+    param: str
+    grad: str
+    block: int = 256
+    threads: int = 512
+    blocks_per_sm: int = 2
+    tensors: int = 512
+
+    @property
+    def lookups(self) -> bool:
+        return any(stem == "dynamic8" for stem, _ in self.codecs)
+
+    @property
+    def shared(self) -> int:
+        return TABLES if self.lookups else 0
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES or len(self.codecs) != RULES[self.rule][1]:
+            raise ValueError(f"Kernel: no functor {self.rule!r} with {len(self.codecs)} states; there are {RULES}")
+        for stem, _ in self.codecs:
+            if stem not in CODECS:
+                raise ValueError(f"Kernel: no codec {stem!r} for a state on the GPU; there are {', '.join(CODECS)}")
+        for number in (self.param, self.grad):
+            if number not in NUMBERS:
+                raise ValueError(f"Kernel: no number format {number!r}; there are {', '.join(NUMBERS)}")
+
+
+@cache
+def _text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8").replace("#pragma once", "")
+
+
+def functor(stem: str, signed: bool) -> str:
+    """The C++ name of a codec's functor."""
+    return f"{stem}<{str(signed).lower()}>" if CODECS[stem] else stem
+
+
+def functors(rule: str, codecs: tuple[str, ...]) -> str:
+    """Arithmetic, codecs and the rule: plain C++ that g++ compiles as well."""
+    parts = ["kernels/arith.cuh", *(f"codecs/{stem}.cuh" for stem in codecs), f"rules/{RULES[rule][0]}.cuh"]
+    return "\n".join(_text(part) for part in parts)
+
+
+def source(kernel: Kernel) -> str:
+    """The whole text of one kernel; its entry is `refopt_step`."""
+    codecs = tuple(dict.fromkeys([stem for stem, _ in kernel.codecs] + ["bf16", "dynamic8"]))
+    names = {
+        "RULE": kernel.rule,
+        "CODECS": ", ".join(functor(*c) for c in kernel.codecs),
+        "PARAM": kernel.param,
+        "GRAD": kernel.grad,
+        "BLOCK": kernel.block,
+        "THREADS": kernel.threads,
+        "MIN_BLOCKS": kernel.blocks_per_sm,
+        "TENSORS": kernel.tensors,
+        "LOOKUPS": int(kernel.lookups),
+    }
+    defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
+    return "\n".join([functors(kernel.rule, codecs), defines, _text("kernels/step.cu")])

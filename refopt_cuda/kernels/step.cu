@@ -1,0 +1,398 @@
+// One optimizer step over many tensors in one launch: decode, rule, encode, in one pass through memory.
+//
+// build.py defines, in front of this text: RULE (functor), CODECS (codec functors of its states, in order), PARAM and
+// GRAD (number formats), BLOCK (elements that share a scale), THREADS, MIN_BLOCKS, TENSORS (most tensors a launch).
+//
+// A warp takes one block of the tensors' joint block list at a time, every warp of a persistent grid in turn: eight
+// neighbouring elements a lane, 16-byte loads, the next block already on its way while this one is computed. Blocks
+// that are ragged or not aligned take `by_element`, the same functors one element at a time.
+
+constexpr int STATES = RULE::STATES, KEPT = STATES > 0 ? STATES : 1;
+typedef RULE::Scalars Scalars;
+
+// ---- global memory: 16, 8 or 4 bytes, read once and written once; volatile, so that a fetch ahead stays ahead ----
+
+static HD uint4 take16(const void* at) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+    return v;
+}
+static HD uint2 take8(const void* at) {
+    uint2 v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+    return v;
+}
+static HD float take4(const void* at) {
+    float v;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(at));
+    return v;
+}
+static HD void give16(void* at, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+static HD void give8(void* at, uint2 v) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(at), "r"(v.x), "r"(v.y) : "memory"); }
+static HD void give4(void* at, float v) { asm volatile("st.global.f32 [%0], %1;" ::"l"(at), "f"(v) : "memory"); }
+
+// ---- number formats of weights and gradients: eight elements a lane, or one ----
+
+struct float32 {
+    struct Raw { uint4 a, b; };
+    static HD void load(const char* at, uint32_t t, Raw& r) {
+        const char* q = at + (uint64_t)t * 32;
+        r.a = take16(q), r.b = take16(q + 16);
+    }
+    static HD void get(const Raw& r, float (&x)[8]) {
+        x[0] = real(r.a.x), x[1] = real(r.a.y), x[2] = real(r.a.z), x[3] = real(r.a.w);
+        x[4] = real(r.b.x), x[5] = real(r.b.y), x[6] = real(r.b.z), x[7] = real(r.b.w);
+    }
+    static HD void put(char* at, uint32_t t, const float (&x)[8]) {
+        char* q = at + (uint64_t)t * 32;
+        give16(q, bits(x[0]), bits(x[1]), bits(x[2]), bits(x[3]));
+        give16(q + 16, bits(x[4]), bits(x[5]), bits(x[6]), bits(x[7]));
+    }
+    static HD float one(const char* at, int64_t i) {  // byte by byte where a view starts at an odd address
+        if (((uint64_t)at & 3) == 0) return ((const float*)at)[i];
+        const uint8_t* b = (const uint8_t*)at + 4 * i;
+        return real(b[0] | b[1] << 8 | b[2] << 16 | (uint32_t)b[3] << 24);
+    }
+    static HD void one(char* at, int64_t i, float x) { ((float*)at)[i] = x; }
+};
+
+template <class Half> struct half_words {  // 16-bit formats differ only in how a word is widened and two are narrowed
+    struct Raw { uint4 w; };
+    static HD void load(const char* at, uint32_t t, Raw& r) { r.w = take16(at + (uint64_t)t * 16); }
+    static HD void get(const Raw& r, float (&x)[8]) {
+        Half::widen(r.w.x, x[0], x[1]), Half::widen(r.w.y, x[2], x[3]);
+        Half::widen(r.w.z, x[4], x[5]), Half::widen(r.w.w, x[6], x[7]);
+    }
+    static HD void put(char* at, uint32_t t, const float (&x)[8]) {
+        give16(at + (uint64_t)t * 16, Half::narrow(x[0], x[1]), Half::narrow(x[2], x[3]), Half::narrow(x[4], x[5]),
+               Half::narrow(x[6], x[7]));
+    }
+    static HD float one(const char* at, int64_t i) {
+        const uint8_t* b = (const uint8_t*)at + 2 * i;
+        float x, unused;
+        Half::widen(b[0] | (uint32_t)b[1] << 8, x, unused);
+        return x;
+    }
+    static HD void one(char* at, int64_t i, float x) { ((uint16_t*)at)[i] = (uint16_t)Half::narrow(x, 0.0f); }
+};
+
+struct bfloat16_words {
+    static HD void widen(uint32_t w, float& lo, float& hi) { lo = real(w << 16), hi = real(w & 0xFFFF0000u); }
+    static HD uint32_t narrow(float lo, float hi) {
+#if __CUDA_ARCH__ >= 800
+        uint32_t w;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(hi), "f"(lo));
+        return w;
+#else
+        return bf16::encode(lo) | (uint32_t)bf16::encode(hi) << 16;
+#endif
+    }
+};
+struct float16_words {
+    static HD void widen(uint32_t w, float& lo, float& hi) {
+        asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(lo), "=f"(hi) : "r"(w));
+    }
+    static HD uint32_t narrow(float lo, float hi) {
+        uint32_t w;
+        asm("{.reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b};}" : "=r"(w) : "f"(lo), "f"(hi));
+        return w;
+    }
+};
+typedef half_words<bfloat16_words> bfloat16;
+typedef half_words<float16_words> float16;
+
+// ---- tables of the dynamic map, in shared memory: values 32 times over, so that no two lanes meet in a bank ----
+
+constexpr int BUCKETS = 2945;  // of the encode table: top 16 bits of 2^-23 .. 1
+struct Tables {
+    const char* values;       // 256 rows of 256 bytes: 32 copies of the signed value, 32 of the unsigned
+    const uint32_t* buckets;  // signed, then unsigned
+    uint32_t lane4;
+    template <bool SIGNED> HD float value(uint32_t word, int k) const {
+        uint32_t at = byte_perm(word, lane4, 0x5504u | k << 4);  // code in byte 1, 4 * lane in byte 0
+        return *(const float*)(values + at + (SIGNED ? 0 : 128));
+    }
+    template <bool SIGNED> HD uint32_t bucket(uint32_t i) const { return buckets[i + (SIGNED ? 0 : BUCKETS)]; }
+};
+
+template <class C> struct is_table { static constexpr bool value = false; };
+template <bool S> struct is_table<dynamic8<S>> { static constexpr bool value = true; };
+
+// ---- the largest magnitude of a block, NaN above all ----
+
+HD float larger_magnitude(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(fabsf(b)));
+    return r;
+#else
+    return real(max(bits(a), bits(b) & 0x7FFFFFFFu));
+#endif
+}
+HD uint32_t warp_max(uint32_t w) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xFFFFFFFFu, w);
+#else
+    for (int d = 16; d; d >>= 1) w = max(w, __shfl_xor_sync(0xFFFFFFFFu, w, d));
+    return w;
+#endif
+}
+
+// What a block's magnitude makes of it: the stored scale, the factor that brings it to [-1, 1], whether it has codes.
+struct Measure {
+    float scale, inv;
+    bool live;
+    template <class C> static HD Measure of(uint32_t magnitude) {
+        float a = real(magnitude);
+        if (!(a < real(0x7F800000u))) return {real(0x7FC00000u), 0.0f, false};
+        if (a < 7.8886091e-31f) return {0.0f, 0.0f, false};  // 2^-100
+        return {C::scale(a), divide(1.0f, a), true};
+    }
+};
+
+// ---- the states of a rule, each behind its codec ----
+
+template <class C, bool SCALED = C::SCALED> struct Stored;
+
+template <class C> struct Stored<C, true> {  // 8-bit codes, a scale a block
+    uint2 word;
+    float scale;
+    HD void load(const char* codes, const float* scales, uint32_t t, uint32_t block) {
+        word = take8(codes + (uint64_t)t * 8);
+        scale = take4(scales + block);
+    }
+    HD void clear() { word = make_uint2(C::ZERO, C::ZERO), scale = 0.0f; }
+    template <int J> HD void get(float (&x)[8][KEPT], const Tables& t) const {
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i][J] = C::decode(i < 4 ? word.x : word.y, i & 3, scale, t);
+    }
+    template <int J> static HD void put(char* codes, float* scales, uint32_t t, uint32_t block, bool inside,
+                                        const float (&x)[8][KEPT], const Tables& tables) {
+        float y[8], a = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] = x[i][J], a = larger_magnitude(a, y[i]);
+        Measure m = Measure::of<C>(warp_max(inside ? bits(a) : 0u));
+        uint2 w = make_uint2(C::ZERO, C::ZERO);
+        if (m.live) w = make_uint2(C::encode4(y, m.inv, tables), C::encode4(y + 4, m.inv, tables));
+        if (inside) give8(codes + (uint64_t)t * 8, w);
+        if (tables.lane4 == 0) give4(scales + block, m.scale);
+    }
+    static HD float one(const char* codes, const float* scales, int64_t i, uint32_t block, const Tables& t) {
+        return C::decode(((const uint8_t*)codes)[i], 0, scales[block], t);
+    }
+    static HD void one(char* codes, int64_t i, float x, const Measure& m, const Tables& t) {
+        float y[4] = {x, 0.0f, 0.0f, 0.0f};
+        ((uint8_t*)codes)[i] = (uint8_t)(m.live ? C::encode4(y, m.inv, t) : C::ZERO);
+    }
+};
+
+template <class C> struct Stored<C, false> {  // float32, as it is
+    float32::Raw raw;
+    HD void load(const char* codes, const float*, uint32_t t, uint32_t) { float32::load(codes, t, raw); }
+    HD void clear() { raw.a = raw.b = make_uint4(0, 0, 0, 0); }
+    template <int J> HD void get(float (&x)[8][KEPT], const Tables&) const {
+        float y[8];
+        float32::get(raw, y);
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i][J] = y[i];
+    }
+    template <int J> static HD void put(char* codes, float*, uint32_t t, uint32_t, bool inside,
+                                        const float (&x)[8][KEPT], const Tables&) {
+        float y[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] = x[i][J];
+        if (inside) float32::put(codes, t, y);
+    }
+    static HD float one(const char* codes, const float*, int64_t i, uint32_t, const Tables&) { return ((const float*)codes)[i]; }
+    static HD void one(char* codes, int64_t i, float x, const Measure&, const Tables&) { ((float*)codes)[i] = x; }
+};
+
+// ---- the launch ----
+
+struct Tensor {  // static: rebuilt only where a pointer changed
+    char* p;
+    char* codes[KEPT];
+    float* scales[KEPT];
+    int64_t n, row;       // elements, elements a row (of the block layout)
+    uint32_t first, per;  // first block in the joint list; blocks a row, 0 where all are whole but the last
+    uint32_t whole;       // blocks of the joint list before this one lie at 256 times their number
+    uint32_t aligned;     // all pointers at 16 bytes
+};
+struct Args {
+    const Tensor* tensors;  // one more than there are: the last only ends the list
+    const float* values;    // tables of the dynamic map: 256 signed, 256 unsigned values, then the buckets
+    uint32_t blocks, count;
+    float scalars[8][16];
+    unsigned char which[TENSORS];  // row of scalars a tensor
+    const char* g[TENSORS];        // 0: skip
+};
+
+struct Cursor {  // walks the joint block list: block b lies in tensor k, which ends before block `end`
+    uint32_t b, k, end;
+    HD void seek(const Args& a) {
+        while (b >= end) k++, end = a.tensors[k + 1].first;
+    }
+};
+struct Span {  // one block of a tensor: number, first element, length
+    uint32_t block, length;
+    int64_t offset;
+    HD Span(const Tensor& t, uint32_t b) : block(b - t.first) {
+        if (t.per == 0) {  // rows are whole blocks: the tensor is one row
+            offset = (int64_t)block * BLOCK;
+            length = (uint32_t)min((int64_t)BLOCK, t.n - offset);
+        } else {
+            uint32_t r = block / t.per, c = (block - r * t.per) * BLOCK;
+            offset = r * t.row + c;
+            length = (uint32_t)min((int64_t)BLOCK, t.row - c);
+        }
+    }
+};
+
+template <class... C> struct Load;
+template <> struct Load<> {
+    HD void load(const Tensor&, int, uint32_t, uint32_t) {}
+    HD void clear() {}
+    template <int J> HD void get(float (&)[8][KEPT], const Tables&) const {}
+    template <int J> static HD void put(const Tensor&, uint32_t, uint32_t, bool, const float (&)[8][KEPT], const Tables&) {}
+    template <int J> static HD void one(const Tensor&, int64_t, uint32_t, float (&)[KEPT], const Tables&) {}
+    template <int J> static HD void grow(uint32_t (&)[KEPT], const float (&)[KEPT]) {}
+    template <int J> static HD void close(const Tensor&, uint32_t, uint32_t (&)[KEPT], Measure (&)[KEPT], bool) {}
+    template <int J> static HD void write(const Tensor&, int64_t, const float (&)[KEPT], const Measure (&)[KEPT], const Tables&) {}
+};
+template <class C, class... Rest> struct Load<C, Rest...> {
+    Stored<C> head;
+    Load<Rest...> rest;
+    HD void load(const Tensor& t, int j, uint32_t at, uint32_t block) {
+        head.load(t.codes[j], t.scales[j], at, block), rest.load(t, j + 1, at, block);
+    }
+    HD void clear() { head.clear(), rest.clear(); }
+    template <int J> HD void get(float (&x)[8][KEPT], const Tables& t) const {
+        head.template get<J>(x, t), rest.template get<J + 1>(x, t);
+    }
+    template <int J> static HD void put(const Tensor& t, uint32_t at, uint32_t block, bool inside,
+                                        const float (&x)[8][KEPT], const Tables& tables) {
+        Stored<C>::template put<J>(t.codes[J], t.scales[J], at, block, inside, x, tables);
+        Load<Rest...>::template put<J + 1>(t, at, block, inside, x, tables);
+    }
+    // one element at a time
+    template <int J> static HD void one(const Tensor& t, int64_t i, uint32_t block, float (&x)[KEPT], const Tables& tables) {
+        x[J] = Stored<C>::one(t.codes[J], t.scales[J], i, block, tables);
+        Load<Rest...>::template one<J + 1>(t, i, block, x, tables);
+    }
+    template <int J> static HD void grow(uint32_t (&a)[KEPT], const float (&x)[KEPT]) {
+        a[J] = max(a[J], bits(x[J]) & 0x7FFFFFFFu), Load<Rest...>::template grow<J + 1>(a, x);
+    }
+    template <int J> static HD void close(const Tensor& t, uint32_t block, uint32_t (&a)[KEPT], Measure (&m)[KEPT], bool first) {
+        if constexpr (C::SCALED) {
+            m[J] = Measure::of<C>(warp_max(a[J]));
+            if (first) t.scales[J][block] = m[J].scale;
+        }
+        Load<Rest...>::template close<J + 1>(t, block, a, m, first);
+    }
+    template <int J> static HD void write(const Tensor& t, int64_t i, const float (&x)[KEPT], const Measure (&m)[KEPT],
+                                          const Tables& tables) {
+        Stored<C>::one(t.codes[J], i, x[J], m[J], tables), Load<Rest...>::template write<J + 1>(t, i, x, m, tables);
+    }
+};
+typedef Load<CODECS> States;
+
+// Two passes over a block of any length and alignment: the first finds the magnitudes, the second repeats the step
+// with the same bits and stores it.
+__device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t b, const char* values, const uint32_t* buckets) {
+    const Tensor& t = a.tensors[k];
+    const Scalars s = *(const Scalars*)a.scalars[a.which[k]];
+    const Span at(t, b);
+    uint32_t lane = threadIdx.x & 31, magnitude[KEPT] = {};
+    Tables tables = {values, buckets, lane * 4};
+    Measure m[KEPT] = {};
+    Ieee ieee;
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t i = lane; i < at.length; i += 32) {
+            int64_t e = at.offset + i;
+            float x[KEPT] = {}, p = PARAM::one(t.p, e), g = mul(GRAD::one(a.g[k], e), s.gs);
+            States::one<0>(t, e, at.block, x, tables);
+            RULE::update(ieee, p, g, x, s);
+            if (pass == 0) {
+                States::grow<0>(magnitude, x);
+            } else {
+                PARAM::one(t.p, e, p);
+                States::write<0>(t, e, x, m, tables);
+            }
+        }
+        __syncwarp();
+        States::close<0>(t, at.block, magnitude, m, pass == 1 && lane == 0);
+    }
+}
+
+struct Block {  // one block on its way: where it is and, eight elements a lane, its numbers
+    uint32_t k, b, i;  // tensor, block in the joint list, i * 8 is the lane's first element
+    enum Way { SKIP, SLOW, VECTOR, OUTSIDE } way;  // OUTSIDE: a lane beyond the end of a short block
+    PARAM::Raw p;
+    GRAD::Raw g;
+    States states;
+
+    HD void fetch(const Args& a, const Cursor& c, uint32_t lane) {
+        k = c.k, b = c.b;
+        const Tensor& t = a.tensors[k];
+        const char* from = a.g[k];
+        uint32_t block = b - t.first;
+        i = block * 32 + lane;
+        way = VECTOR;
+        if (from == 0) way = SKIP;
+        else if (BLOCK != 256 || !t.aligned || ((uint64_t)from & 15)) way = SLOW;
+        else if (b >= t.whole) {  // a ragged block
+            Span at(t, b);
+            i = (uint32_t)(at.offset >> 3) + lane;
+            way = (((uint32_t)at.offset | at.length) & 7) ? SLOW : lane * 8 < at.length ? VECTOR : OUTSIDE;
+        }
+        if (way == OUTSIDE) p = {}, g = {}, states.clear();
+        if (way != VECTOR) return;
+        PARAM::load(t.p, i, p), GRAD::load(from, i, g), states.load(t, 0, i, block);
+    }
+
+    HD void step(const Args& a, const Scalars& s, const Tables& tables) const {
+        if (way == SKIP) return;
+        if (way == SLOW) return by_element(a, k, b, tables.values, tables.buckets);
+        float x[8][KEPT], w[8], d[8];
+        PARAM::get(p, w), GRAD::get(g, d), states.get<0>(x, tables);
+        Core core;
+#pragma unroll
+        for (int j = 0; j < 8; j++) RULE::update(core, w[j], mul(d[j], s.gs), x[j], s);
+        if (__any_sync(0xFFFFFFFFu, way == VECTOR && core.doubtful())) return by_element(a, k, b, tables.values, tables.buckets);
+        const Tensor& t = a.tensors[k];
+        if (way == VECTOR) PARAM::put(t.p, i, w);
+        States::put<0>(t, i, b - t.first, way == VECTOR, x, tables);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) refopt_step(const __grid_constant__ Args a) {
+    extern __shared__ char shared[];
+    uint32_t lane = threadIdx.x & 31;
+    Tables tables = {shared, (const uint32_t*)(shared + 65536), lane * 4};
+    if (LOOKUPS) {
+        for (int i = threadIdx.x; i < 16384; i += THREADS) ((float*)shared)[i] = a.values[(i >> 6) + (i & 32) * 8];
+        for (int i = threadIdx.x; i < 2 * BUCKETS; i += THREADS) ((uint32_t*)(shared + 65536))[i] = ((const uint32_t*)a.values)[512 + i];
+        __syncthreads();
+    }
+    uint32_t warps = gridDim.x * (THREADS / 32), row = 0;
+    Scalars s = *(const Scalars*)a.scalars[0];
+    const auto turn = [&](const Block& x) {
+        if (a.which[x.k] != row) row = a.which[x.k], s = *(const Scalars*)a.scalars[row];
+        x.step(a, s, tables);
+    };
+    Cursor c = {blockIdx.x * (THREADS / 32) + threadIdx.x / 32, 0, a.tensors[1].first};
+    if (c.b >= a.blocks) return;
+    Block x, y;
+    c.seek(a), x.fetch(a, c, lane);
+    for (bool more = true; more;) {  // two by two, so that no register moves
+        c.b += warps, more = c.b < a.blocks;
+        if (more) c.seek(a), y.fetch(a, c, lane);
+        turn(x);
+        if (!more) break;
+        c.b += warps, more = c.b < a.blocks;
+        if (more) c.seek(a), x.fetch(a, c, lane);
+        turn(y);
+    }
+}

@@ -1,0 +1,158 @@
+"""The raw CUDA kernels behind CuPy: one `Launch` is one kernel launch over any number of tensors.
+
+A launch knows pointers and shapes, not arrays: it serves torch, CuPy or anything else that can name a device address.
+What stays between steps (parameters and states) is a table on the device; what changes each step (gradients and
+scalars) travels as kernel arguments, so a step copies nothing and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refopt_cuda.codecs import dynamic8
+from refopt_cuda.kernels import build
+from refopt_cuda.rules import RULES
+
+SIZES = (64, 512, 3072)
+"""Kernels are compiled for at most this many tensors a launch; arguments of up to 32 KiB need CUDA 12.1 or newer."""
+ROWS = 8
+"""Different rows of scalars (step counts) that one launch can hold."""
+
+
+class Tensor(NamedTuple):
+    """One parameter of a launch: device addresses of p and of (codes, scales) of each state (scales 0 if none), shape."""
+
+    p: int
+    states: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            "refopt_cuda: CUDA tensors need CuPy, which is not installed; pip install 'refopt[cuda13]' or 'refopt[cuda12]'"
+        ) from error
+    return cupy
+
+
+@cache
+def _tables(device: int) -> Any:
+    """The dynamic map on a device: 256 signed values, 256 unsigned, then both encode tables, as 32-bit words."""
+    cupy = _cupy()
+    values = [dynamic8.codebook(unsigned).view(np.uint32) for unsigned in (False, True)]
+    buckets = [dynamic8.encode_table(unsigned) for unsigned in (False, True)]
+    with cupy.cuda.Device(device):
+        return cupy.asarray(np.concatenate([*values, *buckets]))
+
+
+@cache
+def _compiled(kernel: build.Kernel, device: int) -> tuple[Any, int]:
+    """The function on this device and the number of thread blocks that fill it."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device):
+        module = cupy.RawModule(code=build.source(kernel), options=build.OPTIONS, backend="nvrtc")
+        function = module.get_function("refopt_step")
+        if kernel.shared:
+            function.max_dynamic_shared_size_bytes = kernel.shared
+        count = cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"]
+    return function, count * kernel.blocks_per_sm
+
+
+@cache
+def _shape(device: int) -> dict[str, int]:
+    """Threads a block and blocks a multiprocessor that suit the device."""
+    return {"threads": 640, "blocks_per_sm": 1}
+
+
+class Launch:
+    """One kernel for tensors of equal number formats and codecs; `bind` them once, `run` it every step.
+
+    rule, codecs     stems; a codec name for each state in the rule's order
+    p_dtype, g_dtype "float32", "bfloat16" or "float16"
+    block            elements that share a scale; 256 is the fast path, other sizes go element by element
+    """
+
+    def __init__(self, rule: str, codecs: tuple[str, ...], p_dtype: str, g_dtype: str, block: int = 256) -> None:
+        self.rule, self.block = rule, block
+        self.functor = "sgd_plain" if rule == "sgd" and not codecs else rule
+        nonnegative = [n for _, n in RULES[rule].STATES]
+        self.codecs = tuple((c, not n) for c, n in zip(codecs, nonnegative, strict=False))
+        self.p_dtype, self.g_dtype = p_dtype, g_dtype
+        self.scalars = len(RULES[rule].SCALARS)
+        self.count = self.blocks = 0
+        self._kernel(SIZES[0])
+
+    def _kernel(self, tensors: int, device: int | None = None) -> build.Kernel:
+        shape = {} if device is None else _shape(device)
+        return build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors=tensors, **shape)
+
+    def bind(self, tensors: Sequence[Tensor]) -> None:
+        """Fix the parameters and states that the launch works on (current device). Copies a table of ~100 bytes a tensor."""
+        cupy = _cupy()
+        if not 0 < len(tensors) <= SIZES[-1]:
+            raise ValueError(f"Launch.bind: 1 to {SIZES[-1]} tensors fit a launch, got {len(tensors)}")
+        device = cupy.cuda.Device().id
+        self.size = next(s for s in SIZES if s >= len(tensors))
+        kernel = self._kernel(self.size, device)
+        table, self.blocks = self._table(tensors)
+        self.count, self.bound = len(tensors), tuple(tensors)
+        self.table = cupy.asarray(table.view(np.uint8))
+        self.function, grid = _compiled(kernel, device)
+        warps = kernel.threads // 32
+        self.grid, self.threads, self.shared = min(grid, -(-self.blocks // warps)), kernel.threads, kernel.shared
+        self.lookup = _tables(device)
+        self.args = np.zeros(1, self._args_type(self.size))
+        self.args["tensors"], self.args["values"] = self.table.data.ptr, self.lookup.data.ptr
+        self.args["blocks"], self.args["count"] = self.blocks, self.count
+
+    @staticmethod
+    def _args_type(size: int) -> np.dtype:
+        fields = [("tensors", "u8"), ("values", "u8"), ("blocks", "u4"), ("count", "u4"), ("scalars", "f4", (ROWS, 16))]
+        return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
+
+    def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
+        kept = max(len(self.codecs), 1)
+        fields = [("p", "u8"), ("codes", "u8", (kept,)), ("scales", "u8", (kept,)), ("n", "i8"), ("row", "i8")]
+        table = np.zeros(len(tensors) + 1, np.dtype([*fields, ("first", "u4"), ("per", "u4"), ("whole", "u4"), ("aligned", "u4")]))
+        first = 0
+        for entry, t in zip(table, tensors, strict=False):
+            n = math.prod(t.shape)
+            if n >= 2**35:
+                raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
+            row = t.shape[-1] if len(t.shape) >= 2 and t.shape[-1] >= 16 else n
+            flat = n == 0 or row % self.block == 0 or row == n
+            per = 0 if flat else -(-row // self.block)
+            blocks = -(-n // self.block) if flat else n // row * per
+            for j, (codes, scales) in enumerate(t.states):
+                entry["codes"][j], entry["scales"][j] = codes, scales
+            entry["p"], entry["n"], entry["row"], entry["first"], entry["per"] = t.p, n, row, first, per
+            entry["whole"] = first + (n // self.block if flat else 0)
+            entry["aligned"] = all(a % 16 == 0 for a in (t.p, *(c for c, _ in t.states)))
+            first += blocks
+        if first >= 2**32:
+            raise ValueError(f"Launch.bind: {first} blocks; at most 2^32 - 1 fit a launch")
+        table["first"][-1] = first
+        return table, first
+
+    def run(self, grads: Sequence[int], scalars: np.ndarray, which: Sequence[int] | None, stream: int) -> None:
+        """Enqueue one step on `stream` (a cudaStream_t). `grads[k]` is the device address of tensor k's gradient, at any
+        alignment; 0 skips the tensor. `scalars` is float32 (rows, len(SCALARS)); `which[k]` names tensor k's row."""
+        rows, width = scalars.shape
+        if rows > ROWS or width != self.scalars or len(grads) != self.count:
+            raise ValueError(f"Launch.run: {len(grads)} gradients for {self.count} tensors, scalars {scalars.shape}")
+        if not self.blocks:
+            return
+        args = self.args
+        args["scalars"][0, :rows, :width] = scalars
+        args["g"][0, : self.count] = grads
+        args["which"][0, : self.count] = 0 if which is None else which
+        cupy = _cupy()
+        with cupy.cuda.ExternalStream(stream):
+            self.function((self.grid,), (self.threads,), (args,), shared_mem=self.shared)

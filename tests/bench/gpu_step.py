@@ -1,0 +1,161 @@
+"""One optimizer step on one GPU: time against the device's own copy, peers in the same process, bits against NumPy.
+
+    python -m tests.bench.gpu_step [--commit HASH] [--quick]
+
+of_copy = (p + g + states read, p + states written) / time / copy bandwidth (bytes read + written by a device copy).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+import refopt
+from refopt_cuda.kernels.step_cuda import Launch, Tensor
+from refopt_cuda.rules import RULES
+from tests.bench.record import Recorder, arguments, software
+
+FLAT = 2**28
+HYPER = {"adamw": {"lr": 1e-3, "wd": 0.01}, "lion": {"lr": 1e-4, "wd": 0.1}, "sgd": {"lr": 1e-2, "momentum": 0.9}}
+WIDTH = {"f32": 4.0, "dynamic8": 1 + 4 / 256, "int8_linear": 1 + 4 / 256}
+NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
+
+
+def median_ms(run: Callable[[], Any], times: int = 20, warm: int = 3) -> float:
+    """Median of CUDA-event times in milliseconds."""
+    for _ in range(warm):
+        run()
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
+    for start, stop in pairs:
+        start.record()
+        run()
+        stop.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in pairs)
+
+
+def copy_bandwidth() -> float:
+    """Bytes read plus written per second by a device copy of 4 GiB."""
+    a = torch.empty(2**30, dtype=torch.float32, device="cuda").normal_()
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / (median_ms(lambda: b.copy_(a)) * 1e-3)
+
+
+class Flat:
+    """One flat tensor under a raw launch."""
+
+    def __init__(self, rule: str, codecs: tuple[str, ...], dtype: torch.dtype, n: int) -> None:
+        self.rule, self.codecs, self.n = rule, codecs, n
+        self.p = torch.randn(n, device="cuda").to(dtype)
+        self.g = gradient(n, 0).to(dtype)
+        self.states = [self._zero(c, not never) for c, (_, never) in zip(codecs, RULES[rule].STATES, strict=True)]
+        self.launch = Launch(rule, codecs, NUMBERS[dtype], NUMBERS[dtype])
+        pointers = tuple((c.data_ptr(), z.data_ptr() if z is not None else 0) for c, z in self.states)
+        self.launch.bind([Tensor(self.p.data_ptr(), pointers, (n,))])
+        self.t = 0
+
+    def _zero(self, codec: str, signed: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if codec == "f32":
+            return torch.zeros(self.n, device="cuda"), None
+        zero = 127 if codec == "dynamic8" and signed else 0
+        codes = torch.full((self.n,), zero, dtype=torch.uint8, device="cuda")
+        return codes, torch.zeros(-(-self.n // 256), device="cuda")
+
+    def step(self) -> None:
+        self.t += 1
+        row = RULES[self.rule].scalars(self.t, **HYPER[self.rule])[None]
+        self.launch.run([self.g.data_ptr()], row, None, torch.cuda.current_stream().cuda_stream)
+
+    def moved(self) -> float:
+        """Bytes a step must move."""
+        return self.n * (2 * self.p.element_size() + self.g.element_size() + 2 * sum(WIDTH[c] for c in self.codecs))
+
+
+def gradient(n: int, seed: int) -> torch.Tensor:
+    """Magnitudes log-uniform from 1e-12 to 1e6, both signs."""
+    made = torch.Generator(device="cuda").manual_seed(seed)
+    size = torch.empty(n, device="cuda").uniform_(-12, 6, generator=made)
+    return torch.pow(10.0, size).mul_(torch.empty(n, device="cuda").normal_(generator=made))
+
+
+def bf16_words(x: torch.Tensor) -> np.ndarray:
+    return x.view(torch.int16).cpu().numpy().view(np.uint16)
+
+
+def widen(words: np.ndarray) -> np.ndarray:
+    return (words.astype(np.uint32) << 16).view(np.float32)
+
+
+def mismatches(n: int, steps: int = 3, parts: int = 64) -> dict[str, int]:
+    """8-bit AdamW in bf16 on the GPU and in NumPy, part by part: words of p, codes and scales that differ, over all steps."""
+    flat = Flat("adamw", ("dynamic8", "dynamic8"), torch.bfloat16, n)
+    opt = refopt.Optimizer("adamw", "dynamic8", **HYPER["adamw"])
+    cuts = [slice(k * (n // parts), (k + 1) * (n // parts)) for k in range(parts)]
+    words = bf16_words(flat.p)
+    sides = [[words[c], opt.init(widen(words[c]))] for c in cuts]
+    wrong = {"p": 0, "codes": 0, "scales": 0}
+    for k in range(steps):
+        flat.g = gradient(n, 100 + k).to(torch.bfloat16)
+        flat.step()
+        g, p = bf16_words(flat.g), bf16_words(flat.p)
+        stored = [(c.cpu().numpy(), s.cpu().numpy()) for c, s in flat.states if s is not None]
+
+        def part(side: list[Any], cut: slice, g: np.ndarray = g, p: np.ndarray = p, stored: Any = stored) -> tuple[int, int, int]:
+            new, side[1] = opt.step(widen(side[0]), widen(g[cut]), side[1])
+            side[0] = refopt.codecs.bf16.encode(new).codes
+            scale = slice(cut.start // 256, cut.stop // 256)
+            boxes = [side[1][0][n] for n in ("m", "v")]
+            codes = sum(int((b.codes != c[cut]).sum()) for b, (c, _) in zip(boxes, stored, strict=True))
+            scales = sum(int((b.scales.view(np.uint32) != s[scale].view(np.uint32)).sum()) for b, (_, s) in zip(boxes, stored, strict=True))
+            return int((side[0] != p[cut]).sum()), codes, scales
+
+        with ThreadPoolExecutor(16) as pool:
+            for counts in pool.map(part, sides, cuts):
+                for name, count in zip(wrong, counts, strict=True):
+                    wrong[name] += count
+    return wrong
+
+
+SUBJECTS: Sequence[tuple[str, str, tuple[str, ...], torch.dtype]] = (
+    ("AdamW8bit", "adamw", ("dynamic8", "dynamic8"), torch.bfloat16),
+    ("AdamW", "adamw", ("f32", "f32"), torch.bfloat16),
+    ("Lion8bit", "lion", ("dynamic8",), torch.bfloat16),
+    ("SGD8bit", "sgd", ("dynamic8",), torch.bfloat16),
+    ("AdamW8bit f32 weights", "adamw", ("dynamic8", "dynamic8"), torch.float32),
+    ("AdamW int8_linear", "adamw", ("int8_linear", "int8_linear"), torch.bfloat16),
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--quick", action="store_true", help="no comparison with NumPy")
+    args = parser.parse_args()
+    versions = software("torch", "cupy-cuda13x", "numpy")
+    rec = Recorder("gpu_step", torch.cuda.get_device_name(), versions, args.commit, args.out)
+    copy = copy_bandwidth()
+    rec.add("flat268m", "device copy", "bandwidth", copy / 1e9, "GB/s")
+    for subject, rule, codecs, dtype in SUBJECTS:
+        flat = Flat(rule, codecs, dtype, FLAT)
+        ms = median_ms(flat.step)
+        rec.add("flat268m", subject, "ms", ms, "ms")
+        reached = flat.moved() / (ms * 1e-3)
+        rec.add("flat268m", subject, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
+        del flat
+    p = torch.nn.Parameter(torch.randn(FLAT, device="cuda").to(torch.bfloat16))
+    p.grad = gradient(FLAT, 0).to(torch.bfloat16)
+    fused = torch.optim.AdamW([p], fused=True)
+    rec.add("flat268m", "torch AdamW fused", "ms", median_ms(fused.step), "ms")
+    if not args.quick:
+        for name, count in mismatches(FLAT).items():
+            rec.add("flat268m", "AdamW8bit", f"mismatches_{name}", count, "words", "NumPy, 3 steps")
+    if not args.dry:
+        rec.save()
+
+
+if __name__ == "__main__":
+    main()

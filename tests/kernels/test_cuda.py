@@ -1,0 +1,125 @@
+"""The raw kernels against the oracle, bit for bit, on a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.kernels.gpu_step import Pair
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = [(), (0,), (1,), (7,), (256,), (257,), (70_000,), (3, 16), (5, 40), (33, 255), (8, 264), (4, 1000), (2, 3, 512), (64, 4096)]
+HYPER = {
+    "sgd": {"lr": 1e-2, "momentum": 0.9, "wd": 0.1, "nesterov": True},
+    "sgd_dampened": {"lr": 1e-2, "momentum": 0.8, "dampening": 0.3, "wd": 0.0},
+    "sgd_plain": {"lr": 1e-2, "wd": 0.1},
+    "adam": {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "wd": 0.1},
+    "adamw": {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "wd": 0.1},
+    "lion": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.97, "wd": 0.3},
+}
+STATES = {"sgd": 1, "sgd_dampened": 1, "sgd_plain": 0, "adam": 2, "adamw": 2, "lion": 1}
+NUMBERS = ["float32", "bfloat16", "float16"]
+CODECS = ["f32", "int8_linear", "dynamic8"]
+
+
+def covering() -> list[tuple[str, tuple[str, ...], str, str]]:
+    """Every pair of rule, codec of a state, weight and gradient format at least once."""
+    out = []
+    for r, name in enumerate(HYPER):
+        for i in range(9):
+            codecs = tuple(CODECS[(i + j * (1 + i // 3)) % 3] for j in range(STATES[name]))
+            out.append((name, codecs, NUMBERS[i % 3], NUMBERS[(i // 3 + i + r) % 3]))
+    return list(dict.fromkeys(out))
+
+
+def numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Magnitudes from 1e-12 to 1e6, a few zeros, and an outlier now and then."""
+    x = rng.standard_normal(shape) * 10 ** rng.uniform(-12, 6, shape)
+    x = np.where(rng.random(shape) < 0.05, 0.0, x)
+    return np.asarray(x, np.float32)
+
+
+def pair(name: str, codecs: tuple[str, ...], param: str, grad: str, block: int = 256) -> Pair:
+    return Pair(name.split("_")[0], codecs, param, grad, HYPER[name], block)
+
+
+@pytest.mark.parametrize(("name", "codecs", "param", "grad"), covering())
+def test_the_kernel_equals_the_oracle_bit_for_bit(name, codecs, param, grad):
+    rng = np.random.default_rng(0)
+    both = pair(name, codecs, param, grad)
+    both.start([np.asarray(rng.standard_normal(s), np.float32) for s in SHAPES])
+    for _ in range(3):
+        both.step([numbers(rng, s) for s in SHAPES])
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4, 8, 15])
+@pytest.mark.parametrize("grad", NUMBERS)
+def test_a_gradient_may_start_at_any_address(grad, shift):
+    rng = np.random.default_rng(1)
+    both = pair("adamw", ("dynamic8", "dynamic8"), "bfloat16", grad)
+    both.start([np.asarray(rng.standard_normal(s), np.float32) for s in SHAPES])
+    for _ in range(2):
+        both.step([numbers(rng, s) for s in SHAPES], shift)
+
+
+@pytest.mark.parametrize("block", [1, 64, 100, 128, 512, 2048])
+def test_any_block_size_gives_the_oracles_bits(block):
+    rng = np.random.default_rng(2)
+    both = pair("adamw", ("dynamic8", "int8_linear"), "float32", "bfloat16", block)
+    shapes = [(5,), (33, 255), (4, 4096), (9000,)]
+    both.start([np.asarray(rng.standard_normal(s), np.float32) for s in shapes])
+    for _ in range(2):
+        both.step([numbers(rng, s) for s in shapes])
+
+
+@pytest.mark.parametrize("codecs", [("f32", "f32"), ("dynamic8", "dynamic8"), ("int8_linear", "dynamic8")])
+def test_special_gradients_give_the_oracles_bits(codecs):
+    rng = np.random.default_rng(3)
+    both = pair("adamw", codecs, "float32", "float32")
+    both.start([np.asarray(rng.standard_normal((40, 512)), np.float32)])
+    special = np.float32([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-38, 1e-22, 3e38, 1e18, -1e19])
+    for _ in range(3):
+        g = numbers(rng, (40, 512))
+        at = rng.integers(0, 40, 12), rng.integers(0, 512, 12)
+        g[at] = special
+        g[35] = 0.0
+        g[36] *= np.float32(1e-30)
+        both.step([g])
+
+
+def test_a_skipped_tensor_keeps_its_bits_and_its_step_count():
+    rng = np.random.default_rng(4)
+    both = pair("adamw", ("dynamic8", "dynamic8"), "bfloat16", "bfloat16")
+    shapes = [(64, 256), (300,), (16, 512)]
+    both.start([np.asarray(rng.standard_normal(s), np.float32) for s in shapes])
+    for missing in (0, 1, 2, 1):
+        both.step([None if k == missing else numbers(rng, s) for k, s in enumerate(shapes)])
+
+
+def test_eps_zero_and_tiny_gradients_leave_the_fast_cores_range():
+    rng = np.random.default_rng(5)
+    both = Pair("adamw", ("f32", "dynamic8"), "float32", "float32", {**HYPER["adamw"], "eps": 0.0})
+    both.start([np.asarray(rng.standard_normal((8, 1024)), np.float32)])
+    for scale in (1e-30, 1e-20, 1.0, 1e15):
+        both.step([numbers(rng, (8, 1024)) * np.float32(scale)])
+
+
+def test_a_tensor_of_more_than_two_to_the_31_elements_is_stepped_to_its_end():
+    import cupy
+
+    from refopt_cuda.kernels.step_cuda import Launch, Tensor
+    from refopt_cuda.rules import RULES
+
+    n = 2**31 + 2**20 + 3
+    if cupy.cuda.Device().mem_info[0] < 6 * n:
+        pytest.skip(f"needs {6 * n / 2**30:.0f} GiB of free device memory")
+    p, g = cupy.full(n, 0x3F80, cupy.uint16), cupy.full(n, 0xBF80, cupy.uint16)
+    codes, scales = cupy.full(n, 127, cupy.uint8), cupy.zeros(-(-n // 256), cupy.float32)
+    launch = Launch("lion", ("dynamic8",), "bfloat16", "bfloat16")
+    launch.bind([Tensor(p.data.ptr, ((codes.data.ptr, scales.data.ptr),), (n,))])
+    row = RULES["lion"].scalars(1, lr=0.5, beta1=0.9, beta2=0.5, wd=0.0)
+    launch.run([g.data.ptr], row[None], None, cupy.cuda.get_current_stream().ptr)
+    assert bool((p == 0x3FC0).all())
+    assert bool((codes == 0).all())
+    assert bool((scales == 0.5).all())
