@@ -1,7 +1,7 @@
 """The codecs as scalar forms, over an arithmetic that the back end supplies.
 
-An element codec's module holds `DTYPE` and `make(o) -> Element`; a block codec's holds `SIGNED_DTYPE`, `UNSIGNED_DTYPE` and
-`make(o, unsigned) -> Block` (`refopt_cuda.codecs.forms`).
+An element codec's module holds `DTYPE` and `make(o) -> Element`; a block codec's holds `SIGNED_DTYPE`,
+`UNSIGNED_DTYPE` and `make(o, unsigned) -> Block` (`refopt_cuda.codecs.forms`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """Dynamic tree 8-bit codes (Dettmers, arXiv:1511.04561; Dettmers et al., arXiv:2110.02861), one absmax a block.
 
-The nearest code of |y| in [0, 1] is found without a search. A float32 whose upper 16 bits are k lies in a bucket that holds at most one
-midpoint between two codes, so one word a bucket is enough: E[k] = (code << 16) + 0xFFFF - (low half of the midpoint) - (k << 16).
-Adding it to the word of |y| leaves the code in byte 2, and the carry out of the low half is the comparison with the midpoint.
+The nearest code of |y| in [0, 1] is found without a search. A float32 whose upper 16 bits are k lies in a bucket that
+holds at most one midpoint between two codes, so one word a bucket is enough:
+
+    E[k] = (code << 16) + 0xFFFF - (low half of the midpoint) - (k << 16)
+
+Added to the word of |y| it leaves the code in byte 2: the carry out of the low half is the comparison.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Element(NamedTuple):
 class Block(NamedTuple):
     """A codec with one float32 scale a block.
 
-    scale(absmax_bits)   bits of the block's absmax as uint32 -> (stored scale, factor onto [-1, 1], whether the block is coded)
+    scale(absmax_bits)   bits of the block's absmax, uint32 -> (stored scale, factor onto [-1, 1], whether it is coded)
     encode(y)            element times that factor -> code
     decode(code, scale)  code and stored scale -> float32
     zero                 code of zero, which fills a block that is not coded
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 
 def absmax_scale(o: Any, stored: Callable) -> Callable:
-    """The `scale` of a block codec that stores `stored(absmax)`: 0 for a zero block, NaN for a block with a non-finite element."""
+    """The `scale` of a block codec that stores `stored(absmax)`; 0 for a zero block, NaN for one with NaN or Inf."""
     real, rcp = o.real, o.rcp
 
     @o.jit

@@ -1,7 +1,7 @@
 """The arithmetic that rules and codecs are written over: float32, round to nearest even, never contracted.
 
-Each namespace has `mul add sub rcp sqrt` (float32 to float32), `sgn`, the bit casts `bits` (to uint32) and `real` (from uint32), and `jit`,
-which makes a function callable from a kernel of that back end.
+Each namespace has `mul add sub rcp sqrt sgn` (float32 to float32), the bit casts `bits` (to uint32) and `real` (from
+uint32), and `jit`, which makes a function callable from a kernel of that back end.
 
 `host()`       Numba on the CPU: LLVM contracts nothing without fast-math.
 `cuda()`       Numba-CUDA: `libdevice.*_rn`, since the compiler fuses a bare `a * b + c` and has no switch against it.

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), one element; weight decay is coupled (L2), as in torch.optim.Adam."""
+"""Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), one element; coupled decay (L2), as in torch.optim.Adam."""
 
 from __future__ import annotations
 

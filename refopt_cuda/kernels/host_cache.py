@@ -1,0 +1,46 @@
+"""Compiled host kernels on disk, so that the next process starts at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+__all__ = ["cached"]
+
+
+class _Cache(FunctionCache):
+    """Numba's disk cache with a key of our own.
+
+    Numba keys a closure by what it closes over, and jitted functions there are new objects in every process, so that
+    nothing is ever found again. Here the file is named after the combination and stamped with the sources of all
+    scalar forms.
+    """
+
+    def __init__(self, function: Callable, name: str) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, f"step_host.{name}", _sources())
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple:
+        return sig, codegen.magic_tuple()
+
+
+@cache
+def _sources() -> str:
+    """One hash over everything that a kernel is made of."""
+    root = Path(__file__).parent.parent
+    files = sorted(f for folder in ("rules", "codecs", "kernels") for f in (root / folder).glob("*.py"))
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def cached(kernel: Any, name: str) -> Any:
+    """The jitted `kernel`, looked up and stored under `name`."""
+    try:
+        kernel._cache = _Cache(kernel.py_func, name)
+    except (RuntimeError, OSError):
+        pass  # no directory to write to: compiled in every process
+    return kernel
