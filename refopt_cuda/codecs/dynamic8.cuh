@@ -12,7 +12,7 @@ template <bool SIGNED> struct dynamic8 {
         return mul(t.template value<SIGNED>(word, k), scale);
     }
     template <class Tables> HD static uint32_t count(float y, const Tables& t) {
-        uint32_t w = bits(larger(SIGNED ? real(bits(y) & 0x7FFFFFFFu) : y, 1.1920929e-7f));
+        uint32_t w = bits(larger(SIGNED ? magnitude(y) : y, 1.1920929e-7f));
         return w + t.template bucket<SIGNED>((w >> 16) - FIRST);
     }
     template <class Tables> HD static uint32_t encode4(const float* x, float inv, const Tables& t) {

@@ -17,7 +17,7 @@ ZERO = np.float32(0)
 
 
 def make(o: Any, unsigned: bool = False) -> Block:
-    """int8 codes -127..127, or uint8 codes 0..255 for a state that is never negative."""
+    """Codes -127..127, or 0..255 for a state that is never negative; `decode` takes them as int8 or as uint8 words."""
     mul, add, bits = o.mul, o.add, o.bits
     levels = np.float32(255 if unsigned else 127)
     code_type = np.uint8 if unsigned else np.int8
@@ -34,6 +34,6 @@ def make(o: Any, unsigned: bool = False) -> Block:
 
     @o.jit
     def decode(code, scale):
-        return mul(np.float32(code), scale)
+        return mul(np.float32(code_type(code)), scale)
 
     return Block(absmax_scale(o, stored), encode, decode, code_type(0))

@@ -73,7 +73,7 @@ def step(
     if scalars.dtype != np.float32 or scalars.size != plan.scalars:
         got = f"{scalars.dtype}[{scalars.size}]"
         raise ValueError(f"step: scalars must be float32[{plan.scalars}] for {rule}, got {got}")
-    blocks = (block,) * len(codecs) if isinstance(block, int) else tuple(block)
+    blocks = (block,) * len(codecs) if isinstance(block, int | np.integer) else tuple(block)
     row, tile, blocks = _tiling(tuple(codecs), tuple(shape), size, blocks, layout)
     arrays = _flat(p, size, "p"), _flat(g, size, "g"), *_stored(codecs, states, size, row, blocks)
     if size == 0:
@@ -128,7 +128,7 @@ def _tiling(
     row = max(shape[-1] if rows else size, 1)
     lengths = [min(b, row) for b, codec in zip(blocks, codecs, strict=True) if codec not in ELEMENT]
     tile = max(lengths, default=min(UNCODED_TILE, row))
-    if any(b < row and tile % b for b in lengths):
+    if tile < row and any(tile % b for b in lengths):
         raise ValueError(f"step: block sizes {blocks} of one tensor must each divide the largest")
     return row, tile, tuple(min(b, row) for b in blocks)
 

@@ -1,0 +1,58 @@
+"""What Numba-CUDA makes of the twins, read from PTX that needs no driver: no contraction, nothing in float64."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="the Numba-CUDA twin needs numba-cuda")
+from numba import cuda  # noqa: E402
+
+if not hasattr(cuda, "compile_ptx"):
+    pytest.skip("the CUDA simulator makes no PTX", allow_module_level=True)
+
+from refopt_cuda.kernels import arith, step_numba  # noqa: E402
+
+CASES = [
+    ("adamw", ("f32", "f32")),
+    ("adamw", ("dynamic8", "dynamic8")),
+    ("adamw", ("f32", "dynamic8")),
+    ("lion", ("f32",)),
+    ("lion", ("dynamic8",)),
+]
+
+
+@pytest.fixture(autouse=True)
+def a_device_in_name_only(monkeypatch):
+    """Numba-CUDA asks the current device for its compute capability before it compiles an inner function."""
+    from numba.cuda import dispatcher
+
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
+
+
+def ptx_of(function, signature) -> str:
+    try:
+        return cuda.compile_ptx(function, signature, cc=(9, 0))[0]
+    except (FileNotFoundError, OSError, RuntimeError) as error:
+        pytest.skip(f"no NVVM to compile PTX with: {error}")
+
+
+@pytest.mark.parametrize(("rule", "codecs"), CASES)
+def test_ptx_has_no_contraction_and_no_float64(rule, codecs):
+    ptx = ptx_of(step_numba.body(rule, codecs, 256, arith.cuda()), step_numba.signature(rule, codecs))
+    assert "fma.rn" not in ptx
+    assert ".f64" not in ptx
+    assert not re.search(r"(div|rcp|sqrt)\.(approx|full)", ptx)
+    assert len(re.findall(r"mul\.rn\.f32", ptx)) >= 4, "the rule itself must be in there"
+
+
+def test_plain_operators_would_be_contracted():
+    """The reason for `arith.cuda`, and proof that the test above can fail."""
+    from numba import types
+
+    def kernel(x):
+        x[0] = x[0] * x[1] + x[2]
+
+    assert "fma.rn" in ptx_of(kernel, (types.Array(types.float32, 1, "C"),))

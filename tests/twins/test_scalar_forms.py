@@ -1,0 +1,131 @@
+"""The scalar forms one by one, exhaustively where the inputs are finite."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from refopt.codecs.dynamic8 import midpoints, table
+from refopt.scalars import ipow as oracle_ipow
+from refopt_cuda.codecs import bf16, dynamic8, int8_linear
+from refopt_cuda.rules import RULES
+from refopt_cuda.scalars import ipow
+from tests.twins.common import assert_same_bits
+
+numba = pytest.importorskip("numba")
+from refopt_cuda.kernels import half  # noqa: E402
+from refopt_cuda.kernels.arith import host  # noqa: E402
+
+TABLES = {
+    False: "035c4114538df2a03bbcb4d8a39b9325d26d84a00cf6cf29018d1a6608ab14c4",
+    True: "02a9b523750e21348029626da435f2adadb851b687d86349cd20752f9255de26",
+}
+
+
+def over(function, *arrays, dtype):
+    """`function` applied to every element, in a compiled loop."""
+    out = np.empty(arrays[0].size, dtype)
+
+    @numba.njit
+    def loop(a, out):
+        for i in range(out.size):
+            out[i] = function(a[i])
+
+    loop(arrays[0], out)
+    return out
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_dynamic8_values_are_the_published_ones(unsigned):
+    assert hashlib.sha256(dynamic8.codebook(unsigned).tobytes()).hexdigest() == TABLES[unsigned]
+    assert_same_bits(dynamic8.codebook(unsigned), table(not unsigned), "table")
+
+
+def hard_numbers(unsigned: bool) -> np.ndarray:
+    """[0, 1] and a step above: every top half of a word with five low halves, every midpoint +-2 ulp."""
+    tops = np.arange(0x3F80, dtype=np.uint32) << 16
+    spread = (tops[:, None] + np.array([0, 1, 0x7FFF, 0x8000, 0xFFFF], np.uint32)).reshape(-1)
+    middle = midpoints(not unsigned).view(np.uint32)[:, None] + np.arange(-2, 3)
+    edges = np.array([0x3F800000, 0x3F800001, 0x3F800002, 1, 0x007FFFFF], np.uint32)
+    return np.concatenate([spread, middle.reshape(-1).astype(np.uint32), edges]).view(np.float32)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_dynamic8_encodes_to_the_nearest_code_everywhere(unsigned):
+    y = hard_numbers(unsigned)
+    code = dynamic8.make(host(), unsigned).encode
+    count = np.searchsorted(midpoints(not unsigned), y, side="left")
+    if unsigned:
+        assert_same_bits(over(code, y, dtype=np.uint8), count.astype(np.uint8), "unsigned")
+        assert not over(code, -y, dtype=np.uint8).any(), "negative values are clamped to 0"
+    else:
+        assert_same_bits(over(code, y, dtype=np.uint8), (127 + count).astype(np.uint8), "positive")
+        assert_same_bits(over(code, -y, dtype=np.uint8), np.maximum(127 - count, 0).astype(np.uint8), "negative")
+
+
+@pytest.mark.parametrize(("unsigned", "levels"), [(False, 127), (True, 255)])
+def test_int8_linear_rounds_half_to_even(unsigned, levels):
+    y = np.concatenate([np.linspace(-1, 1, 100001, dtype=np.float32), (np.arange(levels) + np.float32(0.5)) / levels])
+    y = np.concatenate([y, np.nextafter(y, np.float32(2))]).astype(np.float32)
+    y = np.abs(y) if unsigned else y
+    form = int8_linear.make(host(), unsigned)
+    dtype = np.uint8 if unsigned else np.int8
+    assert_same_bits(over(form.encode, y, dtype=dtype), np.rint(y * np.float32(levels)).astype(dtype), "codes")
+
+
+@pytest.mark.parametrize(("form", "dtype"), [(half, np.float16), (bf16, ml_dtypes.bfloat16)])
+def test_every_half_word_is_widened_exactly(form, dtype):
+    every = np.arange(1 << 16, dtype=np.uint16)
+    assert_same_bits(
+        over(form.make(host()).load, every, dtype=np.float32), every.view(dtype).astype(np.float32), "load"
+    )
+
+
+@pytest.mark.parametrize(("form", "dtype"), [(half, np.float16), (bf16, ml_dtypes.bfloat16)])
+def test_narrowing_is_right_around_every_half_word_and_every_tie(form, dtype):
+    every = np.arange(0x7FFF, dtype=np.uint16)
+    with np.errstate(all="ignore"):
+        here, above = (w.view(dtype).astype(np.float64) for w in (every, every + np.uint16(1)))
+        points = np.concatenate(
+            [here, (here + above) / 2, [65519.996, 65520, 65536, 1e30, 3.4028235e38, np.inf, np.nan]]
+        )
+        x = points.astype(np.float32)
+        bits = (x.view(np.uint32)[:, None].astype(np.int64) + np.arange(-2, 3)).clip(0, 0x7FFFFFFF).astype(np.uint32)
+        x = bits.reshape(-1).view(np.float32)
+        x = np.concatenate([x, -x])
+        want = x.astype(dtype)
+    assert_same_bits(over(form.make(host()).store, x, dtype=np.uint16).view(dtype), want, "store")
+
+
+def test_powers_have_the_oracles_bits():
+    steps = [*range(1, 3000), 9999, 65535, 65536, 123457, 999_999, 1_000_000]
+    for beta in (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999):
+        assert all(ipow(beta, t).hex() == oracle_ipow(beta, t).hex() for t in steps)
+
+
+@pytest.mark.parametrize("stem", ["adam", "adamw"])
+def test_bias_corrections_round_once_from_float64(stem):
+    for t in [*range(1, 2000), 10_007, 1_000_000]:
+        s = dict(zip(RULES[stem].SCALARS, RULES[stem].scalars(t, lr=1e-3, beta1=0.9, beta2=0.999, wd=0.1), strict=True))
+        assert s["step"] == np.float32(1e-3 / (1.0 - 0.9**t))
+        assert s["ir2"] == np.float32(1.0 / math.sqrt(1.0 - 0.999**t))
+    assert s["omb2"] == np.float32(1.0 - 0.999) != np.float32(1) - np.float32(0.999)
+
+
+def test_the_order_of_scalars_is_the_kernels():
+    """The `.cuh` functors read the same row by position."""
+    assert {stem: " ".join(module.SCALARS) for stem, module in RULES.items()} == {
+        "sgd": "gs lr wd momentum damp coupled first nesterov",
+        "adam": "gs step wd beta1 omb1 beta2 omb2 ir2 eps coupled",
+        "adamw": "gs step decay beta1 omb1 beta2 omb2 ir2 eps",
+        "lion": "gs lr decay beta1 omb1 beta2 omb2",
+    }
+
+
+def test_ascent_is_a_negative_gradient_scale():
+    for module in RULES.values():
+        assert module.scalars(1, lr=0.1, gscale=0.25, maximize=True)[0] == -0.25
