@@ -1,6 +1,7 @@
 // The arithmetic that every functor uses: IEEE float32, rounded to nearest even, one rounding an operation.
-// On a GPU these are the _rn intrinsics, which no compiler flag can contract into an FMA; elsewhere plain C++
-// (built with -ffp-contract=off), so that the same functors run, and are compared with NumPy, without a GPU.
+// On a GPU each is one PTX instruction by name, because the intrinsics obey flags: CuPy compiles everything with
+// -ftz=true, which flushes subnormals in __fmul_rn as well. Elsewhere plain C++ (built with -ffp-contract=off), so
+// that the same functors run, and are compared with NumPy, without a GPU.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -11,10 +12,19 @@ typedef unsigned char uint8_t;
 typedef signed char int8_t;
 typedef unsigned long long uint64_t;
 typedef long long int64_t;
-HD float mul(float a, float b) { return __fmul_rn(a, b); }
-HD float add(float a, float b) { return __fadd_rn(a, b); }
-HD float sub(float a, float b) { return __fsub_rn(a, b); }
-HD float divide(float a, float b) { return __fdiv_rn(a, b); }
+HD float mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+HD float add(float a, float b) { float r; asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+HD float sub(float a, float b) { float r; asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+HD float divide(float a, float b) { float r; asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+HD float fused_add(float a, float b, float c) { float r; asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c)); return r; }
+HD float fused_sub(float a, float b, float c) {  // c - a b
+    float r;
+    asm("{.reg .f32 n; neg.f32 n, %1; fma.rn.f32 %0, n, %2, %3;}" : "=f"(r) : "f"(a), "f"(b), "f"(c));
+    return r;
+}
+HD float ieee_sqrt(float x) { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+HD float larger(float a, float b) { float r; asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+HD float magnitude(float x) { float r; asm("abs.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 HD uint32_t bits(float x) { return __float_as_uint(x); }
 HD float real(uint32_t w) { return __uint_as_float(w); }
 HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {
@@ -22,8 +32,6 @@ HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(pick));
     return r;
 }
-HD float ieee_sqrt(float x) { return __fsqrt_rn(x); }
-HD float larger(float a, float b) { return fmaxf(a, b); }
 #else
 #include <cmath>
 #include <cstdint>
@@ -46,9 +54,13 @@ HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {  // PTX prmt: fou
 }
 HD float ieee_sqrt(float x) { return std::sqrt(x); }
 HD float larger(float a, float b) { return a > b ? a : b; }
+HD float magnitude(float x) { return std::fabs(x); }
 #endif
 
-HD float sgn(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
+HD float sgn(float x) {  // on words: a float comparison would see a subnormal as 0 under a flush-to-zero flag
+    uint32_t w = bits(x), twice = w << 1;
+    return twice == 0 || twice > 0xFF000000u ? 0.0f : real(w & 0x80000000u | 0x3F800000u);
+}
 HD bool is_nan(float x) { return x != x; }
 
 // The dear operations, as the rules call them. `inverse_root` is 1 / (sqrt(x) * scale + eps), three roundings and one.
@@ -69,20 +81,20 @@ struct Core {
     HD static float rcp_core(float x) {
         float r;
         asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-        return __fmaf_rn(r, __fmaf_rn(-x, r, 1.0f), r);
+        return fused_add(r, fused_sub(x, r, 1.0f), r);
     }
     HD static float sqrt_core(float x) {
         float r;
         asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(larger(x, 1.17549435e-38f)));
         float s = mul(x, r), h = mul(0.5f, r);
-        return __fmaf_rn(__fmaf_rn(-s, s, x), h, s);
+        return fused_add(fused_sub(s, s, x), h, s);
     }
     HD void saw(uint32_t w) { low = min(low, w), high = max(high, (int)w); }
     HD float sqrt(float x) {
         saw(bits(x) - 1u);  // +0, which is exact, becomes the largest unsigned and a negative signed number
         return sqrt_core(x);
     }
-    HD float rcp(float x) {
+    HD float rcp(float x) {  // of a number that is not negative
         saw(bits(x));
         return rcp_core(x);
     }

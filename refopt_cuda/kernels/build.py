@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = ("--std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-lineinfo", "-default-device")
+OPTIONS = ("--std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-lineinfo", "-default-device")
 NUMBERS = ("float32", "bfloat16", "float16")
 RULES = {"sgd": ("sgd", 1), "sgd_plain": ("sgd", 0), "adam": ("adam", 2), "adamw": ("adamw", 2), "lion": ("lion", 1)}
 """functor -> (the file it is in, how many states it keeps)"""

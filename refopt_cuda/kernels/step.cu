@@ -125,7 +125,7 @@ template <bool S> struct is_table<dynamic8<S>> { static constexpr bool value = t
 HD float larger_magnitude(float a, float b) {
 #if __CUDA_ARCH__ >= 800
     float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(fabsf(b)));
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(magnitude(b)));
     return r;
 #else
     return real(max(bits(a), bits(b) & 0x7FFFFFFFu));
@@ -146,6 +146,7 @@ struct Measure {
     bool live;
     template <class C> static HD Measure of(uint32_t magnitude) {
         float a = real(magnitude);
+        if (magnitude - 0x0D800000u < 0x71000000u) return {C::scale(a), Core::rcp_core(a), true};  // 2^-100 .. 2^126
         if (!(a < real(0x7F800000u))) return {real(0x7FC00000u), 0.0f, false};
         if (a < 7.8886091e-31f) return {0.0f, 0.0f, false};  // 2^-100
         return {C::scale(a), divide(1.0f, a), true};
@@ -357,9 +358,13 @@ struct Block {  // one block on its way: where it is and, eight elements a lane,
         if (way == SLOW) return by_element(a, k, b, tables.values, tables.buckets);
         float x[8][KEPT], w[8], d[8];
         PARAM::get(p, w), GRAD::get(g, d), states.get<0>(x, tables);
+        if (s.gs != 1.0f) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) d[j] = mul(d[j], s.gs);
+        }
         Core core;
 #pragma unroll
-        for (int j = 0; j < 8; j++) RULE::update(core, w[j], mul(d[j], s.gs), x[j], s);
+        for (int j = 0; j < 8; j++) RULE::update(core, w[j], d[j], x[j], s);
         if (__any_sync(0xFFFFFFFFu, way == VECTOR && core.doubtful())) return by_element(a, k, b, tables.values, tables.buckets);
         const Tensor& t = a.tensors[k];
         if (way == VECTOR) PARAM::put(t.p, i, w);
@@ -383,16 +388,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) refopt_step(co
         x.step(a, s, tables);
     };
     Cursor c = {blockIdx.x * (THREADS / 32) + threadIdx.x / 32, 0, a.tensors[1].first};
-    if (c.b >= a.blocks) return;
-    Block x, y;
-    c.seek(a), x.fetch(a, c, lane);
-    for (bool more = true; more;) {  // two by two, so that no register moves
-        c.b += warps, more = c.b < a.blocks;
-        if (more) c.seek(a), y.fetch(a, c, lane);
+    for (; c.b < a.blocks; c.b += warps) {
+        Block x;
+        c.seek(a), x.fetch(a, c, lane);
         turn(x);
-        if (!more) break;
-        c.b += warps, more = c.b < a.blocks;
-        if (more) c.seek(a), x.fetch(a, c, lane);
-        turn(y);
     }
 }

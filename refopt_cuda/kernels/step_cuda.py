@@ -66,6 +66,16 @@ def _compiled(kernel: build.Kernel, device: int) -> tuple[Any, int]:
 
 
 @cache
+def _stream(handle: int) -> Any:
+    """CuPy's view of a stream that another library owns."""
+    cuda = _cupy().cuda
+    if not hasattr(cuda.Stream, "from_external"):
+        return cuda.ExternalStream(handle)
+    foreign = type("Foreign", (), {"__cuda_stream__": lambda self: (0, handle)})
+    return cuda.Stream.from_external(foreign())
+
+
+@cache
 def _shape(device: int) -> dict[str, int]:
     """Threads a block and blocks a multiprocessor that suit the device."""
     return {"threads": 640, "blocks_per_sm": 1}
@@ -153,6 +163,5 @@ class Launch:
         args["scalars"][0, :rows, :width] = scalars
         args["g"][0, : self.count] = grads
         args["which"][0, : self.count] = 0 if which is None else which
-        cupy = _cupy()
-        with cupy.cuda.ExternalStream(stream):
+        with _stream(stream):
             self.function((self.grid,), (self.threads,), (args,), shared_mem=self.shared)
