@@ -1,0 +1,39 @@
+"""Host kernels are compiled once: the next process finds them on disk, unless a scalar form has changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba")
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import numpy as np
+from refopt_cuda.kernels import host_cache, step_host
+from refopt_cuda.rules import RULES
+if {edited}:
+    host_cache._sources = lambda: "another scalar form"
+p, g = np.ones(8, np.float32), np.ones(8, np.float32)
+codecs, states = {{"sgd": ((), []), "lion": (("f32",), [{{"codes": np.zeros(8, np.float32)}}])}}[{rule!r}]
+step_host.step({rule!r}, codecs, p, g, states, (8,), 256, RULES[{rule!r}].scalars(1, lr=0.5))
+plan = step_host._plan({rule!r}, codecs, "f32", "f32")
+print(*p[:1], sum(plan.serial.stats.cache_hits.values()), sum(plan.serial.stats.cache_misses.values()))
+"""
+
+
+def run(folder: Path, rule: str = "sgd", edited: bool = False) -> str:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT.format(rule=rule, edited=edited)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_second_process_finds_the_kernel_on_disk(tmp_path):
+    assert run(tmp_path) == "0.5 0 1"
+    assert run(tmp_path) == "0.5 1 0"
+    assert run(tmp_path, rule="lion") == "0.5 0 1", "another rule must not be served the first one's kernel"
+    assert run(tmp_path, edited=True) == "0.5 0 1", "a changed source must not be served the old kernel"
