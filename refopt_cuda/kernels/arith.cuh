@@ -85,7 +85,7 @@ struct Core {
     }
     HD static float sqrt_core(float x) {
         float r;
-        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(larger(x, 1.17549435e-38f)));
+        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(add(x, 1.17549435e-38f)));  // + 2^-126: only 0 feels it
         float s = mul(x, r), h = mul(0.5f, r);
         return fused_add(fused_sub(s, s, x), h, s);
     }

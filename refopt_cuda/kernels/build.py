@@ -33,6 +33,7 @@ class Kernel:
     threads: int = 512
     blocks_per_sm: int = 2
     tensors: int = 512
+    rows: int = 1
 
     @property
     def lookups(self) -> bool:
@@ -81,6 +82,7 @@ def source(kernel: Kernel) -> str:
         "THREADS": kernel.threads,
         "MIN_BLOCKS": kernel.blocks_per_sm,
         "TENSORS": kernel.tensors,
+        "ROWS": kernel.rows,
         "LOOKUPS": int(kernel.lookups),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())

@@ -1,16 +1,17 @@
 // One optimizer step over many tensors in one launch: decode, rule, encode, in one pass through memory.
 //
 // build.py defines, in front of this text: RULE (functor), CODECS (codec functors of its states, in order), PARAM and
-// GRAD (number formats), BLOCK (elements that share a scale), THREADS, MIN_BLOCKS, TENSORS (most tensors a launch).
+// GRAD (number formats), BLOCK (elements that share a scale), THREADS, MIN_BLOCKS, TENSORS and ROWS
+// (most tensors, and different rows of scalars, a launch), LOOKUPS (whether a codec reads the dynamic map's tables).
 //
 // A warp takes one block of the tensors' joint block list at a time, every warp of a persistent grid in turn: eight
-// neighbouring elements a lane, 16-byte loads, the next block already on its way while this one is computed. Blocks
-// that are ragged or not aligned take `by_element`, the same functors one element at a time.
+// neighbouring elements a lane, 16-byte loads; the other warps of the multiprocessor compute while it waits. Blocks
+// that are not aligned take `by_element`, the same functors one element at a time.
 
 constexpr int STATES = RULE::STATES, KEPT = STATES > 0 ? STATES : 1;
 typedef RULE::Scalars Scalars;
 
-// ---- global memory: 16, 8 or 4 bytes, read once and written once; volatile, so that a fetch ahead stays ahead ----
+// ---- global memory: 16, 8 or 4 bytes, read once and written once; volatile, so that all loads of a block stay in front ----
 
 static HD uint4 take16(const void* at) {
     uint4 v;
@@ -140,6 +141,12 @@ HD uint32_t warp_max(uint32_t w) {
 #endif
 }
 
+HD uint32_t block_magnitude(const float (&x)[8]) {
+    float a = larger_magnitude(larger_magnitude(0.0f, x[0]), x[1]), b = larger_magnitude(larger_magnitude(0.0f, x[2]), x[3]);
+    float c = larger_magnitude(larger_magnitude(0.0f, x[4]), x[5]), d = larger_magnitude(larger_magnitude(0.0f, x[6]), x[7]);
+    return warp_max(bits(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d))));
+}
+
 // What a block's magnitude makes of it: the stored scale, the factor that brings it to [-1, 1], whether it has codes.
 struct Measure {
     float scale, inv;
@@ -155,79 +162,70 @@ struct Measure {
 
 // ---- the states of a rule, each behind its codec ----
 
+struct __align__(16) Slot {  // where one state of one tensor lies
+    char* codes;
+    float* scales;
+};
+
 template <class C, bool SCALED = C::SCALED> struct Stored;
 
 template <class C> struct Stored<C, true> {  // 8-bit codes, a scale a block
     uint2 word;
     float scale;
-    HD void load(const char* codes, const float* scales, uint32_t t, uint32_t block) {
-        word = take8(codes + (uint64_t)t * 8);
-        scale = take4(scales + block);
+    HD void load(const Slot& at, uint32_t t, uint32_t block) {
+        word = take8(at.codes + (uint64_t)t * 8);
+        scale = take4(at.scales + block);
     }
-    HD void clear() { word = make_uint2(C::ZERO, C::ZERO), scale = 0.0f; }
-    template <int J> HD void get(float (&x)[8][KEPT], const Tables& t) const {
+    HD void get(float (&x)[8], const Tables& t) const {
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i][J] = C::decode(i < 4 ? word.x : word.y, i & 3, scale, t);
+        for (int i = 0; i < 8; i++) x[i] = C::decode(i < 4 ? word.x : word.y, i & 3, scale, t);
     }
-    template <int J> static HD void put(char* codes, float* scales, uint32_t t, uint32_t block, bool inside,
-                                        const float (&x)[8][KEPT], const Tables& tables) {
-        float y[8], a = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = x[i][J], a = larger_magnitude(a, y[i]);
-        Measure m = Measure::of<C>(warp_max(inside ? bits(a) : 0u));
+    static HD void measure(const float (&x)[8], Measure& m) { m = Measure::of<C>(block_magnitude(x)); }
+    static HD void put(const Slot& at, uint32_t t, uint32_t block, bool inside, const float (&x)[8], const Measure& m,
+                       const Tables& tables) {
         uint2 w = make_uint2(C::ZERO, C::ZERO);
-        if (m.live) w = make_uint2(C::encode4(y, m.inv, tables), C::encode4(y + 4, m.inv, tables));
-        if (inside) give8(codes + (uint64_t)t * 8, w);
-        if (tables.lane4 == 0) give4(scales + block, m.scale);
+        if (m.live) w = make_uint2(C::encode4(x, m.inv, tables), C::encode4(x + 4, m.inv, tables));
+        if (inside) give8(at.codes + (uint64_t)t * 8, w);
+        if (tables.lane4 == 0) give4(at.scales + block, m.scale);
     }
-    static HD float one(const char* codes, const float* scales, int64_t i, uint32_t block, const Tables& t) {
-        return C::decode(((const uint8_t*)codes)[i], 0, scales[block], t);
+    static HD float one(const Slot& at, int64_t i, uint32_t block, const Tables& t) {
+        return C::decode(((const uint8_t*)at.codes)[i], 0, at.scales[block], t);
     }
-    static HD void one(char* codes, int64_t i, float x, const Measure& m, const Tables& t) {
+    static HD void one(const Slot& at, int64_t i, float x, const Measure& m, const Tables& t) {
         float y[4] = {x, 0.0f, 0.0f, 0.0f};
-        ((uint8_t*)codes)[i] = (uint8_t)(m.live ? C::encode4(y, m.inv, t) : C::ZERO);
+        ((uint8_t*)at.codes)[i] = (uint8_t)(m.live ? C::encode4(y, m.inv, t) : C::ZERO);
     }
 };
 
 template <class C> struct Stored<C, false> {  // float32, as it is
     float32::Raw raw;
-    HD void load(const char* codes, const float*, uint32_t t, uint32_t) { float32::load(codes, t, raw); }
-    HD void clear() { raw.a = raw.b = make_uint4(0, 0, 0, 0); }
-    template <int J> HD void get(float (&x)[8][KEPT], const Tables&) const {
-        float y[8];
-        float32::get(raw, y);
-#pragma unroll
-        for (int i = 0; i < 8; i++) x[i][J] = y[i];
+    HD void load(const Slot& at, uint32_t t, uint32_t) { float32::load(at.codes, t, raw); }
+    HD void get(float (&x)[8], const Tables&) const { float32::get(raw, x); }
+    static HD void measure(const float (&)[8], Measure&) {}
+    static HD void put(const Slot& at, uint32_t t, uint32_t, bool inside, const float (&x)[8], const Measure&, const Tables&) {
+        if (inside) float32::put(at.codes, t, x);
     }
-    template <int J> static HD void put(char* codes, float*, uint32_t t, uint32_t, bool inside,
-                                        const float (&x)[8][KEPT], const Tables&) {
-        float y[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = x[i][J];
-        if (inside) float32::put(codes, t, y);
-    }
-    static HD float one(const char* codes, const float*, int64_t i, uint32_t, const Tables&) { return ((const float*)codes)[i]; }
-    static HD void one(char* codes, int64_t i, float x, const Measure&, const Tables&) { ((float*)codes)[i] = x; }
+    static HD float one(const Slot& at, int64_t i, uint32_t, const Tables&) { return ((const float*)at.codes)[i]; }
+    static HD void one(const Slot& at, int64_t i, float x, const Measure&, const Tables&) { ((float*)at.codes)[i] = x; }
 };
 
 // ---- the launch ----
 
-struct Tensor {  // static: rebuilt only where a pointer changed
+struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
+    uint32_t first, whole;     // first block in the joint list; blocks before `whole` lie at BLOCK times their number
+    uint32_t per, aligned;     // blocks a row, 0 where all but the last are whole; whether 16-byte accesses are allowed
     char* p;
-    char* codes[KEPT];
-    float* scales[KEPT];
-    int64_t n, row;       // elements, elements a row (of the block layout)
-    uint32_t first, per;  // first block in the joint list; blocks a row, 0 where all are whole but the last
-    uint32_t whole;       // blocks of the joint list before this one lie at 256 times their number
-    uint32_t aligned;     // all pointers at 16 bytes
+    int64_t row;               // elements a row of the block layout
+    Slot states[KEPT];
+    int64_t n, unused;
 };
 struct Args {
     const Tensor* tensors;  // one more than there are: the last only ends the list
     const float* values;    // tables of the dynamic map: 256 signed, 256 unsigned values, then the buckets
     uint32_t blocks, count;
-    float scalars[8][16];
+    float scalars[ROWS][16];
     unsigned char which[TENSORS];  // row of scalars a tensor
-    const char* g[TENSORS];        // 0: skip
+    const char* g[TENSORS];        // 1: skip
 };
 
 struct Cursor {  // walks the joint block list: block b lies in tensor k, which ends before block `end`
@@ -253,48 +251,40 @@ struct Span {  // one block of a tensor: number, first element, length
 
 template <class... C> struct Load;
 template <> struct Load<> {
-    HD void load(const Tensor&, int, uint32_t, uint32_t) {}
-    HD void clear() {}
-    template <int J> HD void get(float (&)[8][KEPT], const Tables&) const {}
-    template <int J> static HD void put(const Tensor&, uint32_t, uint32_t, bool, const float (&)[8][KEPT], const Tables&) {}
-    template <int J> static HD void one(const Tensor&, int64_t, uint32_t, float (&)[KEPT], const Tables&) {}
-    template <int J> static HD void grow(uint32_t (&)[KEPT], const float (&)[KEPT]) {}
-    template <int J> static HD void close(const Tensor&, uint32_t, uint32_t (&)[KEPT], Measure (&)[KEPT], bool) {}
-    template <int J> static HD void write(const Tensor&, int64_t, const float (&)[KEPT], const Measure (&)[KEPT], const Tables&) {}
+    HD void load(const Slot*, uint32_t, uint32_t) {}
+    HD void get(float (*)[8], const Tables&) const {}
+    static HD void measure(const float (*)[8], Measure*) {}
+    static HD void put(const Slot*, uint32_t, uint32_t, bool, const float (*)[8], const Measure*, const Tables&) {}
+    static HD void one(const Slot*, int64_t, uint32_t, float*, const Tables&) {}
+    static HD void grow(uint32_t*, const float*) {}
+    static HD void close(const Slot*, uint32_t, uint32_t*, Measure*, bool) {}
+    static HD void write(const Slot*, int64_t, const float*, const Measure*, const Tables&) {}
 };
 template <class C, class... Rest> struct Load<C, Rest...> {
     Stored<C> head;
     Load<Rest...> rest;
-    HD void load(const Tensor& t, int j, uint32_t at, uint32_t block) {
-        head.load(t.codes[j], t.scales[j], at, block), rest.load(t, j + 1, at, block);
-    }
-    HD void clear() { head.clear(), rest.clear(); }
-    template <int J> HD void get(float (&x)[8][KEPT], const Tables& t) const {
-        head.template get<J>(x, t), rest.template get<J + 1>(x, t);
-    }
-    template <int J> static HD void put(const Tensor& t, uint32_t at, uint32_t block, bool inside,
-                                        const float (&x)[8][KEPT], const Tables& tables) {
-        Stored<C>::template put<J>(t.codes[J], t.scales[J], at, block, inside, x, tables);
-        Load<Rest...>::template put<J + 1>(t, at, block, inside, x, tables);
+    typedef Load<Rest...> Next;
+    HD void load(const Slot* at, uint32_t t, uint32_t block) { head.load(*at, t, block), rest.load(at + 1, t, block); }
+    HD void get(float (*x)[8], const Tables& t) const { head.get(*x, t), rest.get(x + 1, t); }
+    static HD void measure(const float (*x)[8], Measure* m) { Stored<C>::measure(*x, *m), Next::measure(x + 1, m + 1); }
+    static HD void put(const Slot* at, uint32_t t, uint32_t block, bool inside, const float (*x)[8], const Measure* m,
+                       const Tables& tables) {
+        Stored<C>::put(*at, t, block, inside, *x, *m, tables), Next::put(at + 1, t, block, inside, x + 1, m + 1, tables);
     }
     // one element at a time
-    template <int J> static HD void one(const Tensor& t, int64_t i, uint32_t block, float (&x)[KEPT], const Tables& tables) {
-        x[J] = Stored<C>::one(t.codes[J], t.scales[J], i, block, tables);
-        Load<Rest...>::template one<J + 1>(t, i, block, x, tables);
+    static HD void one(const Slot* at, int64_t i, uint32_t block, float* x, const Tables& tables) {
+        *x = Stored<C>::one(*at, i, block, tables), Next::one(at + 1, i, block, x + 1, tables);
     }
-    template <int J> static HD void grow(uint32_t (&a)[KEPT], const float (&x)[KEPT]) {
-        a[J] = max(a[J], bits(x[J]) & 0x7FFFFFFFu), Load<Rest...>::template grow<J + 1>(a, x);
-    }
-    template <int J> static HD void close(const Tensor& t, uint32_t block, uint32_t (&a)[KEPT], Measure (&m)[KEPT], bool first) {
+    static HD void grow(uint32_t* a, const float* x) { *a = max(*a, bits(*x) & 0x7FFFFFFFu), Next::grow(a + 1, x + 1); }
+    static HD void close(const Slot* at, uint32_t block, uint32_t* a, Measure* m, bool store) {
         if constexpr (C::SCALED) {
-            m[J] = Measure::of<C>(warp_max(a[J]));
-            if (first) t.scales[J][block] = m[J].scale;
+            *m = Measure::of<C>(warp_max(*a));
+            if (store) at->scales[block] = m->scale;
         }
-        Load<Rest...>::template close<J + 1>(t, block, a, m, first);
+        Next::close(at + 1, block, a + 1, m + 1, store);
     }
-    template <int J> static HD void write(const Tensor& t, int64_t i, const float (&x)[KEPT], const Measure (&m)[KEPT],
-                                          const Tables& tables) {
-        Stored<C>::one(t.codes[J], i, x[J], m[J], tables), Load<Rest...>::template write<J + 1>(t, i, x, m, tables);
+    static HD void write(const Slot* at, int64_t i, const float* x, const Measure* m, const Tables& tables) {
+        Stored<C>::one(*at, i, *x, *m, tables), Next::write(at + 1, i, x + 1, m + 1, tables);
     }
 };
 typedef Load<CODECS> States;
@@ -303,7 +293,7 @@ typedef Load<CODECS> States;
 // with the same bits and stores it.
 __device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t b, const char* values, const uint32_t* buckets) {
     const Tensor& t = a.tensors[k];
-    const Scalars s = *(const Scalars*)a.scalars[a.which[k]];
+    const Scalars s = *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[k]];
     const Span at(t, b);
     uint32_t lane = threadIdx.x & 31, magnitude[KEPT] = {};
     Tables tables = {values, buckets, lane * 4};
@@ -313,84 +303,72 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t b, c
         for (uint32_t i = lane; i < at.length; i += 32) {
             int64_t e = at.offset + i;
             float x[KEPT] = {}, p = PARAM::one(t.p, e), g = mul(GRAD::one(a.g[k], e), s.gs);
-            States::one<0>(t, e, at.block, x, tables);
+            States::one(t.states, e, at.block, x, tables);
             RULE::update(ieee, p, g, x, s);
             if (pass == 0) {
-                States::grow<0>(magnitude, x);
+                States::grow(magnitude, x);
             } else {
                 PARAM::one(t.p, e, p);
-                States::write<0>(t, e, x, m, tables);
+                States::write(t.states, e, x, m, tables);
             }
         }
         __syncwarp();
-        States::close<0>(t, at.block, magnitude, m, pass == 1 && lane == 0);
+        States::close(t.states, at.block, magnitude, m, pass == 1 && lane == 0);
     }
 }
 
-struct Block {  // one block on its way: where it is and, eight elements a lane, its numbers
-    uint32_t k, b, i;  // tensor, block in the joint list, i * 8 is the lane's first element
-    enum Way { SKIP, SLOW, VECTOR, OUTSIDE } way;  // OUTSIDE: a lane beyond the end of a short block
+HD void step_block(const Args& a, uint32_t k, uint32_t b, const Scalars& s, const Tables& tables) {
+    const Tensor& t = a.tensors[k];
+    const uint4 head = *(const uint4*)&t;  // first, whole, per, aligned
+    const char* from = a.g[k];
+    uint32_t lane = tables.lane4 >> 2, block = b - head.x, i = block * 32 + lane;
+    bool inside = true;
+    if (BLOCK != 256 || b >= head.y || ((uint64_t)from & 15)) {
+        if (from == (const char*)1) return;
+        const Span at(t, b);
+        if (BLOCK != 256 || !head.w || ((uint64_t)from & 15) || (((uint32_t)at.offset | at.length) & 7))
+            return by_element(a, k, b, tables.values, tables.buckets);
+        inside = lane * 8 < at.length;  // lanes beyond a short block repeat its last elements and store nothing
+        i = (uint32_t)(at.offset >> 3) + (inside ? lane : at.length / 8 - 1);
+    }
     PARAM::Raw p;
     GRAD::Raw g;
     States states;
-
-    HD void fetch(const Args& a, const Cursor& c, uint32_t lane) {
-        k = c.k, b = c.b;
-        const Tensor& t = a.tensors[k];
-        const char* from = a.g[k];
-        uint32_t block = b - t.first;
-        i = block * 32 + lane;
-        way = VECTOR;
-        if (from == 0) way = SKIP;
-        else if (BLOCK != 256 || !t.aligned || ((uint64_t)from & 15)) way = SLOW;
-        else if (b >= t.whole) {  // a ragged block
-            Span at(t, b);
-            i = (uint32_t)(at.offset >> 3) + lane;
-            way = (((uint32_t)at.offset | at.length) & 7) ? SLOW : lane * 8 < at.length ? VECTOR : OUTSIDE;
-        }
-        if (way == OUTSIDE) p = {}, g = {}, states.clear();
-        if (way != VECTOR) return;
-        PARAM::load(t.p, i, p), GRAD::load(from, i, g), states.load(t, 0, i, block);
-    }
-
-    HD void step(const Args& a, const Scalars& s, const Tables& tables) const {
-        if (way == SKIP) return;
-        if (way == SLOW) return by_element(a, k, b, tables.values, tables.buckets);
-        float x[8][KEPT], w[8], d[8];
-        PARAM::get(p, w), GRAD::get(g, d), states.get<0>(x, tables);
-        if (s.gs != 1.0f) {
+    GRAD::load(from, i, g), PARAM::load(t.p, i, p), states.load(t.states, i, block);
+    float x[KEPT][8], w[8], d[8];
+    GRAD::get(g, d), PARAM::get(p, w), states.get(x, tables);
+    if (s.gs != 1.0f) {
 #pragma unroll
-            for (int j = 0; j < 8; j++) d[j] = mul(d[j], s.gs);
-        }
-        Core core;
-#pragma unroll
-        for (int j = 0; j < 8; j++) RULE::update(core, w[j], d[j], x[j], s);
-        if (__any_sync(0xFFFFFFFFu, way == VECTOR && core.doubtful())) return by_element(a, k, b, tables.values, tables.buckets);
-        const Tensor& t = a.tensors[k];
-        if (way == VECTOR) PARAM::put(t.p, i, w);
-        States::put<0>(t, i, b - t.first, way == VECTOR, x, tables);
+        for (int j = 0; j < 8; j++) d[j] = mul(d[j], s.gs);
     }
-};
+    Core core;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float y[KEPT];
+#pragma unroll
+        for (int n = 0; n < STATES; n++) y[n] = x[n][j];
+        RULE::update(core, w[j], d[j], y, s);
+#pragma unroll
+        for (int n = 0; n < STATES; n++) x[n][j] = y[n];
+    }
+    if (__any_sync(0xFFFFFFFFu, core.doubtful())) return by_element(a, k, b, tables.values, tables.buckets);
+    if (inside) PARAM::put(t.p, i, w);
+    Measure m[KEPT];
+    States::measure(x, m);
+    States::put(t.states, i, block, inside, x, m, tables);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) refopt_step(const __grid_constant__ Args a) {
     extern __shared__ char shared[];
-    uint32_t lane = threadIdx.x & 31;
-    Tables tables = {shared, (const uint32_t*)(shared + 65536), lane * 4};
+    Tables tables = {shared, (const uint32_t*)(shared + 65536), (threadIdx.x & 31) * 4};
     if (LOOKUPS) {
         for (int i = threadIdx.x; i < 16384; i += THREADS) ((float*)shared)[i] = a.values[(i >> 6) + (i & 32) * 8];
         for (int i = threadIdx.x; i < 2 * BUCKETS; i += THREADS) ((uint32_t*)(shared + 65536))[i] = ((const uint32_t*)a.values)[512 + i];
         __syncthreads();
     }
-    uint32_t warps = gridDim.x * (THREADS / 32), row = 0;
-    Scalars s = *(const Scalars*)a.scalars[0];
-    const auto turn = [&](const Block& x) {
-        if (a.which[x.k] != row) row = a.which[x.k], s = *(const Scalars*)a.scalars[row];
-        x.step(a, s, tables);
-    };
     Cursor c = {blockIdx.x * (THREADS / 32) + threadIdx.x / 32, 0, a.tensors[1].first};
-    for (; c.b < a.blocks; c.b += warps) {
-        Block x;
-        c.seek(a), x.fetch(a, c, lane);
-        turn(x);
+    for (; c.b < a.blocks; c.b += gridDim.x * (THREADS / 32)) {
+        c.seek(a);
+        step_block(a, c.k, c.b, *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[c.k]], tables);
     }
 }

@@ -24,6 +24,10 @@ ROWS = 8
 """Different rows of scalars (step counts) that one launch can hold."""
 
 
+SKIP = 1
+"""In place of a gradient's address: leave this tensor alone."""
+
+
 class Tensor(NamedTuple):
     """One parameter of a launch: device addresses of p and of (codes, scales) of each state (scales 0 if none), shape."""
 
@@ -78,7 +82,7 @@ def _stream(handle: int) -> Any:
 @cache
 def _shape(device: int) -> dict[str, int]:
     """Threads a block and blocks a multiprocessor that suit the device."""
-    return {"threads": 640, "blocks_per_sm": 1}
+    return {"threads": 512, "blocks_per_sm": 2}
 
 
 class Launch:
@@ -99,38 +103,44 @@ class Launch:
         self.count = self.blocks = 0
         self._kernel(SIZES[0])
 
-    def _kernel(self, tensors: int, device: int | None = None) -> build.Kernel:
-        shape = {} if device is None else _shape(device)
-        return build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors=tensors, **shape)
-
     def bind(self, tensors: Sequence[Tensor]) -> None:
         """Fix the parameters and states that the launch works on (current device). Copies a table of ~100 bytes a tensor."""
         cupy = _cupy()
         if not 0 < len(tensors) <= SIZES[-1]:
             raise ValueError(f"Launch.bind: 1 to {SIZES[-1]} tensors fit a launch, got {len(tensors)}")
-        device = cupy.cuda.Device().id
+        self.device = cupy.cuda.Device().id
         self.size = next(s for s in SIZES if s >= len(tensors))
-        kernel = self._kernel(self.size, device)
         table, self.blocks = self._table(tensors)
         self.count, self.bound = len(tensors), tuple(tensors)
         self.table = cupy.asarray(table.view(np.uint8))
-        self.function, grid = _compiled(kernel, device)
-        warps = kernel.threads // 32
-        self.grid, self.threads, self.shared = min(grid, -(-self.blocks // warps)), kernel.threads, kernel.shared
-        self.lookup = _tables(device)
-        self.args = np.zeros(1, self._args_type(self.size))
-        self.args["tensors"], self.args["values"] = self.table.data.ptr, self.lookup.data.ptr
-        self.args["blocks"], self.args["count"] = self.blocks, self.count
+        self.lookup = _tables(self.device)
+        self.ways: dict[int, tuple[Any, ...]] = {}
+
+    def _way(self, rows: int) -> tuple[Any, ...]:
+        """(function, grid, threads, shared bytes, arguments) of the kernel that holds this many rows of scalars."""
+        if rows not in self.ways:
+            kernel = self._kernel(self.size, rows, self.device)
+            function, grid = _compiled(kernel, self.device)
+            args = np.zeros(1, self._args_type(self.size, rows))
+            args["tensors"], args["values"] = self.table.data.ptr, self.lookup.data.ptr
+            args["blocks"], args["count"] = self.blocks, self.count
+            grid = min(grid, -(-self.blocks // (kernel.threads // 32)))
+            self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args)
+        return self.ways[rows]
+
+    def _kernel(self, tensors: int, rows: int = 1, device: int | None = None) -> build.Kernel:
+        shape = {} if device is None else _shape(device)
+        return build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors=tensors, rows=rows, **shape)
 
     @staticmethod
-    def _args_type(size: int) -> np.dtype:
-        fields = [("tensors", "u8"), ("values", "u8"), ("blocks", "u4"), ("count", "u4"), ("scalars", "f4", (ROWS, 16))]
+    def _args_type(size: int, rows: int) -> np.dtype:
+        fields = [("tensors", "u8"), ("values", "u8"), ("blocks", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
         return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
 
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)
-        fields = [("p", "u8"), ("codes", "u8", (kept,)), ("scales", "u8", (kept,)), ("n", "i8"), ("row", "i8")]
-        table = np.zeros(len(tensors) + 1, np.dtype([*fields, ("first", "u4"), ("per", "u4"), ("whole", "u4"), ("aligned", "u4")]))
+        head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("row", "i8")]
+        table = np.zeros(len(tensors) + 1, np.dtype([*head, ("states", "u8", (kept, 2)), ("n", "i8"), ("unused", "i8")]))
         first = 0
         for entry, t in zip(table, tensors, strict=False):
             n = math.prod(t.shape)
@@ -139,13 +149,12 @@ class Launch:
             row = t.shape[-1] if len(t.shape) >= 2 and t.shape[-1] >= 16 else n
             flat = n == 0 or row % self.block == 0 or row == n
             per = 0 if flat else -(-row // self.block)
-            blocks = -(-n // self.block) if flat else n // row * per
-            for j, (codes, scales) in enumerate(t.states):
-                entry["codes"][j], entry["scales"][j] = codes, scales
-            entry["p"], entry["n"], entry["row"], entry["first"], entry["per"] = t.p, n, row, first, per
-            entry["whole"] = first + (n // self.block if flat else 0)
-            entry["aligned"] = all(a % 16 == 0 for a in (t.p, *(c for c, _ in t.states)))
-            first += blocks
+            entry["first"], entry["per"], entry["p"], entry["n"], entry["row"] = first, per, t.p, n, row
+            for j, state in enumerate(t.states):
+                entry["states"][j] = state
+            entry["aligned"] = all(a % 16 == 0 for a in (t.p, *(codes for codes, _ in t.states)))
+            entry["whole"] = first + (n // self.block if flat and entry["aligned"] else 0)
+            first += -(-n // self.block) if flat else n // row * per
         if first >= 2**32:
             raise ValueError(f"Launch.bind: {first} blocks; at most 2^32 - 1 fit a launch")
         table["first"][-1] = first
@@ -153,15 +162,16 @@ class Launch:
 
     def run(self, grads: Sequence[int], scalars: np.ndarray, which: Sequence[int] | None, stream: int) -> None:
         """Enqueue one step on `stream` (a cudaStream_t). `grads[k]` is the device address of tensor k's gradient, at any
-        alignment; 0 skips the tensor. `scalars` is float32 (rows, len(SCALARS)); `which[k]` names tensor k's row."""
+        alignment; `SKIP` skips the tensor. `scalars` is float32 (rows, len(SCALARS)); `which[k]` names tensor k's row."""
         rows, width = scalars.shape
         if rows > ROWS or width != self.scalars or len(grads) != self.count:
             raise ValueError(f"Launch.run: {len(grads)} gradients for {self.count} tensors, scalars {scalars.shape}")
         if not self.blocks:
             return
-        args = self.args
+        grid, threads, function, shared, args = self._way(1 if rows == 1 else ROWS)
         args["scalars"][0, :rows, :width] = scalars
         args["g"][0, : self.count] = grads
-        args["which"][0, : self.count] = 0 if which is None else which
+        if which is not None:
+            args["which"][0, : self.count] = which
         with _stream(stream):
-            self.function((self.grid,), (self.threads,), (args,), shared_mem=self.shared)
+            function(grid, threads, (args,), shared_mem=shared)

@@ -9,7 +9,7 @@ import numpy as np
 
 from refopt import Optimizer
 from refopt.spec import Box
-from refopt_cuda.kernels.step_cuda import Launch, Tensor
+from refopt_cuda.kernels.step_cuda import SKIP, Launch, Tensor
 from refopt_cuda.rules import RULES
 
 TO_WORDS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
@@ -86,7 +86,7 @@ class Pair:
         ts = [s["t"] + 1 for s in self.state]
         rows = sorted(set(ts))
         scalars = np.stack([RULES[self.rule].scalars(t, **self.opt.hyper) for t in rows])
-        pointers = [0 if d is None else d.data.ptr + shift for d in device]
+        pointers = [SKIP if d is None else d.data.ptr + shift for d in device]
         self.launch.run(pointers, scalars, [rows.index(t) for t in ts], cupy.cuda.get_current_stream().ptr)
         self.expect(words)
         self.compare()
