@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refopt import codecs as oracle_codecs
 from refopt.codecs.dynamic8 import midpoints, table
 from refopt.scalars import ipow as oracle_ipow
-from refopt_cuda.codecs import bf16, dynamic8, int8_linear
+from refopt_cuda.codecs import CODECS, bf16, dynamic8, int8_linear
 from refopt_cuda.rules import RULES
 from refopt_cuda.scalars import ipow
 from tests.twins.common import assert_same_bits
@@ -65,6 +66,22 @@ def test_dynamic8_encodes_to_the_nearest_code_everywhere(unsigned):
     else:
         assert_same_bits(over(code, y, dtype=np.uint8), (127 + count).astype(np.uint8), "positive")
         assert_same_bits(over(code, -y, dtype=np.uint8), np.maximum(127 - count, 0).astype(np.uint8), "negative")
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("stem", ["dynamic8", "int8_linear"])
+def test_scales_of_dead_smallest_largest_and_non_finite_blocks(stem, unsigned):
+    edge = int(np.float32(2.0**-100).view(np.uint32))
+    bits = np.array([0, 1, edge - 1, edge, edge + 1, 0x3F800000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000], np.uint32)
+    scale = CODECS[stem].make(host(), unsigned).scale
+    record = oracle_codecs.CODECS[stem](block=1, signed=not unsigned)
+    stored = over(numba.njit(lambda b: scale(b)[0]), bits, dtype=np.float32)
+    assert_same_bits(stored, record.encode(bits.view(np.float32)).scales, "stored")
+    with np.errstate(all="ignore"):
+        inverse = np.float32(1) / bits[3:7].view(np.float32)
+    assert_same_bits(over(numba.njit(lambda b: scale(b)[1]), bits[3:7], dtype=np.float32), inverse, "inverse")
+    coded = over(numba.njit(lambda b: scale(b)[2]), bits, dtype=np.bool_)
+    assert coded.tolist() == [False] * 3 + [True] * 4 + [False] * 2
 
 
 @pytest.mark.parametrize(("unsigned", "levels"), [(False, 127), (True, 255)])
