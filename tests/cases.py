@@ -1,0 +1,78 @@
+"""The database of cases: every rule with hyper-parameters that matter, every codec with its options.
+
+A law is written once and runs over these lists. No value lies where two rules, or two readings of one rule, coincide:
+decay is on, the betas differ, neither is a default, and no product of two of them is a power of two.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+HEAVY, ADAM = {"lr": 0.03, "momentum": 0.85, "wd": 0.07}, {"lr": 0.013, "beta1": 0.8, "beta2": 0.97, "eps": 1e-7}
+
+
+class RuleCase(NamedTuple):
+    """A rule with hyper-parameters; `states` are the roles that it keeps with them."""
+
+    label: str
+    stem: str
+    states: tuple[str, ...]
+    hyper: dict[str, Any]
+
+    def optimizer(self, ref: ModuleType, codecs: Any = None, place: Any = "resident", **changed: Any) -> Any:
+        """The subject's Optimizer for this case, some arguments changed."""
+        return ref.Optimizer(self.stem, codecs, place, **(self.hyper | changed))
+
+    def update(self, ref: ModuleType, p: Any, g: Any, state: Any, t: int, **changed: Any) -> Any:
+        """The rule's bare `update`, some hyper-parameters changed."""
+        return ref.rules.RULES[self.stem].update(p, g, state, t=t, **(self.hyper | changed))
+
+
+RULES = [
+    RuleCase("sgd", "sgd", (), {"lr": 0.03, "wd": 0.07}),
+    RuleCase("sgd-momentum", "sgd", ("buf",), HEAVY | {"dampening": 0.2}),
+    RuleCase("sgd-nesterov", "sgd", ("buf",), HEAVY | {"nesterov": True}),
+    RuleCase("adam", "adam", ("m", "v"), ADAM | {"wd": 0.06}),
+    RuleCase("adamw", "adamw", ("m", "v"), ADAM | {"wd": 0.11}),
+    RuleCase("lion", "lion", ("m",), {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),
+]
+BY_LABEL = {c.label: c for c in RULES}
+STATEFUL = [c for c in RULES if c.states]
+
+
+class CodecCase(NamedTuple):
+    """A codec with options."""
+
+    label: str
+    stem: str
+    options: dict[str, Any]
+
+    def record(self, ref: ModuleType) -> Any:
+        """The subject's record with these options."""
+        codec = ref.codecs.CODECS[self.stem]
+        return codec(**self.options) if self.options else codec
+
+    @property
+    def signed(self) -> bool:
+        return self.options.get("signed", True)
+
+
+CODECS = [
+    CodecCase("f32", "f32", {}),
+    CodecCase("bf16", "bf16", {}),
+    CodecCase("int8_linear", "int8_linear", {}),
+    CodecCase("int8_linear-7", "int8_linear", {"block": 7}),
+    CodecCase("int8_linear-unsigned", "int8_linear", {"signed": False, "block": 32}),
+    CodecCase("dynamic8", "dynamic8", {}),
+    CodecCase("dynamic8-7", "dynamic8", {"block": 7}),
+    CodecCase("dynamic8-flat", "dynamic8", {"block": 64, "layout": "flat"}),
+    CodecCase("dynamic8-unsigned", "dynamic8", {"signed": False, "block": 32}),
+]
+BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16")]
+STEMS = ["f32", "bf16", "int8_linear", "dynamic8"]
+
+
+def label(case: Any) -> str:
+    """A case's name in pytest's output."""
+    return case.label
