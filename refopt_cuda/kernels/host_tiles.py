@@ -7,6 +7,7 @@ elements, row, offset in the row, row length). A codec of None is float32, which
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -19,7 +20,8 @@ __all__ = ["NO_SCALES", "rule_loop", "spread", "tiles"]
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 NO_SCALES = np.zeros(0, np.float32)
 """Stands in for the scales of a state without any."""
-jit = numba.njit(error_model="numpy", nogil=True, _nrt=False)
+options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
+jit = numba.njit(**options)
 """Without reference counts: a slice would cost two atomic operations, a third of the time of a short block."""
 inline = numba.njit(inline="always")
 """For what returns a slice, which only a counted reference may do across a call."""

@@ -75,7 +75,7 @@ def step(
         raise ValueError(f"step: scalars must be float32[{plan.scalars}] for {rule}, got {got}")
     blocks = (block,) * len(codecs) if isinstance(block, int | np.integer) else tuple(block)
     row, tile, blocks = _tiling(tuple(codecs), tuple(shape), size, blocks, layout)
-    arrays = _flat(p, size, "p"), _flat(g, size, "g"), *_stored(codecs, states, size, row, blocks)
+    arrays = _flat(p, size, "p"), _flat(g, size, "g", written=False), *_stored(codecs, states, size, row, blocks)
     if size == 0:
         return
     tiles = (size // row) * -(-row // tile)
@@ -103,7 +103,9 @@ def _word(a: np.ndarray, name: str) -> str:
     return word
 
 
-def _flat(a: np.ndarray, size: int, name: str) -> np.ndarray:
+def _flat(a: np.ndarray, size: int, name: str, written: bool = True) -> np.ndarray:
+    if written and not a.flags.writeable:
+        raise ValueError(f"step: {name} is updated in place and must be writeable")
     if not a.flags.c_contiguous:
         raise ValueError(f"step: {name} must be C-contiguous")
     if a.size != size:
@@ -174,7 +176,8 @@ def _plan(rule: str, codecs: tuple[str, ...], p: str, g: str) -> Plan:
     if rule not in RULES:
         raise ValueError(f"step: unknown rule {rule!r}; there are {', '.join(RULES)}")
     states = RULES[rule].STATES
-    if len(codecs) > len(states) or len(codecs) not in (0, len(states)):
+    stateless = not codecs and getattr(RULES[rule], "STATELESS", False)
+    if len(codecs) != len(states) and not stateless:
         raise ValueError(f"step: {rule} has {len(states)} states, got codecs {codecs}")
     tables = tuple(_codec(name, nonnegative) for name, (_, nonnegative) in zip(codecs, states, strict=False))
     loop = rule_loop(len(codecs), RULES[rule].make(host()), len(RULES[rule].SCALARS))

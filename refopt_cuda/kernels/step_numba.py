@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numba import cuda, types
@@ -35,7 +36,7 @@ NOTHING = np.uint32(0)
 
 def simulated() -> bool:
     """Whether Numba runs CUDA kernels in its simulator in this process."""
-    return bool(config.ENABLE_CUDASIM)
+    return bool(vars(config)["ENABLE_CUDASIM"])
 
 
 def step(
@@ -76,7 +77,7 @@ def signature(rule: str, codecs: Sequence[str]) -> tuple:
 
 
 @cache
-def kernel(rule: str, codecs: tuple[str, ...], block: int) -> Callable:
+def kernel(rule: str, codecs: tuple[str, ...], block: int) -> Any:
     """The Numba-CUDA kernel of one combination, compiled when it is first launched."""
     return cuda.jit(body(rule, codecs, block, arith.simulator() if simulated() else arith.cuda()))
 
@@ -87,9 +88,7 @@ def body(rule: str, codecs: tuple[str, ...], block: int, o: SimpleNamespace) -> 
         raise ValueError(f"step_numba: rule must be one of {', '.join(SUPPORTED_RULES)}, got {rule!r}")
     states = RULES[rule].STATES
     if len(codecs) != len(states) or any(codec not in SUPPORTED_CODECS for codec in codecs):
-        raise ValueError(
-            f"step_numba: {rule} takes {len(states)} of {', '.join(SUPPORTED_CODECS)}, got {codecs}"
-        )
+        raise ValueError(f"step_numba: {rule} takes {len(states)} of {', '.join(SUPPORTED_CODECS)}, got {codecs}")
     one = RULES[rule].make(o)
     forms = [_state(codec, nonnegative, block, o) for codec, (_, nonnegative) in zip(codecs, states, strict=True)]
     make = {"adamw": _adamw_like, "lion": _lion_like}[rule]

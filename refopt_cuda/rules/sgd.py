@@ -11,6 +11,8 @@ from refopt_cuda.scalars import gradient_scale, row
 
 SCALARS = ("gs", "lr", "wd", "momentum", "damp", "coupled", "first", "nesterov")
 STATES = (("buf", False),)
+STATELESS = True
+"""Without momentum there is no buffer."""
 ZERO = np.float32(0)
 
 

@@ -146,9 +146,13 @@ def test_an_unsigned_or_signed_table_can_be_chosen():
     assert codes["dynamic8.signed"].min() >= 127 > codes["dynamic8"].min()
 
 
+def read_only(a: np.ndarray) -> np.ndarray:
+    a.flags.writeable = False
+    return a
+
+
 def test_a_gradient_may_be_read_only():
-    g = np.ones(8, np.float32)
-    g.flags.writeable = False
+    g = read_only(np.ones(8, np.float32))
     p = np.zeros(8, np.float32)
     step_host.step("sgd", (), p, g, [], (8,), 256, RULES["sgd"].scalars(1, lr=0.5))
     assert (p == -0.5).all()
@@ -161,11 +165,11 @@ def lion_call(**change: Any) -> None:
         "states": [state], "shape": (4, 64), "block": 64, "scalars": RULES["lion"].scalars(1, lr=0.1),
     }  # fmt: skip
     call |= change
-    before = [call["p"].copy(), state["codes"].copy()]
+    p, codes = call["p"].copy(), state["codes"].copy()
     try:
         step_host.step(**call)
     except (TypeError, ValueError):
-        assert (call["p"] == before[0]).all() and (state["codes"] == before[1]).all(), "a refused step wrote something"
+        assert (call["p"] == p).all() and (state["codes"] == codes).all(), "a refused step wrote something"
         raise
 
 
@@ -184,6 +188,8 @@ def lion_call(**change: Any) -> None:
         ({"layout": "columns"}, ValueError, "layout must be"),
         ({"scalars": np.zeros(9, np.float32)}, ValueError, r"scalars must be float32\[7\]"),
         ({"states": [{"codes": np.zeros((4, 64), np.float32)}]}, TypeError, "codes.*must be"),
+        ({"p": read_only(np.zeros((4, 64), np.float32))}, ValueError, "p is updated in place"),
+        ({"codecs": (), "states": []}, ValueError, "lion has 1 states"),
         ({"states": []}, ValueError, "0 states for 1 codecs"),
     ],
 )
