@@ -181,6 +181,8 @@ class Codec:
         x = np.asarray(x)
         if x.dtype != np.float32:
             raise TypeError(f"codecs.{self.stem}.encode: x must be float32, got {x.dtype}")
+        if not codec.signed and codec.nonfinite == "raise" and (x < 0).any():
+            raise ValueError(f"codecs.{self.stem}.encode: x has negative elements, the unsigned table has none")
         bounds = codec.bounds(x.shape)
         arrays = codec.pack(x.reshape(-1), bounds, codec)
         return Box(codec, x.shape, codec.shaped(x.shape, arrays))

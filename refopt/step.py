@@ -26,8 +26,10 @@ TORCH_WORDS = {"weight_decay": "wd", "betas": ("beta1", "beta2")}
 
 def lookup(kind: str, table: Mapping[str, Any], name: Any) -> Any:
     """The record called `name`, or `name` itself if it is one; ValueError with a suggestion otherwise."""
-    if not isinstance(name, str):
+    if isinstance(name, type(next(iter(table.values())))):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"Optimizer: a {kind} is a record or a name such as {next(iter(table))!r}, got {name!r}")
     if name not in table:
         near = difflib.get_close_matches(name, table, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -50,19 +52,25 @@ def assign(rule: Rule, states: Sequence[State], given: Any) -> dict[str, Codec]:
     for s in states:
         if s.nonnegative and out[s.name].scope == "block":
             out[s.name] = out[s.name](signed=False)
+        elif not s.nonnegative and not out[s.name].signed:
+            raise ValueError(f"Optimizer: {s.name} takes either sign, and {_name(out[s.name])} stores none")
     if out["p"].scope != "element":
         raise ValueError(f"Optimizer: {out['p'].stem} shares a scale in a block; weights take an element codec")
     return out
 
 
-def finest(codecs: Mapping[str, Codec], roles: Sequence[str]) -> int:
-    """The largest block of the coded states: pages are cut along its list, which all smaller blocks divide."""
-    sizes = {codecs[r].block for r in roles if codecs[r].scope == "block"} or {256}
-    largest = max(s for s in sizes if s)
+def page_list(codecs: Mapping[str, Codec], roles: Sequence[str]) -> tuple[int, str | None]:
+    """(block, layout) of the block list that pages are cut along: that of the coded state with the largest blocks,
+    which all smaller blocks divide."""
+    coded = [codecs[r] for r in roles if codecs[r].scope == "block"]
+    sizes, layouts = {c.block or 256 for c in coded} or {256}, {c.layout for c in coded} or {None}
+    largest = max(sizes)
     for s in sizes:
-        if s and largest % s:
+        if largest % s:
             raise ValueError(f"Optimizer: block {s} does not divide block {largest}; states of one tensor share pages")
-    return largest
+    if len(layouts) > 1:
+        raise ValueError(f"Optimizer: layouts {sorted(map(str, layouts))} differ; states of one tensor share pages")
+    return largest, layouts.pop()
 
 
 class Optimizer:
@@ -97,7 +105,7 @@ class Optimizer:
         self.hyper = self.rule.check(f"Optimizer({self.rule.stem!r})", self._translate(hyper))
         self.states = self.rule.states_for(**self.hyper)
         self.codecs = assign(self.rule, self.states, codecs)
-        self.block = finest(self.codecs, [s.name for s in self.states])
+        self.block, self.layout = page_list(self.codecs, [s.name for s in self.states])
         if nonfinite not in ("propagate", "raise", "skip"):
             raise ValueError(f"Optimizer: nonfinite must be 'propagate', 'raise' or 'skip', got {nonfinite!r}")
         if not math.isfinite(gscale):
@@ -110,7 +118,12 @@ class Optimizer:
         out: dict[str, Any] = {}
         for name, value in hyper.items():
             ours = TORCH_WORDS.get(name, name)
-            out |= dict(zip(ours, value, strict=True)) if isinstance(ours, tuple) else {ours: value}
+            if isinstance(ours, tuple) and not (isinstance(value, list | tuple) and len(value) == len(ours)):
+                raise ValueError(f"Optimizer({self.rule.stem!r}): {name} must be ({', '.join(ours)}), got {value!r}")
+            new = dict(zip(ours, value, strict=True)) if isinstance(ours, tuple) else {ours: value}
+            for twice in new.keys() & (out.keys() | hyper.keys() - {name}):
+                raise TypeError(f"Optimizer({self.rule.stem!r}): {twice} is given twice, once as {name}")
+            out |= new
         return out
 
     def init(self, params: Params) -> list[dict[str, Any]]:
@@ -119,7 +132,7 @@ class Optimizer:
 
     def step(self, params: Params, grads: Params, state: list[dict[str, Any]]) -> tuple[Params, list[dict[str, Any]]]:
         """One step over every tensor. Everything is checked before anything is computed."""
-        ps, gs = _leaves("step", "params", params), _leaves("step", "grads", grads)
+        ps, gs = _leaves("step", "params", params), _leaves("step", "grads", grads, like=params)
         if not len(ps) == len(gs) == len(state):
             raise ShapeError(f"step: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
         live = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
@@ -157,20 +170,24 @@ class Optimizer:
 
     def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any]) -> None:
         want, have = self.codec_of(st.name, p.size), s.get(st.name)
-        if have is None:
-            raise StateError(f"step: state[{k}] has no {st.name!r}; it was made by another rule")
+        if have is None or "t" not in s:
+            raise StateError(f"step: state[{k}] has no {st.name!r}; or no 't'; it was made by another rule")
         codec = have.codec if isinstance(have, Box) else _codecs.f32
         if codec.stem != want.stem or (codec.block, codec.layout, codec.signed) != (want.block, want.layout, want.signed):
             raise StateError(f"step: state[{k}][{st.name!r}] is stored as {_name(codec)}, this optimizer has {_name(want)}")
         if have.shape != p.shape:
             raise StateError(f"step: state[{k}][{st.name!r}] has shape {have.shape}, params[{k}] has {p.shape}")
+        kept = want.encode(np.zeros(0, f32)).arrays
+        for part, a in (have.arrays if isinstance(have, Box) else {"codes": have}).items():
+            if a.dtype != kept[part].dtype:
+                raise TypeError(f"step: state[{k}][{st.name!r}]: {part} must be {kept[part].dtype}, got {a.dtype}")
 
     def _step_one(self, p: Array, g: Array, s: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
         """Walk the pages of one tensor: decode, rule, encode."""
         t = s["t"] + 1
         names = [st.name for st in self.states]
         cells = {n: _Flat(self.codec_of(n, p.size), p.shape, s[n]) for n in names}
-        page_bounds = blocks.bounds(p.shape, self.block)
+        page_bounds = blocks.bounds(p.shape, self.block, self.layout)
         flat_p, flat_g = p.reshape(-1).copy(), g.reshape(-1)
         with np.errstate(all="ignore"):
             for first, last in self.place.pages(len(page_bounds) - 1, self.place.page_blocks):
@@ -228,18 +245,27 @@ def _name(codec: Codec) -> str:
     return f"{codec.stem}(block={codec.block}{sign})" if codec.scope == "block" else codec.stem
 
 
-def _leaves(call: str, name: str, tree: Params) -> list[Any]:
-    if isinstance(tree, np.ndarray):
-        return [tree]
-    if isinstance(tree, Mapping):
-        return list(tree.values())
-    if isinstance(tree, list | tuple):
-        return list(tree)
-    raise TypeError(f"{call}: {name} must be an array, or a list, tuple or dict of arrays, got {type(tree).__name__}")
+def _leaves(call: str, name: str, tree: Params, like: Params = None) -> list[Any]:
+    """The arrays of a tree, in order; a dict of gradients in the order of the keys of its parameters (`like`)."""
+    if isinstance(tree, np.ndarray | np.generic):
+        tree = [tree]
+    elif isinstance(tree, Mapping):
+        keys = list(like if isinstance(like, Mapping) else tree)
+        if set(keys) != set(tree):
+            raise ValueError(f"{call}: {name} has keys {sorted(map(str, tree))}, params has {sorted(map(str, keys))}")
+        tree = [tree[k] for k in keys]
+    elif tree is None and name == "grads":
+        tree = [None]
+    elif not isinstance(tree, list | tuple):
+        raise TypeError(f"{call}: {name} must be an array, or a list, tuple or dict of arrays, got {type(tree).__name__}")
+    for k, leaf in enumerate(tree):
+        if not (isinstance(leaf, np.ndarray | np.generic) or (leaf is None and name == "grads")):
+            raise TypeError(f"{call}: {name}[{k}] must be an array, got {type(leaf).__name__}")
+    return [None if leaf is None else np.asarray(leaf) for leaf in tree]
 
 
 def _rebuild(like: Params, leaves: list[Array]) -> Params:
-    if isinstance(like, np.ndarray):
+    if isinstance(like, np.ndarray | np.generic):
         return leaves[0]
     if isinstance(like, Mapping):
         return dict(zip(like, leaves, strict=True))

@@ -13,13 +13,14 @@ import json
 import sys
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refopt import codecs as _codecs
 from refopt import rules as _rules
-from refopt.spec import Array, Box, Rule
+from refopt.spec import Array, Box, Codec, Rule
 from refopt.step import Optimizer, _leaves, lookup
 
 
@@ -59,7 +60,7 @@ def stepping(update: Callable[..., Any]) -> Callable[..., Generator[Any, None, A
 def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper: dict[str, Any]) -> Iterator[Line]:
     """Run `rule.update` and yield a Line for every name that it sets; the generator's return value is the result."""
     path = inspect.getsourcefile(rule.update) or "<rule>"
-    text = open(path, encoding="utf-8").read().splitlines()
+    text = Path(path).read_text("utf-8").splitlines()
     run = stepping(rule.update)(p, g, state, t=t, **hyper)
     while True:
         try:
@@ -78,7 +79,8 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) 
     generator's return value is (params, state), as from `step`.
     """
     after_p, after = opt.step(params, grads, state)
-    for k, (p, g, s) in enumerate(zip(_leaves("trace", "params", params), _leaves("trace", "grads", grads), state, strict=True)):
+    ps, gs = _leaves("trace", "params", params), _leaves("trace", "grads", grads, like=params)
+    for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True)):
         if g is None or after[k]["t"] == s["t"]:
             continue
         yield Line("p", f"params[{k}]", p)
@@ -87,11 +89,11 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) 
         for st in opt.states:
             old[st.name] = yield from _opened(st.name, s[st.name])
         with np.errstate(all="ignore"):
-            new_p, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper)
+            _, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper)
         if opt.codecs["p"].stem != "f32":
             yield Line("p", f"{opt.codecs['p'].stem}(p)", _leaves("trace", "params", after_p)[k])
         for st in opt.states:
-            yield from _closed(st.name, opt.codec_of(st.name, p.size).encode(new[st.name]), s[st.name])
+            yield from _closed(st.name, opt.codec_of(st.name, p.size), new[st.name])
     return after_p, after
 
 
@@ -106,10 +108,12 @@ def _opened(name: str, stored: Any) -> Iterator[Line]:
     return x
 
 
-def _closed(name: str, box: Box, before: Any) -> Iterator[Line]:
-    if isinstance(before, Box):
-        for part, value in box.arrays.items():
-            yield Line(f"{name}.{part}", f"{box.codec.stem}.encode({name})", value)
+def _closed(name: str, codec: Codec, x: Array) -> Iterator[Line]:
+    if codec.stem == "f32":
+        yield Line(name, f"state[{name!r}]", x)
+        return
+    for part, value in codec.encode(x).arrays.items():
+        yield Line(f"{name}.{part}", f"{codec.stem}.encode({name})", value)
 
 
 def _numbers(value: Any) -> str:

@@ -10,8 +10,8 @@ to the smaller magnitude (signed) or the lower index (unsigned).
 
 >>> from refopt.codecs import dynamic8
 >>> from refopt.codecs.dynamic8 import table
->>> [float(v) for v in table(True)[127:130]], float(table(True)[0])
-([0.0, 5.5e-07, 3.25e-06], -0.99296875)
+>>> print(table(True)[127:130], table(True)[0])
+[0.00e+00 5.50e-07 3.25e-06] -0.99296874
 """
 
 from __future__ import annotations
