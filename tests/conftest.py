@@ -1,0 +1,60 @@
+"""What every test shares: hypothesis profiles, and what to do where there is no GPU or no g++.
+
+`HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true or
+REFOPT_REQUIRE_GXX=1, a missing GPU where REFOPT_REQUIRE_GPU=1; elsewhere both are skips that say why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+CI = os.environ.get("CI", "").lower() in ("true", "1")
+REQUIRE_GXX = CI or os.environ.get("REFOPT_REQUIRE_GXX") == "1"
+REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("quick", max_examples=20, deadline=None, suppress_health_check=SLOW)
+settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if CI else "quick"))
+
+
+@cache
+def no_gpu() -> str:
+    """Why the tests marked `gpu` cannot run, or ""; asks the driver, imports nothing heavy."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver: libcuda is not on this machine"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver reports no usable GPU"
+    missing = [name for name in ("cupy", "torch") if importlib.util.find_spec(name) is None]
+    return f"there is a GPU, but not {' and '.join(missing)}: pip install 'refopt[torch,cuda13]'" if missing else ""
+
+
+@cache
+def no_gxx() -> str:
+    """Why the tests that build the CUDA functors for the host cannot run, or ""."""
+    return "" if shutil.which("g++") else "needs g++ on PATH, which builds the CUDA functors for the host"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark, why, required in (("gpu", no_gpu, REQUIRE_GPU), ("gxx", no_gxx, REQUIRE_GXX)):
+        if item.get_closest_marker(mark) and (reason := why()):
+            (pytest.fail if required else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def gxx() -> str:
+    """The path of g++."""
+    if reason := no_gxx():
+        (pytest.fail if REQUIRE_GXX else pytest.skip)(reason)
+    return str(shutil.which("g++"))
