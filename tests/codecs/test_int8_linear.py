@@ -86,3 +86,15 @@ def test_the_last_float_before_infinity_decodes_to_infinity(ref: ModuleType) -> 
     """127 times a scale that was rounded up; the only block whose extreme is lost."""
     with np.errstate(over="ignore"):
         assert ref.codecs.int8_linear.encode(f32([np.finfo(f32).max])).decode()[0] == np.inf
+
+
+def test_a_block_is_multiplied_by_one_reciprocal(ref: ModuleType) -> None:
+    """y = x * fl32(1 / absmax): near ties a division of each element gives other codes."""
+    rng = np.random.default_rng(0)
+    a = rng.uniform(1, 2, 20000).astype(f32)
+    x = (a * ((rng.integers(0, 127, a.size) + 0.5) / 127)).astype(f32)
+    product, quotient = (np.rint(y * f32(127)) for y in (x * (f32(1) / a), x / a))
+    differ = product != quotient
+    assert differ.sum() > 100
+    codes = ref.codecs.int8_linear.encode(np.stack([a, x], 1)[differ].reshape(-1), block=2).codes
+    assert (codes[1::2] == product[differ]).all()

@@ -116,7 +116,9 @@ def test_storage_order_does_not_matter(ref: ModuleType, run: Any) -> None:
     p, grads = run
     opt = ref.Optimizer("adamw", "dynamic8", "paged")
     plain, state = follow(opt, [p], [[g] for g in grads])
-    column, other = follow(opt, [np.asfortranarray(p)], [[np.repeat(g, 2, -1)[..., ::2]] for g in grads])
+    column, other = follow(opt, [np.asfortranarray(p)], [[np.asfortranarray(g)] for g in grads])
+    strided, _ = follow(opt, [np.repeat(p, 2, -1)[..., ::2]], [[np.repeat(g, 2, -1)[..., ::2]] for g in grads])
+    same_bits(strided[0], plain[0], "p")
     same_bits(np.ascontiguousarray(column[0]), plain[0], "p")
     same_state(other[0], state[0])
 

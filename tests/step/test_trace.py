@@ -32,7 +32,7 @@ def prepared(ref: ModuleType, case: RuleCase, codecs: Any, shape: tuple[int, ...
     """An optimizer after two steps, and the third gradient."""
     rng = np.random.default_rng(9)
     p, *grads = rng.standard_normal((4, *shape)).astype(f32)
-    opt = case.optimizer(ref, codecs)
+    opt = case.optimizer(ref, codecs, gscale=0.7, maximize=True)
     p, state = follow(opt, [p], [[g] for g in grads[:2]])
     return opt, p, [grads[2]], state
 

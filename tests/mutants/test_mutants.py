@@ -1,0 +1,39 @@
+"""Mutants judge the suite: each law that is named must hold on the package and break on its mutant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mutants import codecs, rules, steps
+from tests.mutants.load import copied, package
+from tests.mutants.run import broken, killed
+
+MUTANTS = [*rules.MUTANTS, *codecs.MUTANTS, *steps.MUTANTS]
+
+
+def test_every_mutant_is_killed_by_the_law_it_names(tmp_path: Path, capsys: Any) -> None:
+    survivors = [m for m in MUTANTS if not killed(m, tmp_path)]
+    with capsys.disabled():
+        print(f"\nkilled {len(MUTANTS) - len(survivors)} of {len(MUTANTS)} mutants")
+    assert not survivors, "\n".join(f"{m.label} survives {m.law}" for m in survivors)
+
+
+def test_every_law_that_kills_holds_on_the_package_itself(tmp_path: Path) -> None:
+    """An unpatched copy, loaded and run the same way: otherwise a kill would prove nothing."""
+    with package(copied(tmp_path / "whole")) as ref:
+        for law in sorted({m.law for m in MUTANTS}):
+            assert (error := broken(law, ref)) is None, f"{law}: {error}"
+
+
+def test_mutants_have_names_of_their_own() -> None:
+    assert len({m.label for m in MUTANTS}) == len(MUTANTS)
+    assert len({(m.file, m.old, m.new) for m in MUTANTS}) == len(MUTANTS)
+
+
+def test_a_patch_that_does_not_apply_is_an_error(tmp_path: Path) -> None:
+    stale = MUTANTS[0]._replace(old="no such line")
+    with pytest.raises(LookupError, match="occurs 0 times"):
+        killed(stale, tmp_path)
