@@ -1,7 +1,7 @@
 """What every test shares: hypothesis profiles, and what to do where there is no GPU or no g++.
 
-`HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true or
-REFOPT_REQUIRE_GXX=1, a missing GPU where REFOPT_REQUIRE_GPU=1; elsewhere both are skips that say why.
+`HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true
+or REFOPT_REQUIRE_GXX=1, a missing GPU where REFOPT_REQUIRE_GPU=1; elsewhere both are skips that say why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("quick", max_examples=20, deadline=None, suppress_health_check=SLOW)
-settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile(
+    "ci", max_examples=60, deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW
+)
 settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if CI else "quick"))
 

@@ -1,6 +1,6 @@
 """What a built wheel must hold: every source file of both packages, the CUDA sources and the type markers among them.
 
-    python -m tests.wheel dist/refopt-0.1.0-py3-none-any.whl
+Usage: python -m tests.wheel dist/refopt-0.1.0-py3-none-any.whl
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ def expected(root: Path = ROOT) -> set[str]:
     return {f.relative_to(root).as_posix() for f in files if f.suffix in SHIPPED or f.name == "py.typed"}
 
 
+def belongs(name: str) -> bool:
+    """Whether a path in the wheel is of one of the two packages or of the metadata."""
+    top = name.split("/")[0]
+    return top in PACKAGES or top.endswith(".dist-info")
+
+
 def main(wheel: str) -> int:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    missing, extra = expected() - held, {n for n in held if n.split("/")[0] not in (*PACKAGES, "refopt-0.1.0.dist-info")}
+    missing, extra = expected() - held, {n for n in held if not belongs(n)}
     for name in sorted(missing):
         print(f"{wheel}: {name} is not inside", file=sys.stderr)
     for name in sorted(extra):

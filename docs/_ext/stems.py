@@ -1,0 +1,103 @@
+"""`{stem} rules/lion`: the page of a rule, codec or place, made of its module, its record and its kernels.
+
+`{records} rules`: all records of a row of the map. No equation, default or byte count is typed twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import refopt
+
+ROOT = Path(__file__).parents[2]
+RECORDS: dict[str, dict[str, Any]] = {
+    "rules": refopt.rules.RULES,
+    "codecs": refopt.codecs.CODECS,
+    "places": refopt.places.PLACES,
+}
+BODY = {"rules": ("init", "update"), "codecs": ("pack", "unpack"), "places": ("pages",)}
+
+
+class Generated(SphinxDirective):
+    """A directive whose content is MyST text made by `text`."""
+
+    required_arguments = 1
+
+    def text(self) -> list[str]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        node = nodes.container()
+        self.state.nested_parse(StringList(self.text(), source=self.env.docname), 0, node)
+        return node.children
+
+
+class Stem(Generated):
+    def text(self) -> list[str]:
+        row, stem = self.arguments[0].split("/")
+        record = RECORDS[row][stem]
+        self.env.note_dependency(str(ROOT / f"refopt/{row}/{stem}.py"))
+        out = ["```{eval-rst}", f".. automodule:: refopt.{row}.{stem}", "```", "", *facts(row, record)]
+        for name in BODY[row]:
+            title = f"`{name}`, as the reference computes it"
+            out += code(title, inspect.getsource(getattr(record, name)), f"refopt/{row}/{stem}.py")
+        return out + forms(row, stem)
+
+
+def facts(row: str, record: Any) -> list[str]:
+    """What the record says beyond the module's text."""
+    if row == "rules":
+        head = ["| argument | in the paper | default | range | in torch.optim |", "|---|---|---|---|---|"]
+        states = "; ".join(f"`{s.name}` ({s.doc}; torch: `{s.torch}`)" for s in record.states)
+        promise = f"Scope: {record.scope}. Tier: {record.tier}. States: {states}."
+        return [*head, *(hyper(h) for h in record.hypers), "", promise, ""]
+    if row == "codecs":
+        sizes = ", ".join(f"{record.nbytes(shape):,} for {shape}" for shape in [(4096,), (1024, 1024)])
+        return [f"Scope: {record.scope}. Stored bytes: {sizes}.", ""]
+    return []
+
+
+def hyper(h: Any) -> str:
+    if isinstance(h.default, bool):
+        bounds = "True, False"
+    else:
+        low = "" if h.low is None else f">= {h.low:g}"
+        bounds = ", ".join(filter(None, [low, "" if h.high is None else f"< {h.high:g}"]))
+    return f"| `{h.name}` | {h.symbol} | {h.default!r} | {bounds} | `{h.torch or h.name}` |"
+
+
+def forms(row: str, stem: str) -> list[str]:
+    """The files of the same stem in refopt_cuda, as they are."""
+    out: list[str] = []
+    homes = [("one element, as Numba compiles it", ".py"), ("one element, as CUDA compiles it", ".cuh")]
+    for title, suffix in homes:
+        path = ROOT / f"refopt_cuda/{row}/{stem}{suffix}"
+        if path.exists():
+            out += code(title.capitalize(), path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
+    return out
+
+
+def code(title: str, text: str, path: str) -> list[str]:
+    language = "cuda" if path.endswith(".cuh") else "python"
+    head = ["```{rubric} " + title, "```", "", "```{code-block} " + language, f":caption: {path}", ""]
+    return [*head, *text.rstrip().splitlines(), "```", ""]
+
+
+class Table(Generated):
+    def text(self) -> list[str]:
+        row = self.arguments[0]
+        out = ["| stem | what | source |", "|---|---|---|"]
+        return out + [f"| [{s}]({s}.md) | {r.title} | {r.source} |" for s, r in RECORDS[row].items()]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("stem", Stem)
+    app.add_directive("records", Table)
+    return {"parallel_read_safe": True}
