@@ -21,12 +21,15 @@ def words(a: Array) -> Array:
 def same_bits(got: Any, want: Any, what: str) -> None:
     """Assert that two arrays have one dtype, shape and pattern of bits."""
     got, want = np.asarray(got), np.asarray(want)
-    assert (got.dtype, got.shape) == (want.dtype, want.shape), f"{what}: {got.dtype}{got.shape} for {want.dtype}{want.shape}"
+    assert (got.dtype, got.shape) == (want.dtype, want.shape), (
+        f"{what}: {got.dtype}{got.shape} for {want.dtype}{want.shape}"
+    )
     differ = np.flatnonzero(words(got) != words(want))
     if differ.size:
         i = int(differ[0])
         raise AssertionError(
-            f"{what}: {differ.size} of {got.size} differ, first at {i}: {got.reshape(-1)[i]!r} for {want.reshape(-1)[i]!r}"
+            f"{what}: {differ.size} of {got.size} differ, first at {i}: "
+            f"{got.reshape(-1)[i]!r} for {want.reshape(-1)[i]!r}"
         )
 
 

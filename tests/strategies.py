@@ -61,7 +61,9 @@ def runs(
 
 
 @st.composite
-def assignments(draw: st.DrawFn, states: tuple[str, ...], stems: Any = ("f32", "bf16", "int8_linear", "dynamic8")) -> Any:
+def assignments(
+    draw: st.DrawFn, states: tuple[str, ...], stems: Any = ("f32", "bf16", "int8_linear", "dynamic8")
+) -> Any:
     """(codec, block) for every state: any mixture, blocks that divide one another."""
     return {s: (draw(st.sampled_from(stems)), draw(st.sampled_from(BLOCKS))) for s in states}
 
@@ -69,7 +71,9 @@ def assignments(draw: st.DrawFn, states: tuple[str, ...], stems: Any = ("f32", "
 def records(ref: ModuleType, assignment: dict[str, tuple[str, int]]) -> dict[str, Any]:
     """The subject's codecs for a drawn assignment."""
     table = ref.codecs.CODECS
-    return {s: table[name](block=b) if table[name].scope == "block" else table[name] for s, (name, b) in assignment.items()}
+    return {
+        s: table[name](block=b) if table[name].scope == "block" else table[name] for s, (name, b) in assignment.items()
+    }
 
 
 def follow(opt: Any, p: Any, grads: Any, state: Any = None) -> tuple[Any, Any]:

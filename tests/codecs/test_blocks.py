@@ -42,7 +42,15 @@ def test_block_lists_are_those_found_by_counting(
 
 @pytest.mark.parametrize(
     ("shape", "scales"),
-    [((), (1,)), ((5,), (1,)), ((300,), (2,)), ((40, 15), (3,)), ((40, 16), (40, 1)), ((2, 300), (2, 2)), ((2, 3, 600), (2, 3, 3))],
+    [
+        ((), (1,)),
+        ((5,), (1,)),
+        ((300,), (2,)),
+        ((40, 15), (3,)),
+        ((40, 16), (40, 1)),
+        ((2, 300), (2, 2)),
+        ((2, 3, 600), (2, 3, 3)),
+    ],
     ids=str,
 )
 def test_scales_have_the_shape_of_the_tensor_with_blocks_for_columns(ref: ModuleType, shape: Any, scales: Any) -> None:

@@ -29,7 +29,9 @@ def table(ref: ModuleType, signed: bool) -> Any:
 
 def encode(ref: ModuleType, x: Any, signed: bool) -> Any:
     """Codes of x in one block whose largest element is 1, which is left out."""
-    return ref.codecs.dynamic8.encode(np.append(f32(1), x).astype(f32), block=2**20, signed=signed).codes[1:].astype(int)
+    return (
+        ref.codecs.dynamic8.encode(np.append(f32(1), x).astype(f32), block=2**20, signed=signed).codes[1:].astype(int)
+    )
 
 
 @both

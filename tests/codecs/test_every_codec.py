@@ -36,7 +36,12 @@ def test_decoding_gives_the_shape_back_and_mutates_nothing(ref: ModuleType, case
     same_bits(x, before, "x")
     codes = box.codes.copy()
     out = box.decode()
-    assert (out.shape, out.dtype, box.codes.shape, box.nbytes) == (x.shape, f32, x.shape, case.record(ref).nbytes(x.shape))
+    assert (out.shape, out.dtype, box.codes.shape, box.nbytes) == (
+        x.shape,
+        f32,
+        x.shape,
+        case.record(ref).nbytes(x.shape),
+    )
     same_bits(box.codes, codes, "codes")
 
 

@@ -75,7 +75,14 @@ ONE = Single(1)
 
 
 def sgd(
-    p: Single, g: Single, s: State, t: int, lr: float, momentum: float = 0, dampening: float = 0, nesterov: bool = False,
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float,
+    momentum: float = 0,
+    dampening: float = 0,
+    nesterov: bool = False,
     wd: float = 0,
 ) -> tuple[Single, State]:
     if wd:
@@ -108,14 +115,28 @@ class _wide_root(Single):
 
 
 def adam(
-    p: Single, g: Single, s: State, t: int, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
     wd: float = 0,
 ) -> tuple[Single, State]:
     return _adam(p, g + Single(wd) * p if wd else g, s, t, lr, beta1, beta2, eps)
 
 
 def adamw(
-    p: Single, g: Single, s: State, t: int, lr: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
     wd: float = 0.01,
 ) -> tuple[Single, State]:
     return _adam(p * Single(1 - Fraction(lr) * Fraction(wd)), g, s, t, lr, beta1, beta2, eps)

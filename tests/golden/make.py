@@ -20,7 +20,11 @@ GRADS = [
     [2.0, 0.0, -0.7, -1e-3, 3e-7, 0.25],
     [1e-4, -5e-4, -0.7, 0.0, 0.0, -250.0],
 ]
-PAIRS = [{}, {"m": "dynamic8", "v": "dynamic8", "buf": "dynamic8"}, {"m": "int8_linear", "v": "bf16", "buf": "int8_linear"}]
+PAIRS = [
+    {},
+    {"m": "dynamic8", "v": "dynamic8", "buf": "dynamic8"},
+    {"m": "int8_linear", "v": "bf16", "buf": "int8_linear"},
+]
 
 
 def vectors() -> dict[str, Any]:
@@ -31,7 +35,14 @@ def vectors() -> dict[str, Any]:
             codecs = {role: name for role, name in pair.items() if role in case.states}
             steps = exact.run(case.stem, case.hyper, P, GRADS, codecs)
             flat = [{k: " ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in steps]
-            runs.append({"rule": case.stem, "hyper": case.hyper, "codecs": codecs, "steps": {str(t): r for t, r in enumerate(flat, 1)}})
+            runs.append(
+                {
+                    "rule": case.stem,
+                    "hyper": case.hyper,
+                    "codecs": codecs,
+                    "steps": {str(t): r for t, r in enumerate(flat, 1)},
+                }
+            )
     return {"made": "python -m tests.golden.make", "start": {"p": P, "grads": GRADS}, "runs": runs}
 
 

@@ -19,7 +19,9 @@ from tests.golden import exact, make
 from tests.strategies import arrays, f32, runs
 
 FILES = {name: json.loads((make.HERE / f"{name}.json").read_text("utf-8")) for name in ("published", "exact")}
-RUNS = [pytest.param(f["start"], r, id=f"{n}-{r['rule']}-{i}") for n, f in FILES.items() for i, r in enumerate(f["runs"])]
+RUNS = [
+    pytest.param(f["start"], r, id=f"{n}-{r['rule']}-{i}") for n, f in FILES.items() for i, r in enumerate(f["runs"])
+]
 BLOCKS = FILES["published"]["blocks"]
 
 

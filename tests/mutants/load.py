@@ -53,6 +53,8 @@ def copied(root: Path, mutant: Mutant | None = None) -> Path:
         path = root / "refopt" / mutant.file
         text = path.read_text("utf-8")
         if text.count(mutant.old) != 1:
-            raise LookupError(f"{mutant.label}: the text to replace occurs {text.count(mutant.old)} times in {mutant.file}")
+            raise LookupError(
+                f"{mutant.label}: the text to replace occurs {text.count(mutant.old)} times in {mutant.file}"
+            )
         path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
     return root

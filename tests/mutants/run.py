@@ -15,7 +15,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.mutants.load import Mutant, copied, package
 
 QUICK = settings(
-    max_examples=25, database=None, derandomize=True, deadline=None, phases=[Phase.generate],
+    max_examples=25,
+    database=None,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 

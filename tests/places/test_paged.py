@@ -48,7 +48,9 @@ def test_many_steps_of_paging_change_no_bit(ref: ModuleType, stem: str) -> None:
     p, *grads = rng.standard_normal((31, 6, 100)).astype(f32)
     hyper = {"codecs": stem, "lr": 0.01}
     one, state = follow(ref.Optimizer("adamw", **hyper), [p], [[g] for g in grads])
-    other, paged = follow(ref.Optimizer("adamw", place=ref.places.paged(page_blocks=3), **hyper), [p], [[g] for g in grads])
+    other, paged = follow(
+        ref.Optimizer("adamw", place=ref.places.paged(page_blocks=3), **hyper), [p], [[g] for g in grads]
+    )
     same_bits(other[0], one[0], "p")
     same_state(paged[0], state[0])
 

@@ -14,9 +14,7 @@ BETAS = [(0.9, 0.999), (0.8, 0.97), (0.5, 0.999)]
 def largest_update(t: int, beta1: float, beta2: float) -> float:
     """B_t: no sequence of gradients makes |m_hat| / sqrt(v_hat) larger at step t (Cauchy-Schwarz)."""
     rho = beta1**2 / beta2
-    return (
-        sqrt(1 - beta2**t) / (1 - beta1**t) * (1 - beta1) / sqrt(1 - beta2) * sqrt((1 - rho**t) / (1 - rho))
-    )
+    return sqrt(1 - beta2**t) / (1 - beta1**t) * (1 - beta1) / sqrt(1 - beta2) * sqrt((1 - rho**t) / (1 - rho))
 
 
 def updates(ref: ModuleType, stem: str, grads: np.ndarray, beta1: float, beta2: float) -> np.ndarray:
@@ -55,7 +53,9 @@ def check_the_first_step_is_lr_along_the_sign(ref: ModuleType, stem: str) -> Non
 def check_eps_stands_outside_the_root_after_the_correction(ref: ModuleType, stem: str) -> None:
     """With g = eps the first step is half of lr; an eps inside the root, or before the correction, gives others."""
     g = f32([1e-8, 1e-7, 1e-9])
-    p, _ = ref.rules.RULES[stem].update(np.zeros(3, f32), g, ref.rules.RULES[stem].init(g), t=1, lr=1.0, eps=1e-8, wd=0.0)
+    p, _ = ref.rules.RULES[stem].update(
+        np.zeros(3, f32), g, ref.rules.RULES[stem].init(g), t=1, lr=1.0, eps=1e-8, wd=0.0
+    )
     np.testing.assert_allclose(p, [-1 / 2, -10 / 11, -1 / 11], rtol=1e-5)
 
 

@@ -95,7 +95,10 @@ def test_splitting_a_tensor_at_a_block_changes_no_bit(
     ref: ModuleType, case: RuleCase, run: Any, cut: int, data: Any
 ) -> None:
     p, grads = run
-    codecs = {s: c if c.scope == "element" else c(block=16) for s, c in records(ref, data.draw(assignments(case.states))).items()}
+    codecs = {
+        s: c if c.scope == "element" else c(block=16)
+        for s, c in records(ref, data.draw(assignments(case.states))).items()
+    }
     opt = case.optimizer(ref, codecs)
     whole, _ = follow(opt, [p], [[g] for g in grads])
     halves, _ = follow(opt, [p[:cut], p[cut:]], [[g[:cut], g[cut:]] for g in grads])

@@ -1,4 +1,4 @@
-"""Every refusal as data: the call, the type of its error, the words that name what is wrong. Nothing changes on a raise."""
+"""Every refusal as data: the call, the error, the words that name what is wrong; nothing changes on a raise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def building(label: str, error: str, words: str, *args: Any, **kwargs: Any) -> R
 
 
 def of_hyper(stem: str, name: str, value: Any, error: str = "ValueError") -> Refusal:
-    return building(f"{stem}-{name}={value}", error, rf"Optimizer\('{stem}'\): {name} must be .*{value}", stem, **{name: value})
+    return building(
+        f"{stem}-{name}={value}", error, rf"Optimizer\('{stem}'\): {name} must be .*{value}", stem, **{name: value}
+    )
 
 
 INF, NAN = float("inf"), float("nan")
@@ -62,12 +64,24 @@ RECORDS = [
     building("block-codec-for-weights", "ValueError", "weights take an element codec", "adam", {"p": "dynamic8"}),
     building("nonfinite-word", "ValueError", "nonfinite must be 'propagate'.*'ignore'", "adam", nonfinite="ignore"),
     building("gscale", "ValueError", "gscale must be finite", "adam", gscale=NAN),
-    Refusal("unsigned-codec-for-m", lambda ref: ref.Optimizer("adam", {"m": ref.codecs.dynamic8(signed=False)}),
-            "ValueError", "m takes either sign"),
-    Refusal("blocks-that-do-not-nest", lambda ref: ref.Optimizer(
-        "adam", {"m": ref.codecs.dynamic8(block=48), "v": ref.codecs.dynamic8(block=64)}), "ValueError", "48 does not divide"),
-    Refusal("layouts-that-differ", lambda ref: ref.Optimizer(
-        "adam", {"m": ref.codecs.dynamic8(layout="flat"), "v": "dynamic8"}), "ValueError", "layouts .* differ"),
+    Refusal(
+        "unsigned-codec-for-m",
+        lambda ref: ref.Optimizer("adam", {"m": ref.codecs.dynamic8(signed=False)}),
+        "ValueError",
+        "m takes either sign",
+    ),
+    Refusal(
+        "blocks-that-do-not-nest",
+        lambda ref: ref.Optimizer("adam", {"m": ref.codecs.dynamic8(block=48), "v": ref.codecs.dynamic8(block=64)}),
+        "ValueError",
+        "48 does not divide",
+    ),
+    Refusal(
+        "layouts-that-differ",
+        lambda ref: ref.Optimizer("adam", {"m": ref.codecs.dynamic8(layout="flat"), "v": "dynamic8"}),
+        "ValueError",
+        "layouts .* differ",
+    ),
     Refusal("block=0", lambda ref: ref.codecs.dynamic8(block=0), "ValueError", "block must be .*>= 1, got 0"),
     Refusal("block=2.5", lambda ref: ref.codecs.int8_linear(block=2.5), "ValueError", "block must be .*2.5"),
     Refusal("block-of-bf16", lambda ref: ref.codecs.bf16(block=64), "TypeError", "bf16: no option 'block'"),
@@ -75,15 +89,36 @@ RECORDS = [
     Refusal("codec-nonfinite", lambda ref: ref.codecs.dynamic8(nonfinite="skip"), "ValueError", "nonfinite must be"),
     Refusal("page_blocks=0", lambda ref: ref.places.paged(page_blocks=0), "ValueError", "page_blocks must be >= 1"),
     Refusal("encode-float64", lambda ref: ref.codecs.dynamic8.encode(np.zeros(3)), "TypeError", "float32, got float64"),
-    Refusal("encode-nan", lambda ref: ref.codecs.dynamic8.encode(f32([1, 2, NAN]), block=2, nonfinite="raise"),
-            "NonFiniteError", r"block 1 \(elements 2 to 2\) holds NaN or Inf"),
-    Refusal("encode-negative", lambda ref: ref.codecs.int8_linear.encode(f32([1, -2]), signed=False, nonfinite="raise"),
-            "ValueError", "negative"),
-    Refusal("decode-of-another", lambda ref: ref.codecs.dynamic8.decode(ref.codecs.int8_linear.encode(f32([1, 2]))),
-            "StateError", "dynamic8.decode: the box was written by int8_linear"),
-    Refusal("init-float64", lambda ref: ref.Optimizer("adam").init([f32([1]), np.ones(2)]), "TypeError", r"params\[1\] must be float32"),
-    Refusal("init-a-number", lambda ref: ref.Optimizer("adam").init([1.0]), "TypeError", r"params\[0\] must be an array"),
-    Refusal("init-a-set", lambda ref: ref.Optimizer("adam").init({1.0}), "TypeError", "params must be an array, or a list"),
+    Refusal(
+        "encode-nan",
+        lambda ref: ref.codecs.dynamic8.encode(f32([1, 2, NAN]), block=2, nonfinite="raise"),
+        "NonFiniteError",
+        r"block 1 \(elements 2 to 2\) holds NaN or Inf",
+    ),
+    Refusal(
+        "encode-negative",
+        lambda ref: ref.codecs.int8_linear.encode(f32([1, -2]), signed=False, nonfinite="raise"),
+        "ValueError",
+        "negative",
+    ),
+    Refusal(
+        "decode-of-another",
+        lambda ref: ref.codecs.dynamic8.decode(ref.codecs.int8_linear.encode(f32([1, 2]))),
+        "StateError",
+        "dynamic8.decode: the box was written by int8_linear",
+    ),
+    Refusal(
+        "init-float64",
+        lambda ref: ref.Optimizer("adam").init([f32([1]), np.ones(2)]),
+        "TypeError",
+        r"params\[1\] must be float32",
+    ),
+    Refusal(
+        "init-a-number", lambda ref: ref.Optimizer("adam").init([1.0]), "TypeError", r"params\[0\] must be an array"
+    ),
+    Refusal(
+        "init-a-set", lambda ref: ref.Optimizer("adam").init({1.0}), "TypeError", "params must be an array, or a list"
+    ),
 ]
 
 
@@ -116,29 +151,61 @@ STEPS = [
     spoil("p-float64", "TypeError", r"params\[1\] must be float32", lambda r, p, g, s: put(p, 1, np.ones((2, 3)))),
     spoil("g-float64", "TypeError", r"grads\[1\] must be float32", lambda r, p, g, s: put(g, 1, np.ones((2, 3)))),
     spoil("g-integer", "TypeError", r"grads\[1\] must be .*int64", lambda r, p, g, s: put(g, 1, np.ones((2, 3), int))),
-    spoil("g-complex", "TypeError", r"grads\[1\].*complex64", lambda r, p, g, s: put(g, 1, np.ones((2, 3), "complex64"))),
+    spoil(
+        "g-complex", "TypeError", r"grads\[1\].*complex64", lambda r, p, g, s: put(g, 1, np.ones((2, 3), "complex64"))
+    ),
     spoil("g-a-list", "TypeError", r"grads\[1\] must be an array", lambda r, p, g, s: put(g, 1, [1.0, 2.0])),
     spoil("p-None", "TypeError", r"params\[1\] must be an array", lambda r, p, g, s: put(p, 1, None)),
     spoil("g-shape", "ShapeError", r"grads\[1\] has shape \(3, 2\)", lambda r, p, g, s: put(g, 1, g[1].T)),
     spoil("g-broadcasts", "ShapeError", r"grads\[1\] has shape \(3,\)", lambda r, p, g, s: put(g, 1, g[1][0])),
     spoil("one-grad-short", "ShapeError", "2 params, 1 grads and 2 states", lambda r, p, g, s: g.pop()),
     spoil("one-state-short", "ShapeError", "2 params, 2 grads and 1 states", lambda r, p, g, s: s.pop()),
-    spoil("g-nan", "NonFiniteError", r"grads\[1\] holds NaN", lambda r, p, g, s: put(g, 1, g[1] * f32(NAN)), nonfinite="raise"),
-    spoil("g-inf", "NonFiniteError", r"grads\[1\] holds", lambda r, p, g, s: put(g, 1, g[1] * f32(INF)), nonfinite="raise"),
+    spoil(
+        "g-nan",
+        "NonFiniteError",
+        r"grads\[1\] holds NaN",
+        lambda r, p, g, s: put(g, 1, g[1] * f32(NAN)),
+        nonfinite="raise",
+    ),
+    spoil(
+        "g-inf", "NonFiniteError", r"grads\[1\] holds", lambda r, p, g, s: put(g, 1, g[1] * f32(INF)), nonfinite="raise"
+    ),
     spoil("other-rule", "StateError", r"state\[1\] has no 'v'", lambda r, p, g, s: s[1].pop("v")),
     spoil("no-t", "StateError", r"state\[1\] has no .*'t'", lambda r, p, g, s: s[1].pop("t")),
-    spoil("other-codec", "StateError", r"state\[1\]\['m'\] is stored as int8_linear",
-          lambda r, p, g, s: s[1].update(m=r.codecs.int8_linear.encode(p[1])), codecs="dynamic8"),
-    spoil("other-block", "StateError", "block=64",
-          lambda r, p, g, s: s[1].update(m=r.codecs.dynamic8.encode(p[1], block=64)), codecs="dynamic8"),
-    spoil("other-sign", "StateError", "stored as dynamic8.block=256., this",
-          lambda r, p, g, s: s[1].update(v=r.codecs.dynamic8.encode(p[1])), codecs="dynamic8"),
+    spoil(
+        "other-codec",
+        "StateError",
+        r"state\[1\]\['m'\] is stored as int8_linear",
+        lambda r, p, g, s: s[1].update(m=r.codecs.int8_linear.encode(p[1])),
+        codecs="dynamic8",
+    ),
+    spoil(
+        "other-block",
+        "StateError",
+        "block=64",
+        lambda r, p, g, s: s[1].update(m=r.codecs.dynamic8.encode(p[1], block=64)),
+        codecs="dynamic8",
+    ),
+    spoil(
+        "other-sign",
+        "StateError",
+        "stored as dynamic8.block=256., this",
+        lambda r, p, g, s: s[1].update(v=r.codecs.dynamic8.encode(p[1])),
+        codecs="dynamic8",
+    ),
     spoil("uncoded", "StateError", "stored as f32", lambda r, p, g, s: s[1].update(m=p[1]), codecs="dynamic8"),
-    spoil("coded", "StateError", "stored as dynamic8", lambda r, p, g, s: s[1].update(m=r.codecs.dynamic8.encode(p[1]))),
+    spoil(
+        "coded", "StateError", "stored as dynamic8", lambda r, p, g, s: s[1].update(m=r.codecs.dynamic8.encode(p[1]))
+    ),
     spoil("other-shape", "StateError", r"has shape \(3, 2\)", lambda r, p, g, s: s[1].update(m=s[1]["m"].T)),
     spoil("other-dtype", "TypeError", "float32, got float64", lambda r, p, g, s: s[1].update(m=np.ones((2, 3)))),
-    spoil("other-code-dtype", "TypeError", "codes must be uint8, got int64",
-          lambda r, p, g, s: s[1]["m"].arrays.update(codes=np.zeros((2, 3), int)), codecs="dynamic8"),
+    spoil(
+        "other-code-dtype",
+        "TypeError",
+        "codes must be uint8, got int64",
+        lambda r, p, g, s: s[1]["m"].arrays.update(codes=np.zeros((2, 3), int)),
+        codecs="dynamic8",
+    ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The coded step: fresh states move the weights, each tensor counts its own steps, nothing that is passed in changes."""
+"""The coded step: fresh states move the weights, each tensor counts its own steps, no input changes."""
 
 from __future__ import annotations
 

@@ -108,7 +108,9 @@ def test_the_command_prints_json_that_ends_in_the_steps_numbers(
 ) -> None:
     assert main([rule, "--steps", "2", "--json", "--lr", "0.01", *(["--codec", codec] if codec else [])]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {row["t"] for row in rows} == {1, 2} and all(row.keys() == {"t", "name", "equation", "value", "where"} for row in rows)
+    assert {row["t"] for row in rows} == {1, 2} and all(
+        row.keys() == {"t", "name", "equation", "value", "where"} for row in rows
+    )
     opt = ref.Optimizer(rule, codec, lr=0.01, **({"momentum": 0.9} if rule == "sgd" else {}))
     p, _ = follow(opt, f32([1, -2, 0.5, 0]), f32([[0.1, -0.2, 0.3, 0], [-0.05, 0.4, 0.3, 1e-8]]))
     assert f32([row["value"] for row in rows if row["name"] == "p"][-1]).tolist() == p.tolist()
@@ -137,7 +139,9 @@ def test_bad_input_gives_one_sentence_and_exit_code_2(capsys: Any, argv: list[st
     assert words in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
-@pytest.mark.parametrize("argv", [[], ["lion", "--steps", "two"], ["lion", "--lr", "fast"], ["lion", "--what"]], ids=str)
+@pytest.mark.parametrize(
+    "argv", [[], ["lion", "--steps", "two"], ["lion", "--lr", "fast"], ["lion", "--what"]], ids=str
+)
 def test_an_unreadable_command_line_exits_with_2(capsys: Any, argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(argv)
