@@ -1,0 +1,199 @@
+"""The map holds: every stem has its homes, nothing lives elsewhere, imports run downward, public names are documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import refopt
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS: dict[str, dict[str, Any]] = {
+    "rules": refopt.rules.RULES,
+    "codecs": refopt.codecs.CODECS,
+    "places": refopt.places.PLACES,
+}
+STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
+
+WITHOUT_KERNEL = {"places/resident", "places/paged"}
+"""Stems that have no home in refopt_cuda yet. This list may only shrink."""
+
+SHARED = {
+    "refopt/codecs/blocks.py": "the block list that all block codecs cut tensors along",
+    "refopt_cuda/codecs/forms.py": "the shapes of the scalar forms",
+    "tests/codecs/test_blocks.py": "laws of the block list",
+    "tests/codecs/test_every_codec.py": "laws that hold for all of them",
+    "tests/rules/test_every_rule.py": "laws that hold for all of them",
+    "tests/rules/test_torch.py": "all rules beside torch.optim",
+    "tests/rules/adaptive.py": "laws that Adam and AdamW have in common",
+}
+"""Files of a row that belong to no single stem, and why."""
+
+ORACLE = [["spec"], ["scalars"], ["rules", "codecs", "places"], ["step"], ["trace", "memory", "qlora", "conform"]]
+ORACLE += [["__main__"]]
+FAST = [["scalars"], ["rules", "codecs", "places"], ["kernels"], ["optim", "nn"], ["train"]]
+RANK = {f"refopt.{m}": k for k, level in enumerate(ORACLE) for m in level}
+RANK |= {f"refopt_cuda.{m}": k for k, level in enumerate(FAST) for m in level}
+UPWARD = {
+    ("refopt.spec", "refopt.codecs.blocks"): "inside a method: a codec's record lists its blocks",
+    ("refopt.__main__", "refopt_cuda.train"): "inside a function: the command line starts the job, if torch is there",
+}
+"""Imports that run upward or across, each inside a function, and why."""
+
+
+def homes(row: str, stem: str) -> list[str]:
+    """Every file that a stem must have."""
+    fast = [f"refopt_cuda/{row}/{stem}.py"] + ([f"refopt_cuda/{row}/{stem}.cuh"] if row != "places" else [])
+    kernels = [] if f"{row}/{stem}" in WITHOUT_KERNEL else fast
+    return [f"refopt/{row}/{stem}.py", *kernels, f"tests/{row}/test_{stem}.py", f"docs/{row}/{stem}.md"]
+
+
+@pytest.mark.parametrize(("row", "stem"), STEMS)
+def test_every_stem_has_its_homes(row: str, stem: str) -> None:
+    missing = [home for home in homes(row, stem) if not (ROOT / home).is_file()]
+    assert not missing, f"{row}/{stem} lacks {', '.join(missing)}"
+
+
+def test_a_stem_with_a_kernel_leaves_the_list_of_those_without() -> None:
+    known = {f"{row}/{stem}" for row, stem in STEMS}
+    assert known >= WITHOUT_KERNEL, f"no such stem: {WITHOUT_KERNEL - known}"
+    stale = [s for s in WITHOUT_KERNEL if any((ROOT / f"refopt_cuda/{s}{e}").exists() for e in (".py", ".cuh"))]
+    assert not stale, f"{stale} have a kernel now: take them off WITHOUT_KERNEL"
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_no_file_of_a_row_is_without_a_stem(row: str) -> None:
+    trees = [ROOT / tree / row for tree in ("refopt", "refopt_cuda", "tests", "docs")]
+    found = {f.relative_to(ROOT).as_posix() for t in trees for f in t.glob("*.*") if f.suffix != ".pyc"}
+    frame = {f for f in found if Path(f).name in ("__init__.py", "conftest.py", "index.md")}
+    owned = {home for stem in ROWS[row] for home in homes(row, stem)}
+    orphans = found - frame - owned - SHARED.keys()
+    assert not orphans, f"no record in refopt.{row} owns {sorted(orphans)}"
+
+
+def test_shared_files_exist() -> None:
+    gone = [path for path in SHARED if not (ROOT / path).is_file()]
+    assert not gone, f"take {gone} off SHARED"
+
+
+@pytest.mark.parametrize(("row", "stem"), STEMS)
+def test_a_page_has_the_title_of_its_record(row: str, stem: str) -> None:
+    title = ROWS[row][stem].title
+    first, *rest = (ROOT / f"docs/{row}/{stem}.md").read_text("utf-8").splitlines()
+    assert first == f"# {title[:1].upper()}{title[1:]}"
+    assert f"```{{stem}} {row}/{stem}" in rest
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_exports_its_records_and_their_table(row: str) -> None:
+    package = getattr(refopt, row)
+    assert set(package.__all__) == {row.upper(), *ROWS[row]}
+    for stem, record in ROWS[row].items():
+        assert getattr(package, stem) is record
+        assert record.stem == stem
+
+
+def test_all_equals_what_the_docs_document() -> None:
+    text = (ROOT / "docs/reference.md").read_text("utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: refopt\.(\w+)$", text, re.MULTILINE))
+    assert documented == set(refopt.__all__) - set(ROWS)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, at the top or inside a function, as far as the files tell."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (resolve(str(node.module), alias.name) for alias in node.names)
+
+
+def resolve(module: str, name: str) -> str:
+    """`from module import name`: the submodule `name` if there is one, else `module`."""
+    base = ROOT.joinpath(*module.split("."))
+    return f"{module}.{name}" if (base / f"{name}.py").exists() or (base / name).is_dir() else module
+
+
+def rank(module: str) -> int | None:
+    return RANK.get(".".join(module.split(".")[:2]))
+
+
+def allowed(source: str, target: str) -> bool:
+    """Whether `source` may import `target`, both of one package: downward, or a file of its own folder."""
+    if any(source == a and (target + ".").startswith(b + ".") for a, b in UPWARD):
+        return True
+    here, there = rank(source), rank(target)
+    if source.count(".") == 0 or here is None:  # the package itself gathers what it exports
+        return source.count(".") == 0
+    if there is None:
+        return source == "refopt.__main__"
+    return there < here or target.split(".")[:2] == source.split(".")[:2]
+
+
+@pytest.mark.parametrize("package", ["refopt", "refopt_cuda"])
+def test_imports_run_downward(package: str) -> None:
+    wrong = []
+    for path in sources(package):
+        source = module_name(path)
+        for target in imports(path):
+            if target.split(".")[0] == package and not allowed(source, target):
+                wrong.append(f"{source} imports {target}")
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["refopt", "refopt_cuda"])
+@pytest.mark.parametrize("row", ROWS)
+def test_siblings_never_see_each_other(package: str, row: str) -> None:
+    prefix = f"{package}.{row}."
+    shared = {module_name(ROOT / path) for path in SHARED}
+    for path in (ROOT / package / row).glob("[!_]*.py"):
+        seen = {t for t in imports(path) if t.startswith(prefix)} - shared - {module_name(path)}
+        assert not seen, f"{module_name(path)} imports {sorted(seen)}"
+
+
+def test_the_reference_imports_numpy_and_the_standard_library_alone() -> None:
+    known = sys.stdlib_module_names | {"numpy", "refopt"}
+    for path in sources("refopt"):
+        for target in imports(path):
+            lazy = any(module_name(path) == a and (target + ".").startswith(b + ".") for a, b in UPWARD)
+            assert target.split(".")[0] in known or lazy, f"{module_name(path)} imports {target}"
+
+
+def test_lazy_imports_are_inside_functions() -> None:
+    for source, target in UPWARD:
+        path = ROOT.joinpath(*source.split(".")).with_suffix(".py")
+        if path.exists():
+            top = ast.Module([n for n in ast.parse(path.read_text("utf-8")).body if is_import(n)], [])
+            assert target not in ast.unparse(top), f"{source} imports {target} at the top"
+
+
+def is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def test_kernels_share_records_with_the_reference_never_arithmetic() -> None:
+    for row in ("rules", "codecs", "places", "kernels"):
+        for path in sorted((ROOT / "refopt_cuda" / row).rglob("*.py")):
+            seen = {t for t in imports(path) if t.split(".")[0] == "refopt"} - {"refopt.spec"}
+            assert not seen, f"{module_name(path)} imports {sorted(seen)}"
+
+
+@pytest.mark.parametrize("row", ["rules", "codecs", "places", "kernels"])
+def test_torch_stays_above_the_kernels(row: str) -> None:
+    for path in sorted((ROOT / "refopt_cuda" / row).rglob("*.py")):
+        assert "torch" not in {t.split(".")[0] for t in imports(path)}, f"{module_name(path)} imports torch"
