@@ -1,4 +1,4 @@
-"""The map holds: each stem has its homes, nothing lives elsewhere, imports run downward, public names are documented."""
+"""The map holds: stems have their homes, nothing lives elsewhere, imports run downward, public names are documented."""
 
 from __future__ import annotations
 
