@@ -165,8 +165,9 @@ class Codec:
             raise ValueError(f"codecs.{self.stem}: block must be a whole number >= 1, got {block!r}")
         if options.get("layout") not in (None, "rows", "flat"):
             raise ValueError(f"codecs.{self.stem}: layout must be 'rows' or 'flat', got {options['layout']!r}")
-        if options.get("nonfinite", "propagate") not in ("propagate", "raise"):
-            raise ValueError(f"codecs.{self.stem}: nonfinite must be 'propagate' or 'raise', got {options['nonfinite']!r}")
+        policy = options.get("nonfinite", "propagate")
+        if policy not in ("propagate", "raise"):
+            raise ValueError(f"codecs.{self.stem}: nonfinite must be 'propagate' or 'raise', got {policy!r}")
         return replace(self, **options)
 
     def bounds(self, shape: tuple[int, ...]) -> Array:

@@ -120,7 +120,7 @@ class Optimizer:
             ours = TORCH_WORDS.get(name, name)
             if isinstance(ours, tuple) and not (isinstance(value, list | tuple) and len(value) == len(ours)):
                 raise ValueError(f"Optimizer({self.rule.stem!r}): {name} must be ({', '.join(ours)}), got {value!r}")
-            new = dict(zip(ours, value, strict=True)) if isinstance(ours, tuple) else {ours: value}
+            new = dict(zip(ours, value, strict=True)) if isinstance(ours, tuple) else {str(ours): value}
             for twice in new.keys() & (out.keys() | hyper.keys() - {name}):
                 raise TypeError(f"Optimizer({self.rule.stem!r}): {twice} is given twice, once as {name}")
             out |= new
@@ -136,9 +136,7 @@ class Optimizer:
         if not len(ps) == len(gs) == len(state):
             raise ShapeError(f"step: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
         live = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
-        done = [
-            self._step_one(p, g, s) if go else (p, s) for p, g, s, go in zip(ps, gs, state, live, strict=True)
-        ]
+        done = [self._step_one(p, g, s) if go else (p, s) for p, g, s, go in zip(ps, gs, state, live, strict=True)]
         return _rebuild(params, [p for p, _ in done]), [s for _, s in done]
 
     def codec_of(self, role: str, size: int) -> Codec:
@@ -169,12 +167,15 @@ class Optimizer:
         return False
 
     def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any]) -> None:
-        want, have = self.codec_of(st.name, p.size), s.get(st.name)
-        if have is None or "t" not in s:
-            raise StateError(f"step: state[{k}] has no {st.name!r}; or no 't'; it was made by another rule")
+        for name in (st.name, "t"):
+            if s.get(name) is None:
+                raise StateError(f"step: state[{k}] has no {name!r}; it was made by another rule")
+        want, have = self.codec_of(st.name, p.size), s[st.name]
         codec = have.codec if isinstance(have, Box) else _codecs.f32
-        if codec.stem != want.stem or (codec.block, codec.layout, codec.signed) != (want.block, want.layout, want.signed):
-            raise StateError(f"step: state[{k}][{st.name!r}] is stored as {_name(codec)}, this optimizer has {_name(want)}")
+        if any(getattr(codec, x) != getattr(want, x) for x in ("stem", "block", "layout", "signed")):
+            raise StateError(
+                f"step: state[{k}][{st.name!r}] is stored as {_name(codec)}, this optimizer has {_name(want)}"
+            )
         if have.shape != p.shape:
             raise StateError(f"step: state[{k}][{st.name!r}] has shape {have.shape}, params[{k}] has {p.shape}")
         kept = want.encode(np.zeros(0, f32)).arrays
@@ -257,7 +258,8 @@ def _leaves(call: str, name: str, tree: Params, like: Params = None) -> list[Any
     elif tree is None and name == "grads":
         tree = [None]
     elif not isinstance(tree, list | tuple):
-        raise TypeError(f"{call}: {name} must be an array, or a list, tuple or dict of arrays, got {type(tree).__name__}")
+        kind = type(tree).__name__
+        raise TypeError(f"{call}: {name} must be an array, or a list, tuple or dict of arrays, got {kind}")
     for k, leaf in enumerate(tree):
         if not (isinstance(leaf, np.ndarray | np.generic) or (leaf is None and name == "grads")):
             raise TypeError(f"{call}: {name}[{k}] must be an array, got {type(leaf).__name__}")

@@ -11,7 +11,7 @@ import ast
 import inspect
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,10 @@ class Line(NamedTuple):
     equation: str
     value: Any
     where: str = ""
+
+
+Lines = Generator[Line, None, Any]
+"""Traced lines; what the traced code returns is the generator's return value."""
 
 
 class _Yielding(ast.NodeTransformer):
@@ -57,7 +61,7 @@ def stepping(update: Callable[..., Any]) -> Callable[..., Generator[Any, None, A
     return scope[update.__name__]
 
 
-def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper: dict[str, Any]) -> Iterator[Line]:
+def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper: dict[str, Any]) -> Lines:
     """Run `rule.update` and yield a Line for every name that it sets; the generator's return value is the result."""
     path = inspect.getsourcefile(rule.update) or "<rule>"
     text = Path(path).read_text("utf-8").splitlines()
@@ -72,7 +76,7 @@ def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper
             yield Line(name, equation, value, f"{path}:{number}")
 
 
-def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) -> Iterator[Line]:
+def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) -> Lines:
     """The step that `opt.step(params, grads, state)` takes, as it happens; its bits are `step`'s bits.
 
     Yields `Line(name, equation, value, where)`: what is decoded, every line of the rule, what is encoded. The
@@ -85,7 +89,7 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) 
             continue
         yield Line("p", f"params[{k}]", p)
         yield Line("g", f"grads[{k}] * gscale", g * opt.gscale)
-        old = {}
+        old: dict[str, Array] = {}
         for st in opt.states:
             old[st.name] = yield from _opened(st.name, s[st.name])
         with np.errstate(all="ignore"):
@@ -97,7 +101,7 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) 
     return after_p, after
 
 
-def _opened(name: str, stored: Any) -> Iterator[Line]:
+def _opened(name: str, stored: Any) -> Lines:
     if not isinstance(stored, Box):
         yield Line(name, f"state[{name!r}]", stored)
         return stored
@@ -108,7 +112,7 @@ def _opened(name: str, stored: Any) -> Iterator[Line]:
     return x
 
 
-def _closed(name: str, codec: Codec, x: Array) -> Iterator[Line]:
+def _closed(name: str, codec: Codec, x: Array) -> Lines:
     if codec.stem == "f32":
         yield Line(name, f"state[{name!r}]", x)
         return
@@ -124,7 +128,7 @@ def _numbers(value: Any) -> str:
     return "[" + ", ".join(shown) + (", ..." if a.size > 8 else "") + "]"
 
 
-def _print_step(opt: Optimizer, p: Array, g: Array, state: list[dict[str, Any]], as_json: bool, t: int) -> tuple[Any, Any]:
+def _print_step(opt: Optimizer, p: Array, g: Array, state: Any, as_json: bool, t: int) -> tuple[Any, Any]:
     run = trace(opt, p, g, state)
     if not as_json:
         print(f"\nstep t={t}")
@@ -136,8 +140,7 @@ def _print_step(opt: Optimizer, p: Array, g: Array, state: list[dict[str, Any]],
         if isinstance(line.value, dict):
             continue
         if as_json:
-            value = np.asarray(line.value).tolist()
-            print(json.dumps({"t": t, "name": line.name, "equation": line.equation, "value": value, "where": line.where}))
+            print(json.dumps({"t": t} | line._asdict() | {"value": np.asarray(line.value).tolist()}))
         else:
             print(f"  {line.name:<9} {_numbers(line.value):<52} {line.equation}")
 
@@ -162,8 +165,8 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         print(f"refopt trace: {error}", file=sys.stderr)
         return 2
-    p, state = np.float32([1.0, -2.0, 0.5, 0.0]), None
-    grads = np.float32([[0.1, -0.2, 0.3, 0.0], [-0.05, 0.4, 0.3, 1e-8], [2.0, 0.0, -0.7, -1e-3]])
+    p = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
+    grads = np.array([[0.1, -0.2, 0.3, 0.0], [-0.05, 0.4, 0.3, 1e-8], [2.0, 0.0, -0.7, -1e-3]], np.float32)
     if not args.json:
         print(f"{rule.title}: {rule.source}\n" + "  ".join(f"{k}={v}" for k, v in opt.hyper.items()))
     state = opt.init(p)

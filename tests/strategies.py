@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-f32 = np.float32
+f32: Any = np.float32  # called on lists too, which NumPy's stubs do not know
 Array = np.ndarray
 BLOCKS = (4, 16, 64)
 """Small blocks, each dividing the next, so that small tensors have many blocks, pages and tails."""

@@ -1,4 +1,4 @@
-"""`python -m tests.mutants [WORD]`: every mutant (with WORD in its name), killed or not; exit code 1 if one survives."""
+"""`python -m tests.mutants [WORD]`: every mutant (with WORD in its name) and its fate; exit code 1 if one survives."""
 
 from __future__ import annotations
 

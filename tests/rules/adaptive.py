@@ -7,7 +7,8 @@ from types import ModuleType
 
 import numpy as np
 
-f32 = np.float32
+from tests.strategies import f32
+
 BETAS = [(0.9, 0.999), (0.8, 0.97), (0.5, 0.999)]
 
 
