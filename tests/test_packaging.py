@@ -73,3 +73,21 @@ def test_the_numbers_in_docstrings_are_right(name: str) -> None:
 @pytest.mark.parametrize("stem", refopt.rules.RULES)
 def test_every_rule_shows_numbers_that_are_checked(stem: str) -> None:
     assert f"refopt.rules.{stem}" in WITH_NUMBERS
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_code_in_the_readme_runs(number: int) -> None:
+    block = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)[
+        number
+    ]
+    if "torch" in block:
+        pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_readme_links_to_is_there() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert links
+    assert not missing, f"README.md links to {missing}"
