@@ -76,17 +76,17 @@ def hyper(h: Any) -> str:
 def forms(row: str, stem: str) -> list[str]:
     """The files of the same stem in refopt_cuda, as they are."""
     out: list[str] = []
-    homes = [("one element, as Numba compiles it", ".py"), ("one element, as CUDA compiles it", ".cuh")]
-    for title, suffix in homes:
+    homes = {".py": "One element, as Numba compiles it", ".cuh": "One element, as CUDA compiles it"}
+    for suffix, title in homes.items():
         path = ROOT / f"refopt_cuda/{row}/{stem}{suffix}"
         if path.exists():
-            out += code(title.capitalize(), path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
+            out += code(title, path.read_text("utf-8"), path.relative_to(ROOT).as_posix())
     return out
 
 
 def code(title: str, text: str, path: str) -> list[str]:
     language = "cuda" if path.endswith(".cuh") else "python"
-    head = ["```{rubric} " + title, "```", "", "```{code-block} " + language, f":caption: {path}", ""]
+    head = [":::{rubric} " + title, ":::", "", "```{code-block} " + language, f":caption: {path}", ""]
     return [*head, *text.rstrip().splitlines(), "```", ""]
 
 
