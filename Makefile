@@ -47,7 +47,7 @@ examples: $(VENV)/test  ## run every example
 
 wheel: $(VENV)/dev  ## dist/*.whl
 	rm -rf build dist
-	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m build -q --wheel --outdir dist .
 
 bench-gpu: $(VENV)/test  ## measure on a GPU and append to docs/bench/results.csv
 	$(BIN)/python -m tests.bench.gpu_step
