@@ -105,6 +105,14 @@ def test_all_equals_what_the_docs_document() -> None:
     assert documented == set(refopt.__all__) - set(ROWS)
 
 
+def test_all_drop_ins_are_documented() -> None:
+    text = (ROOT / "docs/optim.md").read_text("utf-8")
+    documented = re.findall(r"^\.\. autoclass:: refopt_cuda\.optim\.(\w+)$", text, re.MULTILINE)
+    tree = ast.parse((ROOT / "refopt_cuda/optim/__init__.py").read_text("utf-8"))
+    (names,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    assert sorted(documented) == sorted(ast.literal_eval(names))
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
