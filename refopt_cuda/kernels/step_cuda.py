@@ -29,7 +29,7 @@ SKIP = 1
 
 
 class Tensor(NamedTuple):
-    """One parameter of a launch: device addresses of p and of (codes, scales) of each state (scales 0 if none), shape."""
+    """One parameter: device addresses of p and of (codes, scales) of each state (scales 0 if none), and its shape."""
 
     p: int
     states: tuple[tuple[int, int], ...]
@@ -41,7 +41,7 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise ImportError(
-            "refopt_cuda: CUDA tensors need CuPy, which is not installed; pip install 'refopt[cuda13]' or 'refopt[cuda12]'"
+            "refopt_cuda: CUDA tensors need CuPy, which is not installed: pip install 'refopt[cuda13]' (or cuda12)"
         ) from error
     return cupy
 
@@ -104,7 +104,7 @@ class Launch:
         self._kernel(SIZES[0])
 
     def bind(self, tensors: Sequence[Tensor]) -> None:
-        """Fix the parameters and states that the launch works on (current device). Copies a table of ~100 bytes a tensor."""
+        """Fix the parameters and states that the launch works on (current device): ~100 bytes a tensor are copied."""
         cupy = _cupy()
         if not 0 < len(tensors) <= SIZES[-1]:
             raise ValueError(f"Launch.bind: 1 to {SIZES[-1]} tensors fit a launch, got {len(tensors)}")
@@ -130,7 +130,9 @@ class Launch:
 
     def _kernel(self, tensors: int, rows: int = 1, device: int | None = None) -> build.Kernel:
         shape = {} if device is None else _shape(device)
-        return build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors=tensors, rows=rows, **shape)
+        return build.Kernel(
+            self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors=tensors, rows=rows, **shape
+        )
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
@@ -140,7 +142,9 @@ class Launch:
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("row", "i8")]
-        table = np.zeros(len(tensors) + 1, np.dtype([*head, ("states", "u8", (kept, 2)), ("n", "i8"), ("unused", "i8")]))
+        table = np.zeros(
+            len(tensors) + 1, np.dtype([*head, ("states", "u8", (kept, 2)), ("n", "i8"), ("unused", "i8")])
+        )
         first = 0
         for entry, t in zip(table, tensors, strict=False):
             n = math.prod(t.shape)
@@ -161,8 +165,12 @@ class Launch:
         return table, first
 
     def run(self, grads: Sequence[int], scalars: np.ndarray, which: Sequence[int] | None, stream: int) -> None:
-        """Enqueue one step on `stream` (a cudaStream_t). `grads[k]` is the device address of tensor k's gradient, at any
-        alignment; `SKIP` skips the tensor. `scalars` is float32 (rows, len(SCALARS)); `which[k]` names tensor k's row."""
+        """Enqueue one step on `stream` (a cudaStream_t).
+
+        grads    the device address of each tensor's gradient, at any alignment; `SKIP` leaves that tensor alone
+        scalars  float32 (rows, len(SCALARS)), at most `ROWS` rows
+        which    each tensor's row; None where there is one
+        """
         rows, width = scalars.shape
         if rows > ROWS or width != self.scalars or len(grads) != self.count:
             raise ValueError(f"Launch.run: {len(grads)} gradients for {self.count} tensors, scalars {scalars.shape}")

@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand (`make bench-gpu`), never collected. Every row is a ratio to a ceiling or peer of the same process."""
+"""Benchmarks, run by hand (`make bench-gpu`), never collected: ratios to a ceiling or a peer of the same process."""

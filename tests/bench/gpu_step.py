@@ -92,7 +92,7 @@ def widen(words: np.ndarray) -> np.ndarray:
 
 
 def mismatches(n: int, steps: int = 3, parts: int = 64) -> dict[str, int]:
-    """8-bit AdamW in bf16 on the GPU and in NumPy, part by part: words of p, codes and scales that differ, over all steps."""
+    """8-bit AdamW in bf16 on the GPU and in NumPy, part by part: words of p, codes and scales that differ in any step."""
     flat = Flat("adamw", ("dynamic8", "dynamic8"), torch.bfloat16, n)
     opt = refopt.Optimizer("adamw", "dynamic8", **HYPER["adamw"])
     cuts = [slice(k * (n // parts), (k + 1) * (n // parts)) for k in range(parts)]
@@ -105,13 +105,18 @@ def mismatches(n: int, steps: int = 3, parts: int = 64) -> dict[str, int]:
         g, p = bf16_words(flat.g), bf16_words(flat.p)
         stored = [(c.cpu().numpy(), s.cpu().numpy()) for c, s in flat.states if s is not None]
 
-        def part(side: list[Any], cut: slice, g: np.ndarray = g, p: np.ndarray = p, stored: Any = stored) -> tuple[int, int, int]:
+        def part(
+            side: list[Any], cut: slice, g: np.ndarray = g, p: np.ndarray = p, stored: Any = stored
+        ) -> tuple[int, int, int]:
             new, side[1] = opt.step(widen(side[0]), widen(g[cut]), side[1])
             side[0] = refopt.codecs.bf16.encode(new).codes
             scale = slice(cut.start // 256, cut.stop // 256)
             boxes = [side[1][0][n] for n in ("m", "v")]
             codes = sum(int((b.codes != c[cut]).sum()) for b, (c, _) in zip(boxes, stored, strict=True))
-            scales = sum(int((b.scales.view(np.uint32) != s[scale].view(np.uint32)).sum()) for b, (_, s) in zip(boxes, stored, strict=True))
+            scales = sum(
+                int((b.scales.view(np.uint32) != s[scale].view(np.uint32)).sum())
+                for b, (_, s) in zip(boxes, stored, strict=True)
+            )
             return int((side[0] != p[cut]).sum()), codes, scales
 
         with ThreadPoolExecutor(16) as pool:

@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "bench" / "results.csv"
-COLUMNS = ("date", "commit", "device", "software", "bench", "work", "subject", "metric", "value", "unit", "baseline", "ratio")
+COLUMNS = (
+    "date",
+    "commit",
+    "device",
+    "software",
+    "bench",
+    "work",
+    "subject",
+    "metric",
+    "value",
+    "unit",
+    "baseline",
+    "ratio",
+)
 
 
 def commit() -> str:
@@ -48,18 +61,31 @@ class Recorder:
     path: Path = RESULTS
     rows: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, work: str, subject: str, metric: str, value: float, unit: str, baseline: str = "", ratio: float | None = None) -> None:
+    def add(
+        self,
+        work: str,
+        subject: str,
+        metric: str,
+        value: float,
+        unit: str,
+        baseline: str = "",
+        ratio: float | None = None,
+    ) -> None:
         """One figure; `ratio` is its relation to `baseline`, a ceiling or peer measured in the same process."""
         shown = "" if ratio is None else f"{ratio:.4g}"
         head = (datetime.date.today().isoformat(), self.commit, self.device, self.software, self.bench)
-        self.rows.append(dict(zip(COLUMNS, (*head, work, subject, metric, f"{value:.6g}", unit, baseline, shown), strict=True)))
+        self.rows.append(
+            dict(zip(COLUMNS, (*head, work, subject, metric, f"{value:.6g}", unit, baseline, shown), strict=True))
+        )
         print(f"{work:<14} {subject:<34} {metric:<16} {value:>12.6g} {unit:<7} {baseline:<22} {shown}", flush=True)
 
     def save(self) -> None:
         """Append every row. Raises ValueError, and writes none, where commit, device or software is unknown."""
         for name in ("commit", "device", "software"):
             if not getattr(self, name):
-                raise ValueError(f"record: no {name}; commit your changes, or pass --commit where there is no git history")
+                raise ValueError(
+                    f"record: no {name}; commit your changes, or pass --commit where there is no git history"
+                )
         new = not self.path.exists() or self.path.stat().st_size == 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -72,7 +98,9 @@ class Recorder:
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options every bench script has."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--commit", default=commit(), help="commit that is measured (default: git's, if nothing is changed)")
+    parser.add_argument(
+        "--commit", default=commit(), help="commit that is measured (default: git's, if nothing is changed)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where rows are appended")
     parser.add_argument("--dry", action="store_true", help="print, record nothing")
     return parser

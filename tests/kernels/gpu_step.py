@@ -1,4 +1,4 @@
-"""One launch beside the oracle: the same tensors stepped by a raw kernel and by `refopt.Optimizer`, compared as words."""
+"""One launch beside the oracle: the same tensors stepped by a raw kernel and by `refopt.Optimizer`, word for word."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ class Pair:
                 got = codes.get()
                 if isinstance(have, Box):
                     assert (want.view(np.uint8) == got.view(np.uint8)).all(), f"{n} codes of tensor {k} {w.shape}"
-                    _agree(f"{n} scales of tensor {k} {w.shape}", have.scales.view(np.uint32), scales.get().view(np.uint32))
+                    _agree(
+                        f"{n} scales of tensor {k} {w.shape}", have.scales.view(np.uint32), scales.get().view(np.uint32)
+                    )
                 else:
                     _agree(f"{n} of tensor {k} {w.shape}", want, got.view(np.uint32))
 

@@ -1,4 +1,4 @@
-"""The hand-made cores, square root of any number and reciprocal of one that is not negative, against the IEEE intrinsics, over every input in their range."""
+"""The fast cores (square root, reciprocal) against the IEEE instructions, over every input that is not negative."""
 
 from __future__ import annotations
 

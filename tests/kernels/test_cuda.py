@@ -9,7 +9,22 @@ from tests.kernels.gpu_step import Pair
 
 pytestmark = pytest.mark.gpu
 
-SHAPES = [(), (0,), (1,), (7,), (256,), (257,), (70_000,), (3, 16), (5, 40), (33, 255), (8, 264), (4, 1000), (2, 3, 512), (64, 4096)]
+SHAPES = [
+    (),
+    (0,),
+    (1,),
+    (7,),
+    (256,),
+    (257,),
+    (70_000,),
+    (3, 16),
+    (5, 40),
+    (33, 255),
+    (8, 264),
+    (4, 1000),
+    (2, 3, 512),
+    (64, 4096),
+]
 HYPER = {
     "sgd": {"lr": 1e-2, "momentum": 0.9, "wd": 0.1, "nesterov": True},
     "sgd_dampened": {"lr": 1e-2, "momentum": 0.8, "dampening": 0.3, "wd": 0.0},
