@@ -90,11 +90,11 @@ struct Core {
         return fused_add(fused_sub(s, s, x), h, s);
     }
     HD void saw(uint32_t w) { low = min(low, w), high = max(high, (int)w); }
-    HD float sqrt(float x) {
+    HD float sqrt(float x) {  // of a number that is not negative, like the next
         saw(bits(x) - 1u);  // +0, which is exact, becomes the largest unsigned and a negative signed number
         return sqrt_core(x);
     }
-    HD float rcp(float x) {  // of a number that is not negative
+    HD float rcp(float x) {
         saw(bits(x));
         return rcp_core(x);
     }

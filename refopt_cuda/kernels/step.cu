@@ -37,6 +37,7 @@ static HD void give4(void* at, float v) { asm volatile("st.global.f32 [%0], %1;"
 // ---- number formats of weights and gradients: eight elements a lane, or one ----
 
 struct float32 {
+    static constexpr uint32_t BYTES = 4;
     struct Raw { uint4 a, b; };
     static HD void load(const char* at, uint32_t t, Raw& r) {
         const char* q = at + (uint64_t)t * 32;
@@ -60,6 +61,7 @@ struct float32 {
 };
 
 template <class Half> struct half_words {  // 16-bit formats differ only in how a word is widened and two are narrowed
+    static constexpr uint32_t BYTES = 2;
     struct Raw { uint4 w; };
     static HD void load(const char* at, uint32_t t, Raw& r) { r.w = take16(at + (uint64_t)t * 16); }
     static HD void get(const Raw& r, float (&x)[8]) {
@@ -251,6 +253,7 @@ struct Span {  // one block of a tensor: number, first element, length
 
 template <class... C> struct Load;
 template <> struct Load<> {
+    template <class A> static HD bool claim(const Slot*, uint32_t, A&) { return false; }
     HD void load(const Slot*, uint32_t, uint32_t) {}
     HD void get(float (*)[8], const Tables&) const {}
     static HD void measure(const float (*)[8], Measure*) {}
@@ -261,6 +264,9 @@ template <> struct Load<> {
     static HD void write(const Slot*, int64_t, const float*, const Measure*, const Tables&) {}
 };
 template <class C, class... Rest> struct Load<C, Rest...> {
+    template <class A> static HD bool claim(const Slot* at, uint32_t lane, A& ahead) {
+        return A::claim(at->codes, 2 * (C::BITS / 8), lane, ahead) || Load<Rest...>::claim(at + 1, lane, ahead);
+    }
     Stored<C> head;
     Load<Rest...> rest;
     typedef Load<Rest...> Next;
@@ -317,6 +323,34 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t b, c
     }
 }
 
+// The lines of a block that this warp takes next, asked into the second-level cache while it computes: lane by lane,
+// first p's, then g's, then the codes'. One instruction a block; what a lane asks for changes only with the tensor.
+struct Ahead {
+    const char* at;
+    uint32_t stride, k;
+    HD static bool claim(const char* base, uint32_t lines, uint32_t& lane, Ahead& ahead) {
+        if (lane < lines) {
+            ahead.at = base + lane * 128, ahead.stride = lines * 128;
+            return true;
+        }
+        lane -= lines;
+        return false;
+    }
+    HD void aim(const Args& a, uint32_t tensor, uint32_t lane) {
+        const Tensor& t = a.tensors[tensor];
+        const char* g = a.g[tensor];
+        k = tensor, at = 0, stride = 0;
+        bool found = g != (const char*)1 && (claim(t.p, 2 * PARAM::BYTES, lane, *this) || claim(g, 2 * GRAD::BYTES, lane, *this));
+        if (!found && g != (const char*)1) States::claim(t.states, lane, *this);
+        at -= (int64_t)t.first * stride;
+    }
+    HD void ask(const Args& a, const Cursor& c, uint32_t lane) {
+        if (c.k != k) aim(a, c.k, lane);
+        if (stride && c.b < a.tensors[k].whole)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (int64_t)c.b * stride));
+    }
+};
+
 HD void step_block(const Args& a, uint32_t k, uint32_t b, const Scalars& s, const Tables& tables) {
     const Tensor& t = a.tensors[k];
     const uint4 head = *(const uint4*)&t;  // first, whole, per, aligned
@@ -366,9 +400,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) refopt_step(co
         for (int i = threadIdx.x; i < 2 * BUCKETS; i += THREADS) ((uint32_t*)(shared + 65536))[i] = ((const uint32_t*)a.values)[512 + i];
         __syncthreads();
     }
+    uint32_t warps = gridDim.x * (THREADS / 32), lane = threadIdx.x & 31;
     Cursor c = {blockIdx.x * (THREADS / 32) + threadIdx.x / 32, 0, a.tensors[1].first};
-    for (; c.b < a.blocks; c.b += gridDim.x * (THREADS / 32)) {
+    Ahead ahead = {0, 0, ~0u};
+    while (c.b < a.blocks) {
         c.seek(a);
-        step_block(a, c.k, c.b, *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[c.k]], tables);
+        uint32_t k = c.k, b = c.b;
+        c.b += warps;
+        if (c.b < a.blocks) c.seek(a), ahead.ask(a, c, lane);
+        step_block(a, k, b, *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[k]], tables);
     }
 }

@@ -92,7 +92,7 @@ def widen(words: np.ndarray) -> np.ndarray:
 
 
 def mismatches(n: int, steps: int = 3, parts: int = 64) -> dict[str, int]:
-    """8-bit AdamW in bf16 on the GPU and in NumPy, part by part: words of p, codes and scales that differ in any step."""
+    """8-bit AdamW in bf16 on the GPU and in NumPy, part by part: how many words of p, codes and scales differ."""
     flat = Flat("adamw", ("dynamic8", "dynamic8"), torch.bfloat16, n)
     opt = refopt.Optimizer("adamw", "dynamic8", **HYPER["adamw"])
     cuts = [slice(k * (n // parts), (k + 1) * (n // parts)) for k in range(parts)]
