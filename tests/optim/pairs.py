@@ -81,8 +81,8 @@ def give(params: Sequence[Any], seed: int) -> None:
 
 
 def exact(x: torch.Tensor) -> np.ndarray:
-    """A tensor's values as float32."""
-    return x.detach().float().cpu().numpy()
+    """A copy of a tensor's values, as float32."""
+    return x.detach().float().cpu().numpy().copy()
 
 
 def stored(x: torch.Tensor) -> np.ndarray:
