@@ -72,36 +72,32 @@ struct Ieee {
 
 #ifdef __CUDACC_RTC__
 // The fast cores of the same operations: one approximation and its correction, correctly rounded wherever argument
-// and result are normal numbers (tests/kernels/test_cores.py proves it on a device over all inputs). The range is not
-// tested at each call: `doubtful` says once, for all calls since the object was made, whether any argument left it,
-// and the caller computes again with Ieee.
+// and result are normal numbers (tests/kernels/test_cores.py proves it on a device over all inputs that are not
+// negative). The range is not tested at each call: `doubtful` says once, for all calls since the object was made,
+// whether any argument left it, and the caller computes again with Ieee.
 struct Core {
-    uint32_t low = 0xFFFFFFFFu;
-    int high = 0;
-    HD static float rcp_core(float x) {
+    float high = 0.0f;
+    bool odd = false;
+    HD static float rcp_core(float x) {  // 2^-126 <= x < 2^126
         float r;
         asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
         return fused_add(r, fused_sub(x, r, 1.0f), r);
     }
-    HD static float sqrt_core(float x) {
-        float r;
-        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(add(x, 1.17549435e-38f)));  // + 2^-126: only 0 feels it
-        float s = mul(x, r), h = mul(0.5f, r);
-        return fused_add(fused_sub(s, s, x), h, s);
+    HD static float scaled_root(float x) {  // 2^32 sqrt(x) for x < 2^62: the scale keeps every residual normal
+        float r, y = mul(x, 1.8446744e19f);
+        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(add(y, 1.17549435e-38f)));  // + 2^-126: only 0 feels it
+        float s = mul(y, r), h = mul(0.5f, r);
+        return fused_add(fused_sub(s, s, y), h, s);
     }
-    HD void saw(uint32_t w) { low = min(low, w), high = max(high, (int)w); }
-    HD float sqrt(float x) {  // of a number that is not negative, like the next
-        saw(bits(x) - 1u);  // +0, which is exact, becomes the largest unsigned and a negative signed number
-        return sqrt_core(x);
+    HD float sqrt(float x) {
+        high = larger(high, x);
+        return mul(scaled_root(x), 2.3283064e-10f);
     }
-    HD float rcp(float x) {
-        saw(bits(x));
-        return rcp_core(x);
+    HD float inverse_root(float x, float scale, float eps) {  // the sum lies between eps and 2^31 scale + eps
+        high = larger(high, x);
+        odd |= !(eps >= 7.8886091e-31f && eps < 1.0e9f && scale >= 1.0f && scale < 1.0e9f);
+        return rcp_core(add(mul(scaled_root(x), mul(scale, 2.3283064e-10f)), eps));
     }
-    HD float inverse_root(float x, float scale, float eps) {  // between eps and 2^64 scale: eps and scale tell
-        saw(bits(eps)), saw(bits(scale) + 0x20000000u);
-        return rcp_core(add(mul(sqrt(x), scale), eps));
-    }
-    HD bool doubtful() const { return low < 0x0D000000u || high >= 0x7E800000; }  // 2^-101 .. 2^126
+    HD bool doubtful() const { return odd || !(high < 4.6116860e18f); }  // 2^62
 };
 #endif

@@ -128,10 +128,10 @@ template <bool S> struct is_table<dynamic8<S>> { static constexpr bool value = t
 HD float larger_magnitude(float a, float b) {
 #if __CUDA_ARCH__ >= 800
     float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(magnitude(b)));
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(magnitude(a)), "f"(magnitude(b)));
     return r;
 #else
-    return real(max(bits(a), bits(b) & 0x7FFFFFFFu));
+    return real(max(bits(a) & 0x7FFFFFFFu, bits(b) & 0x7FFFFFFFu));
 #endif
 }
 HD uint32_t warp_max(uint32_t w) {
@@ -144,8 +144,8 @@ HD uint32_t warp_max(uint32_t w) {
 }
 
 HD uint32_t block_magnitude(const float (&x)[8]) {
-    float a = larger_magnitude(larger_magnitude(0.0f, x[0]), x[1]), b = larger_magnitude(larger_magnitude(0.0f, x[2]), x[3]);
-    float c = larger_magnitude(larger_magnitude(0.0f, x[4]), x[5]), d = larger_magnitude(larger_magnitude(0.0f, x[6]), x[7]);
+    float a = larger_magnitude(x[0], x[1]), b = larger_magnitude(x[2], x[3]);
+    float c = larger_magnitude(x[4], x[5]), d = larger_magnitude(x[6], x[7]);
     return warp_max(bits(larger_magnitude(larger_magnitude(a, b), larger_magnitude(c, d))));
 }
 

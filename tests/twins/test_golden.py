@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba")
-from refopt_cuda.kernels import step_host  # noqa: E402
-from refopt_cuda.rules import RULES  # noqa: E402
+from refopt_cuda.kernels import step_host
+from refopt_cuda.rules import RULES
 
 P0 = [1, -2, 0.5, 0]
 GRADIENTS = [[0.1, -0.2, 0.3, 0], [-0.05, 0.4, 0.3, 1e-8], [2, 0, -0.7, -1e-3]]

@@ -13,8 +13,8 @@ from refopt import rules as oracle_rules
 from tests.twins.common import BF16, HYPERS, STATES, assert_same_bits, assert_states_agree, inputs, oracle, stored
 
 pytest.importorskip("numba")
-from refopt_cuda.kernels import step_host  # noqa: E402
-from refopt_cuda.rules import RULES  # noqa: E402
+from refopt_cuda.kernels import step_host
+from refopt_cuda.rules import RULES
 
 CASES = [
     # rule, codec a state, dtype of p, dtype of g

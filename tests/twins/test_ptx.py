@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("numba_cuda", reason="the Numba-CUDA twin needs numba-cuda")
-from numba import cuda  # noqa: E402
+from numba import cuda
 
 if not hasattr(cuda, "compile_ptx"):
     pytest.skip("the CUDA simulator makes no PTX", allow_module_level=True)
 
-from refopt_cuda.kernels import arith, step_numba  # noqa: E402
+from refopt_cuda.kernels import arith, step_numba
 
 CASES = [
     ("adamw", ("f32", "f32")),

@@ -1,0 +1,42 @@
+"""The command line: `refopt trace` needs NumPy alone; `refopt train` imports its packages when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "trace": "print a rule's equations with the numbers in them (NumPy alone)",
+    "train": "train a small language model once per optimizer and compare (refopt[train])",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for input that cannot be used."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: refopt COMMAND ...\n")
+        print("\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items()))
+        return 0
+    if args[0] == "trace":
+        from refopt.trace import main as trace
+
+        return trace(args[1:])
+    if args[0] == "train":
+        return train(args[1:])
+    print(f"refopt: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
+
+
+def train(argv: list[str]) -> int:
+    """`refopt train`, or one sentence about the package that it lacks."""
+    try:
+        run = importlib.import_module("refopt_cuda.train.cli").main
+    except ModuleNotFoundError as error:
+        print(f"refopt train needs {error.name}, which is not installed: pip install 'refopt[train]'", file=sys.stderr)
+        return 2
+    return int(run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
