@@ -42,7 +42,6 @@ RANK = {f"refopt.{m}": k for k, level in enumerate(ORACLE) for m in level}
 RANK |= {f"refopt_cuda.{m}": k for k, level in enumerate(FAST) for m in level}
 UPWARD = {
     ("refopt.spec", "refopt.codecs.blocks"): "inside a method: a codec's record lists its blocks",
-    ("refopt.__main__", "refopt_cuda.train"): "inside a function: the command line starts the job, if torch is there",
 }
 """Imports that run upward or across, each inside a function, and why."""
 
@@ -179,8 +178,9 @@ def test_the_reference_imports_numpy_and_the_standard_library_alone() -> None:
     known = sys.stdlib_module_names | {"numpy", "refopt"}
     for path in sources("refopt"):
         for target in imports(path):
-            lazy = any(module_name(path) == a and (target + ".").startswith(b + ".") for a, b in UPWARD)
-            assert target.split(".")[0] in known or lazy, f"{module_name(path)} imports {target}"
+            assert target.split(".")[0] in known, f"{module_name(path)} imports {target}"
+            by_name = target.split(".")[0] == "importlib" and module_name(path) != "refopt.__main__"
+            assert not by_name, f"{module_name(path)} imports by name; only the command line does"
 
 
 def test_lazy_imports_are_inside_functions() -> None:
