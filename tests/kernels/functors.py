@@ -1,0 +1,96 @@
+"""The CUDA functors on the host: g++ builds the .cuh files into a library, these calls take NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from refopt_cuda.codecs import dynamic8
+from refopt_cuda.kernels import build
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+OPTIONS = ("-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC")
+WORDS = {"f32": np.float32, "bf16": np.uint16}
+Array = np.ndarray
+
+
+def compiled(gxx: str, source: Path, folder: Path, options: tuple[str, ...] = OPTIONS) -> ctypes.CDLL:
+    """`source` as a loaded library; the compiler's own words where it refuses."""
+    library = folder / f"{source.stem}.so"
+    command = [gxx, *options, f"-I{build.ROOT}", str(source), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))
+
+
+def tables() -> Array:
+    """The dynamic map as the kernel holds it: 256 signed values, 256 unsigned, then both encode tables."""
+    values = [dynamic8.codebook(unsigned).view(np.uint32) for unsigned in (False, True)]
+    return np.concatenate([*values, *(dynamic8.encode_table(unsigned) for unsigned in (False, True))])
+
+
+class Functors:
+    """One call for each functor, named as in the .cuh files, with `_signed` or `_unsigned` for a block codec."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library, self.tables = library, tables()
+
+    def _call(self, name: str, n: int, *given: Array | float) -> None:
+        function = getattr(self.library, name)
+        function.restype = None
+        function(
+            ctypes.c_int64(n),
+            *(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else ctypes.c_float(a) for a in given),
+        )
+
+    def number(self, name: str) -> int:
+        """A constant of a functor: `adamw_states`, `adamw_scalars`, `dynamic8_signed_zero` ..."""
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_uint32
+        return int(function())
+
+    def step(self, rule: str, p: Array, g: Array, states: list[Array], row: Array) -> tuple[Array, list[Array]]:
+        """The rule over flat float32 arrays; new arrays."""
+        assert len(states) == self.number(f"{rule}_states") and row.size == self.number(f"{rule}_scalars")
+        p, planes = p.copy(), np.array(states, np.float32).reshape(len(states), p.size)
+        self._call(f"{rule}_step", p.size, p, np.ascontiguousarray(g), planes, row)
+        return p, list(planes)
+
+    def scale(self, codec: str, absmax: float) -> np.float32:
+        """The scale that is stored for a block's largest magnitude."""
+        function = getattr(self.library, f"{codec}_scale")
+        function.restype = ctypes.c_float
+        return np.float32(function(ctypes.c_float(absmax)))
+
+    def encode(self, codec: str, x: Array, inv: np.float32) -> Array:
+        """Codes of a flat float32 array as bytes; four elements a word, zeros behind the last."""
+        padded = np.pad(x, (0, -x.size % 4))
+        codes = np.zeros(padded.size, np.uint8)
+        self._call(f"{codec}_encode", padded.size, padded, float(inv), self.tables, codes)
+        return codes[: x.size]
+
+    def decode(self, codec: str, codes: Array, scale: np.float32) -> Array:
+        """float32 values of a flat array of bytes, a multiple of four."""
+        x = np.zeros(codes.size, np.float32)
+        self._call(f"{codec}_decode", codes.size, codes, float(scale), self.tables, x)
+        return x
+
+    def store(self, codec: str, x: Array) -> Array:
+        """Words of an element codec."""
+        codes = np.zeros(x.size, WORDS[codec])
+        self._call(f"{codec}_store", x.size, x, codes)
+        return codes
+
+    def load(self, codec: str, codes: Array) -> Array:
+        """float32 values of an element codec's words."""
+        x = np.zeros(codes.size, np.float32)
+        self._call(f"{codec}_load", codes.size, codes, x)
+        return x
+
+    def signs(self, x: Array) -> Array:
+        out = np.zeros(x.size, np.float32)
+        self._call("signs", x.size, x, out)
+        return out
