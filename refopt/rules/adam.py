@@ -3,19 +3,19 @@ r"""Adam (Kingma & Ba, arXiv 1412.6980, Algorithm 1), with L2 weight decay as in
 One learning rate cannot suit every weight. Adam divides each step by the running size of that weight's own gradient,
 at the price of two numbers a weight: their mean m and their mean square v.
 
-======  =============  ==================================  =========
-symbol  name           meaning                             default
-======  =============  ==================================  =========
+======  =============  ===================================  =========
+symbol  name           meaning                              default
+======  =============  ===================================  =========
 p       parameter      the weights
 g       gradient       of the loss by p
 m       first moment   running mean of g
 v       second moment  running mean of g^2, never negative
-lr      learning rate  step length, >= 0                   1e-3
-beta1   decay of m     [0, 1)                              0.9
-beta2   decay of v     [0, 1)                              0.999
-eps     guard          added to sqrt(v), >= 0              1e-8
-wd      weight decay   coupled (L2), >= 0                  0
-======  =============  ==================================  =========
+lr      learning rate  step length, >= 0                    1e-3
+beta1   decay of m     [0, 1)                               0.9
+beta2   decay of v     [0, 1)                               0.999
+eps     guard          added to sqrt(v), >= 0               1e-8
+wd      weight decay   coupled (L2), >= 0                   0
+======  =============  ===================================  =========
 
 State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter.
 

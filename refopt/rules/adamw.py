@@ -3,19 +3,19 @@ r"""AdamW (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2), in the dialect o
 Adam divides the gradient by its own size, so an L2 term inside the gradient is divided too and hardly decays the
 weights that need it. AdamW takes the decay out of the gradient and shrinks the old weights directly.
 
-======  =============  ==================================  =========
-symbol  name           meaning                             default
-======  =============  ==================================  =========
+======  =============  ===================================  =========
+symbol  name           meaning                              default
+======  =============  ===================================  =========
 p       parameter      the weights
 g       gradient       of the loss by p
 m       first moment   running mean of g
 v       second moment  running mean of g^2, never negative
-lr      learning rate  step length, >= 0                   1e-3
-beta1   decay of m     [0, 1)                              0.9
-beta2   decay of v     [0, 1)                              0.999
-eps     guard          added to sqrt(v), >= 0              1e-8
-wd      weight decay   decoupled: p shrinks by 1 - lr wd   1e-2
-======  =============  ==================================  =========
+lr      learning rate  step length, >= 0                    1e-3
+beta1   decay of m     [0, 1)                               0.9
+beta2   decay of v     [0, 1)                               0.999
+eps     guard          added to sqrt(v), >= 0               1e-8
+wd      weight decay   decoupled: p shrinks by 1 - lr wd    1e-2
+======  =============  ===================================  =========
 
 State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter.
 

@@ -3,18 +3,18 @@ r"""Lion (Chen et al., arXiv 2302.06675, Algorithm 2): evolved sign momentum.
 Adam's second moment only sets the size of a step. Lion drops it: every weight moves by exactly lr, in the direction
 of the sign of an interpolation between momentum and gradient. Half of Adam's state, at a three to ten times smaller lr.
 
-======  ================  ====================================  =========
-symbol  name              meaning                               default
-======  ================  ====================================  =========
+======  ================  =======================================  =========
+symbol  name              meaning                                  default
+======  ================  =======================================  =========
 p       parameter         the weights
 g       gradient          of the loss by p
 m       momentum          running mean of g (whole, not its sign)
 c       interpolation     of m and g; its sign is the step
-lr      learning rate     step length, >= 0                     1e-4
-beta1   for the step      share of m in c, [0, 1)               0.9
-beta2   for the state     share of m in the next m, [0, 1)      0.99
-wd      weight decay      decoupled: p shrinks by 1 - lr wd     0
-======  ================  ====================================  =========
+lr      learning rate     step length, >= 0                        1e-4
+beta1   for the step      share of m in c, [0, 1)                  0.9
+beta2   for the state     share of m in the next m, [0, 1)         0.99
+wd      weight decay      decoupled: p shrinks by 1 - lr wd        0
+======  ================  =======================================  =========
 
 State: ``m``, float32, the parameter's shape; 4 bytes a parameter.
 
