@@ -147,22 +147,30 @@ class Launch:
         )
         first = 0
         for entry, t in zip(table, tensors, strict=False):
-            n = math.prod(t.shape)
-            if n >= 2**35:
-                raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
-            row = t.shape[-1] if len(t.shape) >= 2 and t.shape[-1] >= 16 else n
-            flat = n == 0 or row % self.block == 0 or row == n
-            per = 0 if flat else -(-row // self.block)
+            n, row, per, count = self._blocks(t.shape)
+            if first + count >= 2**32:
+                raise ValueError(f"Launch.bind: {first + count} blocks; at most 2^32 - 1 fit a launch")
             entry["first"], entry["per"], entry["p"], entry["n"], entry["row"] = first, per, t.p, n, row
             for j, state in enumerate(t.states):
                 entry["states"][j] = state
             entry["aligned"] = all(a % 16 == 0 for a in (t.p, *(codes for codes, _ in t.states)))
-            entry["whole"] = first + (n // self.block if flat and entry["aligned"] else 0)
-            first += -(-n // self.block) if flat else n // row * per
-        if first >= 2**32:
-            raise ValueError(f"Launch.bind: {first} blocks; at most 2^32 - 1 fit a launch")
+            entry["whole"] = first + (n // self.block if not per and entry["aligned"] else 0)
+            first += count
         table["first"][-1] = first
         return table, first
+
+    def _blocks(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """(elements, elements a row, blocks a row or 0 where all rows are whole blocks, blocks)."""
+        n = math.prod(shape)
+        if n >= 2**35:
+            raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
+        row = shape[-1] if len(shape) >= 2 and shape[-1] >= 16 else n
+        if n == 0 or row % self.block == 0 or row == n:
+            return n, row, 0, -(-n // self.block)
+        if row > 2**32:
+            raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^32, or whole blocks, are addressed")
+        per = -(-row // self.block)
+        return n, row, per, n // row * per
 
     def run(self, grads: Sequence[int], scalars: np.ndarray, which: Sequence[int] | None, stream: int) -> None:
         """Enqueue one step on `stream` (a cudaStream_t).
