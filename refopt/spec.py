@@ -138,7 +138,8 @@ class Codec:
 
     `pack` and `unpack` work on a flat array and the block list `bounds` (block k is x[bounds[k]:bounds[k+1]]);
     `encode` and `decode` do the same for an array of any shape. `scope` is "block" where elements of a block share a
-    scale, else "element". `signed=False` asks for the table of a state that is never negative.
+    scale, else "element". `signed=False` asks for the table of a state that is never negative; an Optimizer does so
+    by itself, unless `signed=True` was asked for by name (`sign_asked`).
     """
 
     stem: str
@@ -153,6 +154,7 @@ class Codec:
     layout: str | None = None
     signed: bool = True
     nonfinite: str = "propagate"
+    sign_asked: bool = field(default=False, repr=False, compare=False)
 
     def __call__(self, **options: Any) -> Codec:
         """A copy with other options: `dynamic8(block=128)`, `int8_linear(signed=False)`."""
@@ -168,7 +170,7 @@ class Codec:
         policy = options.get("nonfinite", "propagate")
         if policy not in ("propagate", "raise"):
             raise ValueError(f"codecs.{self.stem}: nonfinite must be 'propagate' or 'raise', got {policy!r}")
-        return replace(self, **options)
+        return replace(self, **options, sign_asked=self.sign_asked or "signed" in options)
 
     def bounds(self, shape: tuple[int, ...]) -> Array:
         """The block list of a tensor of this shape: int64 offsets into the flattened tensor, last one its size."""

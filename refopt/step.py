@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def lookup(kind: str, table: Mapping[str, Any], name: Any) -> Any:
 
 def assign(rule: Rule, states: Sequence[State], given: Any) -> dict[str, Codec]:
     """A codec for each role: `p` and every state. One name stands for all states; a non-negative state takes the
-    unsigned table of the codec that is named for it."""
+    unsigned table of the codec that is named for it, or, with a warning, the signed one if that was asked for."""
     roles = {"p": "f32"} | {s.name: "f32" for s in states}
     if isinstance(given, Mapping):
         for role in given:
@@ -50,13 +51,22 @@ def assign(rule: Rule, states: Sequence[State], given: Any) -> dict[str, Codec]:
         roles |= {s.name: given for s in states}
     out = {role: lookup("codec", _codecs.CODECS, name) for role, name in roles.items()}
     for s in states:
-        if s.nonnegative and out[s.name].scope == "block":
+        if s.nonnegative and out[s.name].scope == "block" and not _insists(s, out[s.name]):
             out[s.name] = out[s.name](signed=False)
         elif not s.nonnegative and not out[s.name].signed:
             raise ValueError(f"Optimizer: {s.name} takes either sign, and {_name(out[s.name])} stores none")
     if out["p"].scope != "element":
         raise ValueError(f"Optimizer: {out['p'].stem} shares a scale in a block; weights take an element codec")
     return out
+
+
+def _insists(state: State, codec: Codec) -> bool:
+    """Whether a sign was asked for that a state never has; warns if so."""
+    asked = codec.signed and codec.sign_asked
+    if asked:
+        says = f"Optimizer: {state.name} is never negative; {codec.stem}(signed=True) leaves half of its codes unused"
+        warnings.warn(says, stacklevel=4)
+    return asked
 
 
 def page_list(codecs: Mapping[str, Codec], roles: Sequence[str]) -> tuple[int, str | None]:

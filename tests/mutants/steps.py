@@ -106,6 +106,13 @@ MUTANTS = [
         STEPS + "a_nonnegative_state_takes_the_unsigned_table",
     ),
     Mutant(
+        "a-sign-that-was-asked-for-is-dropped",
+        STEP,
+        " and not _insists(s, out[s.name])",
+        "",
+        STEPS + "a_nonnegative_state_keeps_a_signed_table_that_was_asked_for",
+    ),
+    Mutant(
         "signed-table-for-v",
         STEP,
         "out[s.name] = out[s.name](signed=False)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -165,6 +166,22 @@ def test_the_bytes_that_a_record_promises_are_the_bytes_kept(
 def test_a_nonnegative_state_takes_the_unsigned_table(ref: ModuleType) -> None:
     opt = ref.Optimizer("adam", "dynamic8")
     assert (opt.codecs["m"].signed, opt.codecs["v"].signed) == (True, False)
+
+
+@pytest.mark.parametrize("stem", ["dynamic8", "int8_linear"])
+def test_a_nonnegative_state_keeps_a_signed_table_that_was_asked_for(ref: ModuleType, stem: str) -> None:
+    """For experiments, and with a warning; naming the record or its block asks for no sign."""
+    codec, p, g = ref.codecs.CODECS[stem], f32([1, -2, 3]), f32([0.5, -0.25, 1])
+    for asked in (codec(signed=True), codec(signed=True)(block=64)):
+        with pytest.warns(UserWarning, match=rf"v is never negative; {stem}\(signed=True\)") as caught:
+            opt = ref.Optimizer("adamw", {"v": asked})
+        assert caught[0].filename == __file__
+        _, state = follow(opt, p, [g])
+        _, exact = follow(ref.Optimizer("adamw"), p, [g])
+        same_bits(state[0]["v"].codes, codec.encode(exact[0]["v"]).codes, "codes")
+        assert opt.step(p, g, state)[1][0]["v"].codec.signed
+    with warnings.catch_warnings(action="error"):
+        assert not any(ref.Optimizer("adamw", {"v": c}).codecs["v"].signed for c in (stem, codec, codec(block=64)))
 
 
 def test_tensors_below_min_size_stay_uncoded(ref: ModuleType) -> None:
