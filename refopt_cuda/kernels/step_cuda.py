@@ -70,7 +70,7 @@ def _compiled(kernel: build.Kernel, device: int) -> tuple[Any, int]:
 
 
 @cache
-def _stream(handle: int) -> Any:
+def on_stream(handle: int) -> Any:
     """CuPy's view of a stream that another library owns."""
     cuda = _cupy().cuda
     if not hasattr(cuda.Stream, "from_external"):
@@ -189,5 +189,5 @@ class Launch:
         args["g"][0, : self.count] = grads
         if which is not None:
             args["which"][0, : self.count] = which
-        with _stream(stream):
+        with on_stream(stream):
             function(grid, threads, (args,), shared_mem=shared)

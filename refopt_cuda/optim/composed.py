@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 
 from refopt.spec import Rule, ShapeError, StateError
-from refopt_cuda.optim import run, settings, states
+from refopt_cuda.optim import checks, run, settings, states
+
+MEANING: dict[str, dict[str, Any]] = {
+    "adam": {"amsgrad": False, "decoupled_weight_decay": False},
+    "adamw": {"amsgrad": False, "decoupled_weight_decay": True},
+}
+"""Options of torch.optim under which a state would mean another rule."""
 
 
 class Composed(torch.optim.Optimizer):
@@ -23,11 +30,13 @@ class Composed(torch.optim.Optimizer):
     maximize   climb instead of descend
     hyper      the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
 
-    States are made in the first step: `state[p]["step"]`, and for each state either torch's own key (exp_avg ...) or
-    "<name>.codes" (8-bit) and "<name>.scales" (float32, one a block). CPU tensors are stepped by compiled loops, CUDA
-    tensors by one kernel launch for each combination of dtypes on torch's current stream, without synchronisation.
+    States are made in the first step: `state[p]["step"]`, which counts their steps, and for each state either torch's
+    own key (exp_avg ...) or "<name>.codes" (8-bit) and "<name>.scales" (float32, one a block). CPU tensors are stepped
+    by compiled loops, CUDA tensors by one kernel launch for each combination of dtypes on torch's current stream,
+    without synchronisation. Gradients with NaN or Inf propagate.
 
-    Raises TypeError or ValueError that name the argument; nothing is changed then. Gradients with NaN or Inf propagate.
+    Raises TypeError or ValueError that name the argument, and StateError for a state that was altered; nothing is
+    changed then. Parameters that share memory are refused, and so are steps that a CUDA graph captures.
     """
 
     def __init__(
@@ -51,12 +60,9 @@ class Composed(torch.optim.Optimizer):
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
         if place != "resident":
             raise ValueError(f"{call}: place must be 'resident', got {place!r}; other places have no fast path yet")
-        if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-            raise ValueError(f"{call}: block must be a whole number >= 1, got {block!r}")
-        if not isinstance(min_size, int) or min_size < 0:
-            raise ValueError(f"{call}: min_size must be a whole number >= 0, got {min_size!r}")
-        ours: dict[str, Any] = {"rule": record.stem, "codecs": settings.codec_names(record, codecs, usual, call)}
-        ours |= {"block": block, "min_size": min_size, "maximize": bool(maximize)}
+        table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
+        ours = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size, "maximize": bool(maximize)}
+        settings.check_group(record, ours, call)
         settings.hyper_of(record, known | hyper, call)
         self._plans: dict[int, run.Plan] = {}
         super().__init__(params, {**known, **hyper, **ours})
@@ -67,21 +73,23 @@ class Composed(torch.optim.Optimizer):
         return settings.rule_named(self.defaults["rule"], type(self).__name__)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; a group may have its own hyper-parameters, codecs, block and min_size."""
+        """As torch's; a group may have its own hyper-parameters, codecs (of some states or all), block and min_size."""
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
+            table = settings.codec_names(self.rule, param_group.get("codecs"), self.defaults["codecs"], call)
+            param_group = {**param_group, "codecs": table}
             group = {**self.defaults, **param_group}
             if group["rule"] != self.defaults["rule"]:
-                raise ValueError(
-                    f"{call}: rule must be {self.defaults['rule']!r} in every group, got {group['rule']!r}"
-                )
+                raise ValueError(f"{call}: rule must be {self.defaults['rule']!r} as elsewhere, got {group['rule']!r}")
+            settings.check_group(self.rule, group, call)
             settings.hyper_of(self.rule, group, call)
-            if "codecs" in param_group:
-                names = settings.codec_names(self.rule, param_group["codecs"], None, call)
-                param_group = {**param_group, "codecs": names}
         super().add_param_group(param_group)
-        for p in self.param_groups[-1]["params"]:
-            run.check_param(p, call)
+        try:
+            for p in self.param_groups[-1]["params"]:
+                checks.param(p, call)
+        except TypeError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -90,13 +98,26 @@ class Composed(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        call = f"{type(self).__name__}.step"
-        hypers = [settings.hyper_of(self.rule, group, call) for group in self.param_groups]
-        work = [run.gather(group["params"], call) for group in self.param_groups]
-        for k, (group, hyper, pairs) in enumerate(zip(self.param_groups, hypers, work, strict=True)):
-            plan = self._plans.setdefault(k, run.Plan())
-            plan.step(self.rule, hyper, group, pairs, self.state)
+        call, rule = f"{type(self).__name__}.step", self.rule
+        hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
+        pairs = [checks.gather(group["params"], call) for group in self.param_groups]
+        checks.capture(chain.from_iterable(pairs), call)
+        plans = [self._plans.setdefault(k, run.Plan()) for k in range(len(hypers))]
+        every = list(zip(plans, self.param_groups, hypers, strict=True))
+        work = [plan.prepare(rule, h, g, some, self.state, call) for (plan, g, h), some in zip(every, pairs)]
+        self._check_apart(plans, call)
+        for (plan, group, hyper), some in zip(every, work):
+            plan.run(rule.stem, hyper, group, some, self.state)
         return loss
+
+    def _check_apart(self, plans: list[run.Plan], call: str) -> None:
+        """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""
+        if all(plan.apart for plan in plans):
+            return
+        known = zip(plans, self.param_groups, strict=True)
+        checks.apart((p for plan, group in known for p in group["params"] if id(p) in plan.slots), call)
+        for plan in plans:
+            plan.apart = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but codes stay codes and float32 states stay float32 whatever the weights are.
@@ -123,34 +144,29 @@ class Composed(torch.optim.Optimizer):
             after.remove()
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
-        groups = saved["param_groups"]
+        call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
         sizes = [[len(g["params"]) for g in side] for side in (groups, self.param_groups)]
         if sizes[0] != sizes[1]:
-            raise ShapeError(
-                f"load_state_dict: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}"
-            )
+            raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for k, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
-            for name in ("rule", "codecs", "block", "min_size"):
-                if name in theirs and theirs[name] != ours[name]:
-                    raise StateError(
-                        f"load_state_dict: group {k} has {name} {theirs[name]!r}, this optimizer has {ours[name]!r}"
-                    )
-            hyper = settings.hyper_of(self.rule, {**ours, **theirs}, "load_state_dict")
+            own = {name: ours[name] for name in ("rule", "codecs", "block", "min_size")}
+            for name, value in (own | MEANING.get(self.rule.stem, {})).items():
+                if theirs.get(name, value) != value:
+                    raise StateError(f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {value!r}")
+            settings.hyper_of(self.rule, {**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:
-                    states.check(states.layout(self.rule, hyper, ours, p), saved["state"][index], f"state[{index}]")
+                    known = states.layout_of(self.rule.states, ours, p)
+                    states.check(known, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
         for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
-            for name in [n for n in group if n not in ours]:
-                del group[name]
             for name in ours:
                 group.setdefault(name, ours[name])
-            hyper = settings.hyper_of(self.rule, group, "load_state_dict")
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    kept = states.layout(self.rule, hyper, group, p)
-                    self.state[p] = states.restore(kept, saved["state"][index], p)
+                    known = states.layout_of(self.rule.states, group, p)
+                    self.state[p] = states.restore(known, saved["state"][index], p)
         self._plans.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

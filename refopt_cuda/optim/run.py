@@ -1,169 +1,183 @@
-"""From parameter groups to kernels: what is stepped together, and with which pointers."""
+"""From parameters and gradients to kernels: what is stepped together, and with which pointers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from refopt.spec import Rule, ShapeError
+from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import states
+from refopt_cuda.optim import settings, states
+from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.rules import RULES
 
-NUMBERS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-Pair = tuple[torch.Tensor, torch.Tensor]
+Rows = Mapping[int, np.ndarray]
+"""The scalars of each step count that a step reaches."""
 
 
-def check_param(p: torch.Tensor, call: str) -> None:
-    """TypeError for weights that no kernel steps."""
-    if p.dtype not in NUMBERS or p.layout != torch.strided:
-        raise TypeError(f"{call}: parameters must be dense float32, bfloat16 or float16, got {p.dtype}, {p.layout}")
-    if p.device.type not in ("cpu", "cuda"):
-        raise TypeError(f"{call}: parameters must be on a CPU or a CUDA device, got {p.device}")
-
-
-def gather(params: Iterable[torch.Tensor], call: str) -> list[Pair]:
-    """(p, gradient) of every parameter that has one, all checked before any is stepped."""
-    pairs = [(p, p.grad) for p in params if p.grad is not None]
-    for p, g in pairs:
-        if g.layout is not torch.strided or g.dtype not in NUMBERS:
-            raise TypeError(f"{call}: gradients must be dense float32, bfloat16 or float16, got {g.dtype}, {g.layout}")
-        if g.shape != p.shape:
-            raise ShapeError(f"{call}: a gradient has shape {tuple(g.shape)}, its parameter has {tuple(p.shape)}")
-        if g.device != p.device:
-            raise ValueError(f"{call}: a gradient is on {g.device}, its parameter is on {p.device}")
-        if p.dtype not in NUMBERS:
-            check_param(p, call)
-    return pairs
-
-
-@dataclass
+@dataclass(eq=False)
 class Slot:
-    """One parameter ready to be stepped: its dense form and its state tensors."""
+    """One parameter ready to be stepped, with its state; good until one of its tensors is moved or replaced."""
 
     p: torch.Tensor
-    dense: torch.Tensor
     kept: states.Layout
-    tensors: tuple[tuple[torch.Tensor, ...], ...]
-    address: int
+    state: dict[str, Any]
 
-    @classmethod
-    def of(cls, p: torch.Tensor, kept: states.Layout, state: MutableMapping[str, Any]) -> Slot:
-        dense = p.detach() if p.is_contiguous() else p.detach().contiguous()
-        tensors = tuple(tuple(_dense(state, part.key) for part in parts) for parts in kept.parts)
-        return cls(p, dense, kept, tensors, p.data_ptr())
+    def __post_init__(self) -> None:
+        p, self.copied = self.p.detach(), not self.p.is_contiguous()
+        self.dense = torch.empty_like(p, memory_format=torch.contiguous_format) if self.copied else p
+        self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
+        self.kind = p.device, p.dtype, self.kept.codecs
+        self.facts = self._facts()
 
-    def stale(self, state: MutableMapping[str, Any]) -> bool:
-        """Whether the parameter or one of its states has been moved or replaced."""
-        if self.p.data_ptr() != self.address:
-            return True
-        parts = zip(self.kept.all(), (t for ts in self.tensors for t in ts), strict=True)
-        return any(state.get(part.key) is not t for part, t in parts)
+    def _facts(self) -> tuple[Any, ...]:
+        """`x.data = ...` changes the address of a tensor and not its identity; a view changes the identity alone."""
+        p, kept = self.p, [self.state.get(key) for key in self.kept.keys]
+        addresses = [x.data_ptr() if isinstance(x, torch.Tensor) else None for x in kept]
+        return p.data_ptr(), p.shape, p.stride(), p.dtype, addresses, [*map(id, kept)]
 
-    def __enter__(self) -> None:
+    def stale(self, state: Mapping[str, Any] | None) -> bool:
+        """Whether the optimizer has another state now, or the parameter or a state tensor is not where it was."""
+        return state is not self.state or self.facts != self._facts()
+
+    def take(self) -> None:
         """A parameter that is not row-major is stepped through a copy."""
-        if self.dense.data_ptr() != self.address:
+        if self.copied:
             self.dense.copy_(self.p)
 
-    def __exit__(self, *_: object) -> None:
-        if self.dense.data_ptr() != self.address:
+    def put(self) -> None:
+        """Bring the copy back."""
+        if self.copied:
             self.p.copy_(self.dense)
 
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+        """A CPU parameter and its states, as the compiled loops take them."""
+        kept = [dict(zip(("codes", "scales"), map(words, ts), strict=False)) for ts in self.tensors]
+        return words(self.dense), kept
 
-def _dense(state: MutableMapping[str, Any], key: str) -> torch.Tensor:
-    if not state[key].is_contiguous():
-        state[key] = state[key].contiguous()
-    return state[key]
+    @cached_property
+    def pointers(self) -> step_cuda.Tensor:
+        """A CUDA parameter and its states, as the kernels take them."""
+        pairs = tuple((ts[0].data_ptr(), ts[1].data_ptr() if len(ts) > 1 else 0) for ts in self.tensors)
+        return step_cuda.Tensor(self.dense.data_ptr(), pairs, tuple(self.p.shape))
+
+
+class Work(NamedTuple):
+    """One parameter's part in a step: the slot, the gradient, and the step count that this step reaches."""
+
+    slot: Slot
+    g: torch.Tensor
+    t: int
 
 
 @dataclass
 class Bucket:
-    """Parameters of one CUDA device and one combination of dtypes and codecs: one launch."""
+    """Parameters of one CUDA device and one combination of dtypes and codecs: one launch, bound to their slots."""
 
-    slots: list[Slot]
     launch: step_cuda.Launch
+    places: dict[Slot, int] = field(default_factory=dict)
+
+    def step(self, work: Sequence[Work], rows: Rows, stream: int) -> None:
+        """Enqueue one step of these parameters: one launch, but where step counts are many."""
+        self._hold([w.slot for w in work], stream)
+        grads = [w.g.contiguous() for w in work]
+        for w in work:
+            w.slot.take()
+        for some in _batches(sorted({w.t for w in work})):
+            at = {t: i for i, t in enumerate(some)}
+            pointers, which = [step_cuda.SKIP] * len(self.places), [0] * len(self.places)
+            for w, g in zip(work, grads, strict=True):
+                if w.t in at:
+                    place = self.places[w.slot]
+                    pointers[place], which[place] = g.data_ptr(), at[w.t]
+            self.launch.run(pointers, np.stack([rows[t] for t in some]), which if len(some) > 1 else None, stream)
+        for w in work:
+            w.slot.put()
+
+    def _hold(self, slots: Sequence[Slot], stream: int) -> None:
+        """Bind these slots if one of them is new. Those that have no gradient for once keep their place."""
+        if all(slot in self.places for slot in slots):
+            return
+        new = {id(slot.p) for slot in slots}
+        rest = [slot for slot in self.places if id(slot.p) not in new and not slot.stale(slot.state)]
+        held = [*slots, *rest][: step_cuda.SIZES[-1]]
+        with step_cuda.on_stream(stream):  # the table is copied and freed in the order of the launches that read it
+            self.launch.bind([slot.pointers for slot in held])
+        self.places = {slot: k for k, slot in enumerate(held)}
 
 
 @dataclass
 class Plan:
-    """What one parameter group's step reuses: a slot a parameter, a bucket a combination."""
+    """What one parameter group's steps reuse: a slot a parameter, a bucket a combination.
 
+    `apart` says whether the slots' parameters are known to share no memory.
+    """
+
+    mode: Any = None
     slots: dict[int, Slot] = field(default_factory=dict)
     buckets: dict[Any, Bucket] = field(default_factory=dict)
+    apart: bool = True
 
-    def step(
+    def prepare(
         self,
         rule: Rule,
-        hyper: dict[str, Any],
-        group: dict[str, Any],
+        hyper: Mapping[str, Any],
+        group: Mapping[str, Any],
         pairs: Sequence[Pair],
-        state: MutableMapping[Any, Any],
-    ) -> None:
-        """Advance every pair's step count, then run the kernels."""
-        rows: dict[int, np.ndarray] = {}
-        on_device: dict[Any, list[tuple[Slot, torch.Tensor, int]]] = {}
+        state: Mapping[Any, dict[str, Any]],
+        call: str,
+    ) -> list[Work]:
+        """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
+        mode = settings.roles(rule, hyper), group["codecs"], group["block"], group["min_size"]
+        if mode != self.mode:
+            settings.check_group(rule, group, call)
+            self.mode, self.slots, self.buckets = (mode[0], dict(group["codecs"]), *mode[2:]), {}, {}
+        work = []
         for p, g in pairs:
-            slot = self._slot(rule, hyper, group, p, state)
-            t = state[p]["step"] = state[p]["step"] + 1
-            if t not in rows:
-                rows[t] = RULES[rule.stem].scalars(t, maximize=group["maximize"], **hyper)
-            if p.device.type == "cpu":
-                with slot:
-                    on_host(rule.stem, slot, g, group["block"], rows[t])
-            else:
-                key = (p.device, p.dtype, g.dtype, slot.kept.codecs)
-                on_device.setdefault(key, []).append((slot, g, t))
-        for key, work in on_device.items():
-            for k in range(0, len(work), step_cuda.SIZES[-1]):
-                self._launch(rule.stem, (*key, k), work[k : k + step_cuda.SIZES[-1]], group["block"], rows)
+            slot = self.slots.get(id(p))
+            if slot is None or slot.stale(state.get(p)):
+                kept = states.layout(rule, hyper, group, p)
+                slot = self.slots[id(p)] = Slot(p, kept, states.ready(kept, state.get(p), p, call))
+                self.apart = False
+            work.append(Work(slot, g, slot.state["step"] + 1))
+        return work
 
-    def _slot(self, rule: Rule, hyper: dict[str, Any], group: dict[str, Any], p: torch.Tensor, state: Any) -> Slot:
-        slot = self.slots.get(id(p))
-        if slot is not None and slot.p is p and not slot.stale(state[p]):
-            return slot
-        kept = states.layout(rule, hyper, group, p)
-        if len(state[p]) == 0:
-            state[p].update(states.make(kept, p))
-        self.slots[id(p)] = slot = Slot.of(p, kept, state[p])
-        return slot
-
-    def _launch(
-        self, rule: str, key: Any, work: list[tuple[Slot, torch.Tensor, int]], block: int, rows: dict[int, np.ndarray]
+    def run(
+        self,
+        rule: str,
+        hyper: Mapping[str, Any],
+        group: Mapping[str, Any],
+        work: Sequence[Work],
+        state: MutableMapping[Any, dict[str, Any]],
     ) -> None:
-        device, p_dtype, g_dtype, codecs, _ = key
+        """Step what was prepared, then count the step."""
+        rows = {t: RULES[rule].scalars(t, maximize=group["maximize"], **hyper) for t in {w.t for w in work}}
+        kinds: dict[Any, list[Work]] = {}
+        for w in work:
+            if w.slot.p.is_cuda:
+                kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
+            else:
+                on_host(rule, w, group["block"], rows[w.t])
+        for kind, some in kinds.items():
+            for k in range(0, len(some), step_cuda.SIZES[-1]):
+                self._launch(rule, (*kind, k), some[k : k + step_cuda.SIZES[-1]], group["block"], rows)
+        for w in work:
+            w.slot.state["step"] = w.t
+            state[w.slot.p] = w.slot.state
+
+    def _launch(self, rule: str, key: Any, work: Sequence[Work], block: int, rows: Rows) -> None:
+        device, p_dtype, codecs, g_dtype, _ = key
         with torch.cuda.device(device):
-            slots = [slot for slot, _, _ in work]
-            bucket = self.buckets.get(key)
-            if (
-                bucket is None
-                or len(bucket.slots) != len(slots)
-                or any(a is not b for a, b in zip(bucket.slots, slots, strict=True))
-            ):
-                launch = (
-                    bucket.launch
-                    if bucket
-                    else step_cuda.Launch(rule, codecs, NUMBERS[p_dtype], NUMBERS[g_dtype], block)
-                )
-                launch.bind([_tensor(slot) for slot in slots])
-                bucket = self.buckets[key] = Bucket(slots, launch)
-            grads = [g if g.is_contiguous() else g.contiguous() for _, g, _ in work]
-            copied = [slot for slot in slots if slot.dense.data_ptr() != slot.address]
-            for slot in copied:
-                slot.__enter__()
-            stream = torch.cuda.current_stream(device).cuda_stream
-            for some in _batches(sorted({t for _, _, t in work})):
-                at = {t: i for i, t in enumerate(some)}
-                pointers = [
-                    g.data_ptr() if t in at else step_cuda.SKIP for (_, _, t), g in zip(work, grads, strict=True)
-                ]
-                which = None if len(some) == 1 else [at.get(t, 0) for _, _, t in work]
-                bucket.launch.run(pointers, np.stack([rows[t] for t in some]), which, stream)
-            for slot in copied:
-                slot.__exit__()
+            if key not in self.buckets:
+                launch = step_cuda.Launch(rule, codecs, NUMBERS[p_dtype], NUMBERS[g_dtype], block)
+                self.buckets[key] = Bucket(launch)
+            self.buckets[key].step(work, rows, torch.cuda.current_stream(device).cuda_stream)
 
 
 def _batches(steps: list[int]) -> Iterable[list[int]]:
@@ -172,19 +186,16 @@ def _batches(steps: list[int]) -> Iterable[list[int]]:
         yield steps[k : k + step_cuda.ROWS]
 
 
-def _tensor(slot: Slot) -> step_cuda.Tensor:
-    pairs = tuple((ts[0].data_ptr(), ts[1].data_ptr() if len(ts) > 1 else 0) for ts in slot.tensors)
-    return step_cuda.Tensor(slot.dense.data_ptr(), pairs, tuple(slot.p.shape))
-
-
 def words(x: torch.Tensor) -> np.ndarray:
     """A CPU tensor's memory as NumPy sees it; bfloat16 as uint16 words."""
     x = x.detach()
     return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def on_host(rule: str, slot: Slot, g: torch.Tensor, block: int, row: np.ndarray) -> None:
+def on_host(rule: str, work: Work, block: int, row: np.ndarray) -> None:
     """Step one parameter with the compiled loops of the CPU."""
-    kept = [dict(zip(("codes", "scales"), map(words, ts), strict=False)) for ts in slot.tensors]
-    shape = tuple(slot.p.shape)
-    step_host.step(rule, slot.kept.codecs, words(slot.dense), words(g.contiguous()), kept, shape, block, row)
+    slot = work.slot
+    slot.take()
+    p, kept = slot.arrays
+    step_host.step(rule, slot.kept.codecs, p, words(work.g.contiguous()), kept, tuple(slot.p.shape), block, row)
+    slot.put()

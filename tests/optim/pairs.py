@@ -16,7 +16,20 @@ from tests.strategies import log_uniform
 
 ADAM = {"lr": 0.013, "betas": (0.8, 0.97), "eps": 1e-7}
 HEAVY = {"lr": 0.03, "momentum": 0.85, "weight_decay": 0.07}
-SHAPES = [(64, 128), (33, 200), (300, 16), (16, 8, 40), (512, 15), (63, 64), (7,), (65536,), (65535,), (), (0,), (0, 64)]
+SHAPES = [
+    (64, 128),
+    (33, 200),
+    (300, 16),
+    (16, 8, 40),
+    (512, 15),
+    (63, 64),
+    (7,),
+    (65536,),
+    (65535,),
+    (),
+    (0,),
+    (0, 64),
+]
 """Coded: whole blocks, ragged rows, rows below a block, three dimensions. Not coded: short rows, small, vectors."""
 
 
@@ -136,7 +149,10 @@ def walk(case: Case, params: list[Any], steps: int, opt: Any = None, **codecs: s
 def snapshot(opt: Any) -> Any:
     """A copy of all that a step writes."""
     params = [p for group in opt.param_groups for p in group["params"]]
-    return [(p.detach().clone(), {k: v.clone() if torch.is_tensor(v) else v for k, v in opt.state.get(p, {}).items()}) for p in params]
+    return [
+        (p.detach().clone(), {k: v.clone() if torch.is_tensor(v) else v for k, v in opt.state.get(p, {}).items()})
+        for p in params
+    ]
 
 
 def unchanged(opt: Any, before: Any) -> None:

@@ -162,7 +162,9 @@ def test_hooks_around_state_dicts_are_called(device: str) -> None:
         return {"state": s["state"], "param_groups": [{**g, "lr": 0.5} for g in s["param_groups"]]}
 
     other.register_load_state_dict_pre_hook(rename)
-    other.register_load_state_dict_post_hook(lambda o: seen.append(("loaded", len(o.state), o.state[params_of(o)[0]]["m.codes"].dtype)))
+    other.register_load_state_dict_post_hook(
+        lambda o: seen.append(("loaded", len(o.state), o.state[params_of(o)[0]]["m.codes"].dtype))
+    )
     other.load_state_dict(opt.state_dict())
     assert seen == ["save", "saved", "load", ("loaded", 2, torch.uint8)]
     assert other.param_groups[0]["lr"] == 0.5
@@ -172,7 +174,12 @@ def params_of(opt: Any) -> list[Any]:
     return [p for group in opt.param_groups for p in group["params"]]
 
 
-TORCHS = [("AdamW", ADAM | {"weight_decay": 0.11}), ("Adam", ADAM | {"weight_decay": 0.06}), ("SGD", HEAVY), ("SGD", {"lr": 0.01})]
+TORCHS = [
+    ("AdamW", ADAM | {"weight_decay": 0.11}),
+    ("Adam", ADAM | {"weight_decay": 0.06}),
+    ("SGD", HEAVY),
+    ("SGD", {"lr": 0.01}),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -201,12 +208,15 @@ def test_a_state_of_torch_optim_loads(name: str, words: dict[str, Any], dtype: t
         opt.step()
         other.step()
         for p, q in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(p, q, rtol=2e-6, atol=0)
+            torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-8)  # weights may cancel their step
 
 
 def refused(opt: Any, saved: dict[str, Any], error: type[Exception], message: str) -> None:
     """Assert that the load raises and changes nothing."""
-    before, groups = snapshot(opt), copy.deepcopy([{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups])
+    before, groups = (
+        snapshot(opt),
+        copy.deepcopy([{k: v for k, v in g.items() if k != "params"} for g in opt.param_groups]),
+    )
     with pytest.raises(error, match=message):
         opt.load_state_dict(saved)
     unchanged(opt, before)
@@ -224,7 +234,9 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("what", "name", "more", "error", "message"), OTHERS, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("what", "name", "more", "error", "message"), OTHERS, ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_the_state_of_another_optimizer_is_refused(
     what: str, name: str, more: dict[str, Any], error: type[Exception], message: str
 ) -> None:

@@ -63,7 +63,7 @@ def test_what_torch_refuses_is_refused() -> None:
         rc.optim.AdamW([])
     with pytest.raises(TypeError):
         rc.optim.AdamW(p)
-    with pytest.raises(ValueError, match="duplicate|more than one"):
+    with pytest.raises(ValueError, match=r"duplicate|more than one"):
         rc.optim.AdamW([{"params": [p]}, {"params": [p]}])
 
 
@@ -78,7 +78,9 @@ GROUPS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "error", "message"), GROUPS, ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    ("words", "error", "message"), GROUPS, ids=lambda x: next(iter(x)) if isinstance(x, dict) else ""
+)
 def test_an_impossible_group_is_not_added(words: dict[str, Any], error: type[Exception], message: str) -> None:
     opt = ADAMW8.make([parameter(torch.ones(3))])
     with pytest.raises(error, match=message):
@@ -193,7 +195,7 @@ def test_a_records_block_is_not_lost() -> None:
     try:
         opt = rc.optim.AdamW(params, codecs=refopt.codecs.dynamic8(block=64))
     except ValueError as error:
-        assert "block" in str(error)  # noqa: PT017
+        assert "block" in str(error)
         return
     give(params, 0)
     opt.step()
@@ -204,6 +206,6 @@ def test_weights_whose_elements_share_memory_are_refused() -> None:
     p = torch.nn.Parameter(torch.ones(64, 1).expand(64, 80))
     opt = ADAMW8.make([p])
     p.grad = torch.ones(64, 80)
-    with pytest.raises((ValueError, RuntimeError), match="memory|expanded"):
+    with pytest.raises(ValueError, match="memory"):
         opt.step()
     assert (p.detach() == np.float32(1)).all()

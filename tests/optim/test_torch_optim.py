@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import refopt_cuda as rc
-from tests.optim.pairs import ADAM, CASES, HEAVY, Case, gradient, give, parameter, walk, weights
+from tests.optim.pairs import ADAM, CASES, HEAVY, Case, give, gradient, parameter, walk, weights
 
 PEERS = [
     ("SGD", {"lr": 0.003, "weight_decay": 0.07}),
@@ -50,7 +50,9 @@ def advance(ours: Any, mine: Any, theirs: Any, other: Any, steps: range) -> None
         other.step()
 
 
-@pytest.mark.parametrize(("name", "words"), PEERS, ids=lambda x: str(x) if isinstance(x, str) else "-".join(x) or "defaults")
+@pytest.mark.parametrize(
+    ("name", "words"), PEERS, ids=lambda x: str(x) if isinstance(x, str) else "-".join(x) or "defaults"
+)
 def test_fifty_steps_agree_with_torch(name: str, words: dict[str, Any], device: str) -> None:
     ours, mine, theirs, other = pair(name, words, device)
     advance(ours, mine, theirs, other, range(50))
@@ -60,7 +62,16 @@ def test_fifty_steps_agree_with_torch(name: str, words: dict[str, Any], device: 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_defaults_are_torchs(name: str) -> None:
     _, mine, _, other = pair(name, {}, "cpu")
-    same = {"lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "maximize"} & other.defaults.keys()
+    same = {
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "momentum",
+        "dampening",
+        "nesterov",
+        "maximize",
+    } & other.defaults.keys()
     assert {k: mine.defaults[k] for k in same} == {k: other.defaults[k] for k in same}
 
 
@@ -288,7 +299,7 @@ def test_parameters_of_one_storage(form: str, device: str) -> None:
     try:
         ADAMW.make(params).step()
     except ValueError as error:
-        assert form == "same memory" and "memory" in str(error)  # noqa: PT017
+        assert form == "same memory" and "memory" in str(error)
         return
     for k, (p, q) in enumerate(zip(params, copies, strict=True)):
         if form == "same memory" and k:

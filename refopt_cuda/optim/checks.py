@@ -1,0 +1,67 @@
+"""What a step refuses before it writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from refopt.spec import ShapeError
+
+NUMBERS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+"""Dtypes of parameters and gradients, as the kernels call them."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def param(p: torch.Tensor, call: str) -> None:
+    """TypeError for weights that no kernel steps."""
+    if p.dtype not in NUMBERS or p.layout != torch.strided:
+        raise TypeError(f"{call}: parameters must be dense float32, bfloat16 or float16, got {p.dtype}, {p.layout}")
+    if p.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"{call}: parameters must be on a CPU or a CUDA device, got {p.device}")
+
+
+def gather(params: Iterable[torch.Tensor], call: str) -> list[Pair]:
+    """(p, gradient) of every parameter that has one, all checked."""
+    pairs = [(p, g) for p in params if (g := p.grad) is not None]
+    for p, g in pairs:
+        if g.layout is not torch.strided or g.dtype not in NUMBERS:
+            raise TypeError(f"{call}: gradients must be dense float32, bfloat16 or float16, got {g.dtype}, {g.layout}")
+        if g.shape != p.shape:
+            raise ShapeError(f"{call}: a gradient has shape {tuple(g.shape)}, its parameter has {tuple(p.shape)}")
+        if g.device != p.device:
+            raise ValueError(f"{call}: a gradient is on {g.device}, its parameter is on {p.device}")
+        if p.dtype not in NUMBERS:
+            param(p, call)
+    return pairs
+
+
+def apart(params: Iterable[torch.Tensor], call: str) -> None:
+    """ValueError where parameters share memory: their elements would be stepped at once.
+
+    Parameters with gaps, such as columns of one matrix, may interleave; they are not compared.
+    """
+    spans = []
+    for p in params:
+        extent = 1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
+        if 0 < p.numel() > extent:
+            raise ValueError(f"{call}: a parameter of strides {p.stride()} has elements that share memory")
+        if 0 < p.numel() == extent:
+            end = p.data_ptr() + extent * p.element_size()
+            spans.append((str(p.device), p.data_ptr(), end, tuple(p.shape)))
+    spans.sort()
+    for (where, _, end, one), (there, start, _, two) in zip(spans, spans[1:], strict=False):
+        if where == there and start < end:
+            raise ValueError(f"{call}: two parameters, of shapes {one} and {two}, share memory; pass one of them")
+
+
+def capture(pairs: Iterable[Pair], call: str) -> None:
+    """RuntimeError while a CUDA graph is captured: replays would repeat one learning rate and one step count."""
+    for device in {p.device for p, _ in pairs}:
+        if device.type != "cuda":
+            continue
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{call}: a CUDA graph would repeat one step count and rate; step outside of capture"
+                )
