@@ -52,8 +52,10 @@ def _tables(device: int) -> Any:
     cupy = _cupy()
     values = [dynamic8.codebook(unsigned).view(np.uint32) for unsigned in (False, True)]
     buckets = [dynamic8.encode_table(unsigned) for unsigned in (False, True)]
-    with cupy.cuda.Device(device):
-        return cupy.asarray(np.concatenate([*values, *buckets]))
+    with cupy.cuda.Device(device), cupy.cuda.Stream(non_blocking=True) as stream:
+        table = cupy.asarray(np.concatenate([*values, *buckets]))
+        stream.synchronize()  # launches on any stream read it; none of them is waited for
+    return table
 
 
 @cache

@@ -33,17 +33,18 @@ class Slot:
         self.dense = torch.empty_like(p, memory_format=torch.contiguous_format) if self.copied else p
         self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
         self.kind = p.device, p.dtype, self.kept.codecs
-        self.facts = self._facts()
+        self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
+        self.watched = [(key, self.state[key], self.state[key].data_ptr()) for key in self.kept.keys]
 
-    def _facts(self) -> tuple[Any, ...]:
-        """`x.data = ...` changes the address of a tensor and not its identity; a view changes the identity alone."""
-        p, kept = self.p, [self.state.get(key) for key in self.kept.keys]
-        addresses = [x.data_ptr() if isinstance(x, torch.Tensor) else None for x in kept]
-        return p.data_ptr(), p.shape, p.stride(), p.dtype, addresses, [*map(id, kept)]
-
-    def stale(self, state: Mapping[str, Any] | None) -> bool:
-        """Whether the optimizer has another state now, or the parameter or a state tensor is not where it was."""
-        return state is not self.state or self.facts != self._facts()
+    def stale(self, state: object) -> bool:
+        """Whether the parameter or a state tensor is not what and where it was; `x.data = ...` keeps the identity."""
+        p = self.p
+        if state is not self.state or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
+            return True
+        for key, x, address in self.watched:
+            if self.state.get(key) is not x or x.data_ptr() != address:
+                return True
+        return False
 
     def take(self) -> None:
         """A parameter that is not row-major is stepped through a copy."""

@@ -85,3 +85,13 @@ def test_a_gpu_run_resumes_with_the_same_bits():
     assert_same(one, two, device, others)
     three = copy.deepcopy(one)
     assert three.rule is one.rule
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA Graph is empty")
+def test_a_step_in_a_cuda_graph_is_refused():
+    q = torch.nn.Parameter(torch.ones(64, 80, device="cuda"))
+    opt = rc.optim.AdamW8bit([q])
+    q.grad = torch.ones_like(q)
+    with pytest.raises(RuntimeError, match=r"^AdamW8bit\.step: .*CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        opt.step()
+    assert len(opt.state) == 0 and bool((q == 1).all())

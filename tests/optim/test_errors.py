@@ -209,3 +209,44 @@ def test_weights_whose_elements_share_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="memory"):
         opt.step()
     assert (p.detach() == np.float32(1)).all()
+
+
+def test_a_parameter_that_is_listed_twice_is_refused() -> None:
+    """torch warns at construction, and would step it twice."""
+    params = weights([(64, 80)], torch.float32, "cpu")
+    with pytest.warns(UserWarning, match="duplicate"):
+        opt = ADAMW8.make([*params, *params])
+    give(params, 0)
+    before = snapshot(opt)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^AdamW8bit\.step: .*share memory"):
+            opt.step()
+    unchanged(opt, before)
+
+
+def test_columns_of_one_matrix_are_apart() -> None:
+    params = [torch.nn.Parameter(half) for half in torch.ones(64, 256).chunk(2, dim=1)]
+    walk(ADAMW8, params, 2)
+
+
+GROUP_CHANGES = [
+    ({"codecs": "f32"}, ValueError, "codecs .*'f32'"),
+    ({"codecs": {"m": "f32"}}, ValueError, "codecs .*m, v"),
+    ({"codecs": {"m": "f32", "v": "f32"}}, StateError, "exp_avg"),
+    ({"block": 128}, ShapeError, r"m\.scales"),
+    ({"block": 0}, ValueError, "block .*0"),
+    ({"min_size": 10**6}, StateError, "exp_avg"),
+]
+
+
+@pytest.mark.parametrize(("words", "error", "message"), GROUP_CHANGES, ids=str)
+def test_a_group_changed_between_steps_stops_the_step(words: dict[str, Any], error: Any, message: str) -> None:
+    """The states that it has are of the settings before."""
+    params = weights([(64, 512)], torch.float32, "cpu")
+    opt = walk(ADAMW8, params, 1)
+    opt.param_groups[0] |= words
+    before = snapshot(opt)
+    for _ in range(2):
+        with pytest.raises(error, match=r"^AdamW8bit\.step: .*" + message):
+            opt.step()
+    unchanged(opt, before)
