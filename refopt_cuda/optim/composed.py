@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any
 
 import torch
@@ -99,15 +98,14 @@ class Composed(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         call, rule = f"{type(self).__name__}.step", self.rule
-        hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
-        pairs = [checks.gather(group["params"], call) for group in self.param_groups]
-        checks.capture(chain.from_iterable(pairs), call)
-        plans = [self._plans.setdefault(k, run.Plan()) for k in range(len(hypers))]
-        every = list(zip(plans, self.param_groups, hypers, strict=True))
-        work = [plan.prepare(rule, h, g, some, self.state, call) for (plan, g, h), some in zip(every, pairs)]
-        self._check_apart(plans, call)
-        for (plan, group, hyper), some in zip(every, work):
-            plan.run(rule.stem, hyper, group, some, self.state)
+        ready = []
+        for k, group in enumerate(self.param_groups):
+            plan = self._plans.setdefault(k, run.Plan())
+            hyper, pairs = settings.hyper_of(rule, group, call), checks.gather(group["params"], call)
+            ready.append((plan, hyper, group, plan.prepare(rule, hyper, group, pairs, self.state, call)))
+        self._check_apart([plan for plan, *_ in ready], call)
+        for plan, hyper, group, work in ready:
+            plan.run(rule.stem, hyper, group, work, self.state)
         return loss
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:

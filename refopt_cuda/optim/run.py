@@ -12,7 +12,7 @@ import torch
 
 from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import settings, states
+from refopt_cuda.optim import checks, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.rules import RULES
 
@@ -34,7 +34,8 @@ class Slot:
         self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
         self.kind = p.device, p.dtype, self.kept.codecs
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
-        self.watched = [(key, self.state[key], self.state[key].data_ptr()) for key in self.kept.keys]
+        tensors = [(key, self.state[key]) for key in self.kept.keys]
+        self.watched: list[tuple[str, torch.Tensor, int]] = [(key, x, x.data_ptr()) for key, x in tensors]
 
     def stale(self, state: object) -> bool:
         """Whether the parameter or a state tensor is not what and where it was; `x.data = ...` keeps the identity."""
@@ -135,6 +136,7 @@ class Plan:
         call: str,
     ) -> list[Work]:
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
+        checks.capture(pairs, call)
         mode = settings.roles(rule, hyper), group["codecs"], group["block"], group["min_size"]
         if mode != self.mode:
             settings.check_group(rule, group, call)
