@@ -1,0 +1,131 @@
+"""The optimizers that are compared: by name, with their learning rates, and what their states cost in bytes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import refopt
+from refopt_cuda import optim
+from refopt_cuda.codecs import CODECS
+from refopt_cuda.optim import settings, states
+from refopt_cuda.train.errors import InputError
+
+DEFAULT = ("torch.AdamW", "AdamW", "AdamW8bit", "Lion8bit", "AdamW:v=int8_linear")
+
+WORDS: dict[str, dict[str, Any]] = {
+    "adamw": {"rate": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.1},
+    "adam": {"rate": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0},
+    "lion": {"rate": 0.2, "betas": (0.9, 0.99), "weight_decay": 0.5},
+    "sgd": {"rate": 40.0, "momentum": 0.9},
+}
+"""For each rule: its learning rate as a multiple of --lr, and what else it is given."""
+
+OURS = ("AdamW", "AdamW8bit", "Lion", "Lion8bit", "Adam", "Adam8bit", "SGD", "SGD8bit")
+TORCH = ("AdamW", "Adam", "SGD")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One optimizer: a class of `refopt_cuda.optim` or `torch.optim`, and codecs that differ from the class's own."""
+
+    name: str
+    cls: str
+    torchs: bool = False
+    codecs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> str:
+        return self.cls.removesuffix("8bit").lower()
+
+    def rate(self, lr: float) -> float:
+        """This rule's learning rate where AdamW's is `lr`."""
+        return lr * float(WORDS[self.rule]["rate"])
+
+    def make(self, params: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """The optimizer over these parameters."""
+        words = {k: v for k, v in WORDS[self.rule].items() if k != "rate"} | {"lr": self.rate(lr)}
+        if self.torchs:
+            return getattr(torch.optim, self.cls)(params, **words)
+        return getattr(optim, self.cls)(params, **words, **({"codecs": self.codecs} if self.codecs else {}))
+
+
+def parse(name: str) -> Subject:
+    """`AdamW8bit`, `torch.AdamW`, or a class with codecs for single states: `AdamW:v=int8_linear,m=bf16`."""
+    cls, _, options = name.partition(":")
+    if cls.startswith("torch."):
+        if cls.removeprefix("torch.") not in TORCH or options:
+            raise InputError(f"--optimizers: no optimizer {name!r}; of torch.optim there are {', '.join(TORCH)}")
+        return Subject(name, cls.removeprefix("torch."), torchs=True)
+    if cls not in OURS:
+        known = [*OURS, *(f"torch.{c}" for c in TORCH)]
+        lower = {k.lower(): k for k in known}
+        near = difflib.get_close_matches(cls.lower(), lower, 1, 0.5)
+        hint = f" (did you mean {lower[near[0]]}?)" if near else ""
+        raise InputError(f"--optimizers: no optimizer {cls!r}{hint}; there are {', '.join(known)}")
+    return Subject(name, cls, codecs=_codecs(name, cls, options))
+
+
+def _codecs(name: str, cls: str, options: str) -> dict[str, str]:
+    states = [s.name for s in refopt.rules.RULES[cls.removesuffix("8bit").lower()].states]
+    out = {}
+    for option in filter(None, options.split(",")):
+        state, _, codec = option.partition("=")
+        if state not in states or codec not in CODECS:
+            raise InputError(
+                f"--optimizers: {option!r} in {name!r} must be STATE=CODEC; "
+                f"states are {', '.join(states)}, codecs {', '.join(CODECS)}"
+            )
+        out[state] = codec
+    return out
+
+
+def parse_all(names: Iterable[str]) -> list[Subject]:
+    """Every subject of a list, refused where one is named twice."""
+    subjects = [parse(name) for name in names]
+    seen = [s.name for s in subjects]
+    for name in seen:
+        if seen.count(name) > 1:
+            raise InputError(f"--optimizers: {name} is named twice")
+    if not subjects:
+        raise InputError("--optimizers: names no optimizer")
+    return subjects
+
+
+def state_bytes(opt: torch.optim.Optimizer) -> int:
+    """Bytes of every tensor that the optimizer keeps; a step count is no tensor of a size, and not counted."""
+    tensors = [x for state in opt.state.values() for x in state.values() if isinstance(x, torch.Tensor) and x.ndim]
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def bytes_for(subject: Subject, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Exact bytes of the states for parameters of these shapes; nothing is allocated."""
+    params = [torch.nn.Parameter(torch.empty(s, device="meta")) for s in shapes]
+    if not subject.torchs:
+        opt: Any = subject.make([torch.nn.Parameter(torch.empty(1))], 1e-3)
+        (group,) = opt.param_groups
+        hyper = settings.hyper_of(opt.rule, group, "bytes_for")
+        parts = [part for p in params for part in states.layout(opt.rule, hyper, group, p).all]
+        return sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
+    opt = subject.make(params, 1e-3)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    opt.step()
+    return state_bytes(opt)
+
+
+def llama_2_7b() -> list[tuple[int, ...]]:
+    """The shapes of Llama 2 7B's 6,738,415,616 weights."""
+    width, hidden, layers, words = 4096, 11008, 32, 32000
+    layer = [(width, width)] * 4 + [(hidden, width)] * 2 + [(width, hidden)] + [(width,)] * 2
+    return [*layer * layers, (words, width), (words, width), (width,)]
+
+
+def parameters(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Number of elements."""
+    return sum(math.prod(s) for s in shapes)

@@ -1,0 +1,52 @@
+"""Names of optimizers, and bytes counted from tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refopt_cuda.train import subjects
+from refopt_cuda.train.errors import InputError
+
+
+def test_the_default_list_is_known() -> None:
+    names = [s.name for s in subjects.parse_all(subjects.DEFAULT)]
+    assert names == ["torch.AdamW", "AdamW", "AdamW8bit", "Lion8bit", "AdamW:v=int8_linear"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("AdamW8bits", "did you mean AdamW8bit"),
+        ("adamw", "did you mean AdamW"),
+        ("torch.Muon", "of torch.optim there are"),
+        ("AdamW:q=f32", "states are m, v"),
+        ("AdamW:v=int3", "codecs f32"),
+    ],
+)
+def test_an_unknown_one_is_refused_with_what_there_is(name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        subjects.parse_all([name])
+
+
+def test_none_is_named_twice() -> None:
+    with pytest.raises(InputError, match="twice"):
+        subjects.parse_all(["AdamW", "AdamW"])
+
+
+SHAPES = [(64, 96), (200,), (33, 130)]
+
+
+@pytest.mark.parametrize("name", [*subjects.OURS, *(f"torch.{c}" for c in subjects.TORCH), "AdamW:v=int8_linear"])
+def test_bytes_without_allocating_are_the_bytes_of_the_tensors(name: str) -> None:
+    subject = subjects.parse(name)
+    params = [torch.nn.Parameter(torch.ones(s)) for s in SHAPES]
+    opt = subject.make(params, 1e-3)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    assert subjects.bytes_for(subject, SHAPES) == subjects.state_bytes(opt) > 0
+
+
+def test_llama_2_7b_has_the_weights_that_its_card_says() -> None:
+    assert subjects.parameters(subjects.llama_2_7b()) == 6_738_415_616
