@@ -40,6 +40,10 @@ class Kernel:
         return any(stem == "dynamic8" for stem, _ in self.codecs)
 
     @property
+    def coded(self) -> bool:
+        return any(stem != "f32" for stem, _ in self.codecs)
+
+    @property
     def shared(self) -> int:
         return TABLES if self.lookups else 0
 
@@ -84,6 +88,7 @@ def source(kernel: Kernel) -> str:
         "TENSORS": kernel.tensors,
         "ROWS": kernel.rows,
         "LOOKUPS": int(kernel.lookups),
+        "AHEAD": int(kernel.coded),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
     return "\n".join([functors(kernel.rule, codecs), defines, _text("kernels/step.cu")])

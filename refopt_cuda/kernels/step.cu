@@ -407,7 +407,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) refopt_step(co
         c.seek(a);
         uint32_t k = c.k, b = c.b;
         c.b += warps;
-        if (c.b < a.blocks) c.seek(a), ahead.ask(a, c, lane);
+        if (AHEAD && c.b < a.blocks) c.seek(a), ahead.ask(a, c, lane);
         step_block(a, k, b, *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[k]], tables);
     }
 }

@@ -81,10 +81,10 @@ def on_stream(handle: int) -> Any:
     return cuda.Stream.from_external(foreign())
 
 
-@cache
-def _shape(device: int) -> dict[str, int]:
-    """Threads a block and blocks a multiprocessor that suit the device."""
-    return {"threads": 512, "blocks_per_sm": 2}
+def _shape(coded: bool) -> dict[str, int]:
+    """Threads a block and blocks a multiprocessor: coded states are bound by instructions and want every warp, plain
+    ones by memory, which fewer warps reach better."""
+    return {"threads": 1024 if coded else 640, "blocks_per_sm": 1}
 
 
 class Launch:
@@ -121,7 +121,7 @@ class Launch:
     def _way(self, rows: int) -> tuple[Any, ...]:
         """(function, grid, threads, shared bytes, arguments) of the kernel that holds this many rows of scalars."""
         if rows not in self.ways:
-            kernel = self._kernel(self.size, rows, self.device)
+            kernel = self._kernel(self.size, rows)
             function, grid = _compiled(kernel, self.device)
             args = np.zeros(1, self._args_type(self.size, rows))
             args["tensors"], args["values"] = self.table.data.ptr, self.lookup.data.ptr
@@ -130,10 +130,17 @@ class Launch:
             self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args)
         return self.ways[rows]
 
-    def _kernel(self, tensors: int, rows: int = 1, device: int | None = None) -> build.Kernel:
-        shape = {} if device is None else _shape(device)
+    def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
+        coded = any(stem != "f32" for stem, _ in self.codecs)
         return build.Kernel(
-            self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors=tensors, rows=rows, **shape
+            self.functor,
+            self.codecs,
+            self.p_dtype,
+            self.g_dtype,
+            self.block,
+            tensors=tensors,
+            rows=rows,
+            **_shape(coded),
         )
 
     @staticmethod
