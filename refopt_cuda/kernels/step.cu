@@ -2,7 +2,8 @@
 //
 // build.py defines, in front of this text: RULE (functor), CODECS (codec functors of its states, in order), PARAM and
 // GRAD (number formats), BLOCK (elements that share a scale), THREADS, MIN_BLOCKS, TENSORS and ROWS
-// (most tensors, and different rows of scalars, a launch), LOOKUPS (whether a codec reads the dynamic map's tables).
+// (most tensors, and different rows of scalars, a launch), LOOKUPS (whether a codec reads the dynamic map's tables)
+// and AHEAD (whether the next block is asked into the second-level cache).
 //
 // A warp takes one block of the tensors' joint block list at a time, every warp of a persistent grid in turn: eight
 // neighbouring elements a lane, 16-byte loads; the other warps of the multiprocessor compute while it waits. Blocks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -131,17 +132,9 @@ class Launch:
         return self.ways[rows]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
-        coded = any(stem != "f32" for stem, _ in self.codecs)
-        return build.Kernel(
-            self.functor,
-            self.codecs,
-            self.p_dtype,
-            self.g_dtype,
-            self.block,
-            tensors=tensors,
-            rows=rows,
-            **_shape(coded),
-        )
+        shape = _shape(any(stem != "f32" for stem, _ in self.codecs))
+        kernel = build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, **shape)
+        return replace(kernel, tensors=tensors, rows=rows)
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
