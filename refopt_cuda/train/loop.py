@@ -17,7 +17,7 @@ from refopt_cuda.train.plan import Plan
 from refopt_cuda.train.replay import Replay, chosen
 from refopt_cuda.train.subjects import Subject, state_bytes
 
-CURVE, FINAL = 256, 2048
+CURVE, FINAL = 128, 2048
 """Held-out windows: of each point of the curve, and of the figure at the end."""
 
 PROMPT = b"def "
