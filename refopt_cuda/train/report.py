@@ -30,9 +30,9 @@ COLUMNS = (
     "equal\nNumPy",
 )
 NOTES = (
-    "loss: nats a byte on held-out text. state bytes: counted from the tensors. on 7B: the same states for the shapes of "
-    "Llama 2 7B. step: median of the optimizer's part. ktok/s: thousands of bytes trained on in a second. peak: {peak}. equal to NumPy: sampled steps that the reference "
-    "took again, and how many had every bit of weights and states the same."
+    "loss: nats a byte on held-out text. state bytes: counted from the tensors. on 7B: the same states for the shapes "
+    "of Llama 2 7B. step: median of the optimizer's part. ktok/s: thousands of bytes trained on in a second. peak: "
+    "{peak}. equal NumPy: sampled steps that the reference took again, with every bit of weights and states the same."
 )
 
 
