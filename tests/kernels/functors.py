@@ -36,10 +36,10 @@ class Functors:
     """One call for each functor, named as in the .cuh files, with `_signed` or `_unsigned` for a block codec."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library, self.tables = library, tables()
+        self.built, self.tables = library, tables()
 
     def _call(self, name: str, n: int, *given: Array | float) -> None:
-        function = getattr(self.library, name)
+        function = getattr(self.built, name)
         function.restype = None
         function(
             ctypes.c_int64(n),
@@ -48,7 +48,7 @@ class Functors:
 
     def number(self, name: str) -> int:
         """A constant of a functor: `adamw_states`, `adamw_scalars`, `dynamic8_signed_zero` ..."""
-        function = getattr(self.library, name)
+        function = getattr(self.built, name)
         function.restype = ctypes.c_uint32
         return int(function())
 
@@ -61,7 +61,7 @@ class Functors:
 
     def scale(self, codec: str, absmax: float) -> np.float32:
         """The scale that is stored for a block's largest magnitude."""
-        function = getattr(self.library, f"{codec}_scale")
+        function = getattr(self.built, f"{codec}_scale")
         function.restype = ctypes.c_float
         return np.float32(function(ctypes.c_float(absmax)))
 
