@@ -1,4 +1,4 @@
-"""A decoder-only transformer over bytes: RMSNorm, rotary positions, SwiGLU, tied or untied output weights."""
+"""A decoder-only transformer over bytes: RMSNorm, rotary positions, SwiGLU, output weights tied to the embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY = 256
 
 @dataclass(frozen=True)
 class Sizes:
-    """Layers, width, heads, hidden width of the feed-forward part, bytes of context, and whether the output is tied.
+    """Layers, width, heads, hidden width of the feed-forward part and bytes of context.
 
     Raises ValueError, in one sentence, for sizes that make no transformer.
     """
@@ -24,11 +24,10 @@ class Sizes:
     heads: int
     hidden: int
     context: int
-    tied: bool = True
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name != "tied" and value < 1:
+            if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width {self.width} and heads {self.heads}")
@@ -38,8 +37,7 @@ class Sizes:
     def parameters(self) -> int:
         """Exact number of weights."""
         layer = 4 * self.width**2 + 3 * self.width * self.hidden + 2 * self.width
-        tables = 1 if self.tied else 2
-        return self.layers * layer + self.width + tables * VOCABULARY * self.width
+        return self.layers * layer + self.width + VOCABULARY * self.width
 
 
 def rotation(context: int, size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
@@ -123,8 +121,7 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self._start()
-        if sizes.tied:
-            self.output.weight = self.embedding.weight
+        self.output.weight = self.embedding.weight
 
     def _start(self) -> None:
         """Normal weights of 0.02 (of the width for the tables); what ends a residual branch is smaller by its depth."""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from refopt_cuda.train import subjects
 from refopt_cuda.train.job import Result, Yardsticks
+from refopt_cuda.train.plan import GIB
 
 COLOURS = ("#7f7f7f", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9", "#b3a200", "#000000")
 STYLE: Any = {
@@ -81,7 +82,7 @@ def _bars(ax: Any, results: list[Result], colour: dict[str, str]) -> None:
     shapes = subjects.llama_2_7b()
     for k, (name, r) in enumerate(by_name.items()):
         each = r.record.state_bytes / r.plan.sizes.parameters()
-        seven = subjects.bytes_for(r.subject, shapes) / (1 << 30)
+        seven = subjects.bytes_for(r.subject, shapes) / GIB
         ax.barh(k, each, color=colour[name], height=0.62)
         ax.annotate(f" {each:.2f}   ({seven:.1f} GiB on 7B)", (each, k), va="center", color="#333333")
     ax.set_yticks(range(len(by_name)), list(by_name))

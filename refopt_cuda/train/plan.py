@@ -81,8 +81,9 @@ def make(given: dict[str, Any]) -> Plan:
         raise InputError("--device cuda: torch sees no CUDA device here")
     plan = replace(usual(device), **{k: v for k, v in given.items() if v is not None and k != "device"})
     for name in ("steps", "batch", "samples"):
-        if getattr(plan, name) < (0 if name == "samples" else 1):
-            raise InputError(f"--{name} must be at least 1, got {getattr(plan, name)}")
+        least = 0 if name == "samples" else 1
+        if getattr(plan, name) < least:
+            raise InputError(f"--{name} must be at least {least}, got {getattr(plan, name)}")
     if not 0 < plan.lr < float("inf"):
         raise InputError(f"--lr must be a positive number, got {plan.lr}")
     try:

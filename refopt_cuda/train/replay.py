@@ -11,6 +11,7 @@ import torch
 import refopt
 from refopt.spec import Box
 from refopt_cuda.optim import Composed, settings
+from refopt_cuda.optim.run import words
 
 MOST = 1 << 16
 """Elements of one sample: whole rows of a larger tensor, whose blocks lie in rows."""
@@ -33,7 +34,7 @@ class Replay:
     def before(self) -> None:
         """Copy the weights, the gradient and the states that the step is about to read."""
         self.group = next(g for g in self.opt.param_groups if any(q is self.p for q in g["params"]))
-        self.rows = slice(None)
+        self.rows: Any = ...
         if self.p.ndim > 1 and self.p.numel() > MOST:
             self.rows = slice(0, max(1, MOST // (self.p.numel() // self.p.shape[0])))
         state = self.opt.state.get(self.p, {})
@@ -55,22 +56,22 @@ class Replay:
         return all(same)
 
     def _words(self, x: Any) -> np.ndarray:
-        return x.detach()[self.rows].float().cpu().numpy().copy() if self.p.ndim else x.detach().float().cpu().numpy()
+        return x.detach()[self.rows].float().cpu().numpy().copy()
 
     def _kept(self, state: Any) -> dict[str, np.ndarray]:
-        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and (v.ndim or not self.p.ndim)}
-        return {k: _array(v.detach()[self.rows if v.ndim else ...]) for k, v in tensors.items()}
+        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+        return {k: words(v[self.rows if v.ndim else ...].cpu()).copy() for k, v in tensors.items()}
 
     def _reference(self) -> refopt.Optimizer:
         ours = isinstance(self.opt, Composed)
         rule = refopt.rules.RULES[self.group["rule"] if ours else type(self.opt).__name__.lower()]
         known = {(h.torch or h.name).partition("[")[0] for h in rule.hypers}
-        words = {k: v for k, v in self.group.items() if k in known}
+        hyper = {k: v for k, v in self.group.items() if k in known}
         if not ours or not settings.eligible(self.p, self.group["min_size"]):
-            return refopt.Optimizer(rule, **words)
+            return refopt.Optimizer(rule, **hyper)
         records = {role: refopt.codecs.CODECS[stem] for role, stem in self.group["codecs"].items()}
         sized = {r: c(block=self.group["block"]) if c.scope == "block" else c for r, c in records.items()}
-        return refopt.Optimizer(rule, sized, **words)
+        return refopt.Optimizer(rule, sized, **hyper)
 
     def _stored(self, opt: refopt.Optimizer, state: Any, kept: dict[str, np.ndarray]) -> Any:
         """A state in the reference's form; zero where there is none yet."""
@@ -83,12 +84,6 @@ class Replay:
         if not all(key in kept for key in keys.values()):
             return zero
         return Box(zero.codec, zero.shape, {n: kept[key] for n, key in keys.items()})
-
-
-def _array(x: torch.Tensor) -> np.ndarray:
-    """A copy of a tensor on the host; bfloat16 as its words."""
-    x = x.detach().cpu()
-    return (x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()).copy()
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -15,8 +15,8 @@ from rich.table import Table
 import refopt
 from refopt_cuda.train import picture, subjects
 from refopt_cuda.train.job import Job, Result, Yardsticks
+from refopt_cuda.train.plan import GIB
 
-GIB = 1 << 30
 COLUMNS = (
     "optimizer",
     "loss",
@@ -145,11 +145,11 @@ def show(console: Console, job: Job, results: list[Result]) -> None:
         console.print(text, markup=False, highlight=False)
     page = write(job, results, y, pairs)
     console.print("\nNext:")
-    for text in following(job, page):
+    for text in following(page):
         console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def following(job: Job, page: Path) -> list[str]:
+def following(page: Path) -> list[str]:
     """Three things to type next."""
     return [
         f"python -m webbrowser {page}    # curves, memory, samples",

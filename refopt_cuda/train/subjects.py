@@ -124,8 +124,3 @@ def llama_2_7b() -> list[tuple[int, ...]]:
     width, hidden, layers, words = 4096, 11008, 32, 32000
     layer = [(width, width)] * 4 + [(hidden, width)] * 2 + [(width, hidden)] + [(width,)] * 2
     return [*layer * layers, (words, width), (words, width), (width,)]
-
-
-def parameters(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Number of elements."""
-    return sum(math.prod(s) for s in shapes)
