@@ -33,6 +33,7 @@ class Hyper:
     """One hyper-parameter: its name in code, its symbol in the paper, its default and the range it must lie in.
 
     `low` and `high` bound the value: `low <= value`, and `value < high` (a momentum of exactly 1 never forgets).
+    `choices` lists the values of a named option; `whole` asks for an integer; `optional` allows None.
     """
 
     name: str
@@ -42,39 +43,73 @@ class Hyper:
     low: float | None = None
     high: float | None = None
     torch: str = ""
+    choices: tuple[Any, ...] = ()
+    whole: bool = False
+    optional: bool = False
 
     def check(self, call: str, value: Any) -> None:
+        if self.optional and value is None:
+            return
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(
+                    f"{call}: {self.name} must be one of {', '.join(map(repr, self.choices))}, got {value!r}"
+                )
+            return
         if isinstance(self.default, bool):
             if not isinstance(value, bool | np.bool_):
                 raise TypeError(f"{call}: {self.name} must be True or False, got {value!r}")
             return
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(f"{call}: {self.name} must be a number, got {value!r}")
+        if self.whole and value != int(value):
+            raise ValueError(f"{call}: {self.name} must be a whole number, got {value!r}")
+        self._bounds(call, value)
+
+    def _bounds(self, call: str, value: Any) -> None:
         if not math.isfinite(value) or (self.low is not None and value < self.low):
-            raise ValueError(f"{call}: {self.name} must be finite and >= {self.low:g}, got {value!r}")
+            least = "" if self.low is None else f" and >= {self.low:g}"
+            raise ValueError(f"{call}: {self.name} must be finite{least}, got {value!r}")
         if self.high is not None and value >= self.high:
             raise ValueError(f"{call}: {self.name} must be in [{self.low:g}, {self.high:g}), got {value!r}")
 
 
 @dataclass(frozen=True)
 class State:
-    """One array that a rule keeps between steps, of the parameter's shape.
+    """One array that a rule keeps between steps: of the parameter's shape, unless `shape` says otherwise.
 
     `nonnegative` states take a codec's unsigned table; `torch` is the key torch.optim stores the same array under.
+    `when(hyper)` tells whether a run with these hyper-parameters keeps it, `shape(p_shape, hyper)` its shape, None
+    where a parameter of that shape has none. `coded=False`: too small or too delicate to follow a codec that is named
+    for all states; it takes one that is named for it alone. A state of another `dtype` is stored as it is.
     """
 
     name: str
     doc: str
     nonnegative: bool = False
     torch: str = ""
+    when: Callable[[dict[str, Any]], bool] | None = None
+    shape: Callable[[tuple[int, ...], dict[str, Any]], tuple[int, ...] | None] | None = None
+    coded: bool = True
+    dtype: Any = np.float32
+
+    def shape_for(self, shape: tuple[int, ...], hyper: dict[str, Any]) -> tuple[int, ...] | None:
+        """The state's shape for a parameter of this shape, None if it has no such state."""
+        if self.when is not None and not self.when(hyper):
+            return None
+        return shape if self.shape is None else self.shape(shape, hyper)
 
 
 @dataclass(frozen=True)
 class Rule:
     """An update rule: what it keeps, what it may be given, and the two functions that run it.
 
-    `scope` is "element" when element i of every output depends on element i of every input alone. `tier` is the
-    promise between oracle and fast path: T0 and T1 agree bit for bit, T2 to a stated tolerance.
+    `scope` is "element" when element i of every output depends on element i of every input alone (`update` is then
+    given any stretch of the flattened tensor), "tensor" when a sum or a maximum over rows, columns, blocks or the whole
+    tensor enters, "matrix" when a product of matrices does (`update` is given whole tensors in their shape). `tier`
+    is the promise between oracle and fast path: T0 and T1 agree bit for bit, T2 to a stated tolerance. `together`
+    checks hyper-parameters against one another, `fits(call, shape, hyper)` a parameter's shape. A rule that is
+    `random` is given `tensor`, the parameter's number, so that no two parameters draw the same bits.
     """
 
     stem: str
@@ -87,6 +122,8 @@ class Rule:
     scope: str = "element"
     tier: str = "T0"
     together: Callable[[str, dict[str, Any]], None] | None = None
+    fits: Callable[[str, tuple[int, ...], dict[str, Any]], None] | None = None
+    random: bool = False
 
     def defaults(self) -> dict[str, Any]:
         return {h.name: h.default for h in self.hypers}
@@ -106,8 +143,13 @@ class Rule:
 
     def states_for(self, **hyper: Any) -> tuple[State, ...]:
         """The states that a run with these hyper-parameters keeps (SGD without momentum keeps none)."""
-        kept = self.init(np.zeros(1, np.float32), **self.check(f"rules.{self.stem}", hyper))
-        return tuple(s for s in self.states if s.name in kept)
+        checked = self.check(f"rules.{self.stem}", hyper)
+        return tuple(s for s in self.states if s.when is None or s.when(checked))
+
+    def shapes(self, shape: tuple[int, ...], hyper: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The shape of each state of a parameter of this shape, in the record's order."""
+        every = {s.name: s.shape_for(shape, hyper) for s in self.states}
+        return {name: found for name, found in every.items() if found is not None}
 
 
 @dataclass(frozen=True)
@@ -133,44 +175,85 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One array of a codec. `per` tells how many entries it has: one an "element", half an element rounded up in
+    each block ("nibble"), one a "block", one a "tensor", one for each index of each "axis"."""
+
+    name: str
+    dtype: Any
+    per: str = "element"
+
+    def count(self, shape: tuple[int, ...], bounds: Array) -> int:
+        """Entries for a tensor of this shape and block list."""
+        n, blocks = math.prod(shape), len(bounds) - 1
+        if self.per == "nibble":
+            return int(((np.diff(bounds) + 1) // 2).sum())
+        return {"element": n, "block": blocks, "tensor": 1, "axis": sum(shape)}[self.per]
+
+
+CODES = Part("codes", np.uint8)
+SCALES = Part("scales", np.float32, "block")
+
+
+@dataclass(frozen=True)
 class Codec:
     """A way to store a float32 array in fewer bytes.
 
     `pack` and `unpack` work on a flat array and the block list `bounds` (block k is x[bounds[k]:bounds[k+1]]);
-    `encode` and `decode` do the same for an array of any shape. `scope` is "block" where elements of a block share a
-    scale, else "element". `signed=False` asks for the table of a state that is never negative; an Optimizer does so
-    by itself, unless `signed=True` was asked for by name (`sign_asked`).
+    `encode` and `decode` do the same for an array of any shape. `parts` are the arrays that it stores, the first
+    always `codes`. `scope` is "element" where each element is coded alone, "block" where those of a block share a
+    scale, "tensor" where more than a block must be seen.
+
+    `needs` lists what `pack` is given besides: "random" (uint16 bits, one an element), "old" (the flat arrays that
+    are being replaced, or None), "shape" (also given to `unpack`). `signed=False` asks for the table of a state that
+    is never negative, where there is one (`unsigned`); an Optimizer does so by itself, unless `signed=True` was asked
+    for by name (`sign_asked`). `modes` lists further options and their values, the first being the default, `mode`
+    those chosen; `settle` returns the record with what follows from them. `weights`: made for `p`.
     """
 
     stem: str
     title: str
     source: str
     scope: str
-    code_dtype: Any
-    code_bits: int
+    parts: tuple[Part, ...]
     pack: Callable[..., dict[str, Array]]
     unpack: Callable[..., Array]
     block: int | None = None
     layout: str | None = None
     signed: bool = True
+    unsigned: bool = False
     nonfinite: str = "propagate"
+    needs: tuple[str, ...] = ()
+    weights: bool = False
+    modes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
+    mode: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    settle: Callable[[Codec], Codec] | None = None
     sign_asked: bool = field(default=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        chosen = {name: values[0] for name, values in self.modes.items()} | dict(self.mode)
+        object.__setattr__(self, "mode", chosen)
+
     def __call__(self, **options: Any) -> Codec:
-        """A copy with other options: `dynamic8(block=128)`, `int8_linear(signed=False)`."""
-        allowed = {"layout", "signed", "nonfinite"} | ({"block"} if self.scope == "block" else set())
-        for name in options:
+        """A copy with other options: `dynamic8(block=128)`, `int8_linear(signed=False)`, `fp8(format="e5m2")`."""
+        self._check_options(options)
+        mode = dict(self.mode) | {k: options.pop(k) for k in self.modes if k in options}
+        chosen = replace(self, **options, mode=mode, sign_asked=self.sign_asked or "signed" in options)
+        return chosen if self.settle is None else self.settle(chosen)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        allowed = {"layout", "nonfinite", *self.modes} | ({"block"} if self.block else set())
+        allowed |= {"signed"} if self.unsigned else set()
+        for name, value in options.items():
             if name not in allowed:
                 raise TypeError(f"codecs.{self.stem}: no option {name!r}; it takes {', '.join(sorted(allowed))}")
+            values = {"layout": (None, "rows", "flat"), "nonfinite": ("propagate", "raise"), **self.modes}.get(name)
+            if values and value not in values:
+                shown = " or ".join(repr(v) for v in values if v is not None)
+                raise ValueError(f"codecs.{self.stem}: {name} must be {shown}, got {value!r}")
         block = options.get("block", self.block)
-        if self.scope == "block" and (not isinstance(block, int | np.integer) or block < 1):
+        if self.block and (not isinstance(block, int | np.integer) or block < 1):
             raise ValueError(f"codecs.{self.stem}: block must be a whole number >= 1, got {block!r}")
-        if options.get("layout") not in (None, "rows", "flat"):
-            raise ValueError(f"codecs.{self.stem}: layout must be 'rows' or 'flat', got {options['layout']!r}")
-        policy = options.get("nonfinite", "propagate")
-        if policy not in ("propagate", "raise"):
-            raise ValueError(f"codecs.{self.stem}: nonfinite must be 'propagate' or 'raise', got {policy!r}")
-        return replace(self, **options, sign_asked=self.sign_asked or "signed" in options)
 
     def bounds(self, shape: tuple[int, ...]) -> Array:
         """The block list of a tensor of this shape: int64 offsets into the flattened tensor, last one its size."""
@@ -178,16 +261,23 @@ class Codec:
 
         return blocks.bounds(shape, self.block or 256, self.layout)
 
-    def encode(self, x: Array, **options: Any) -> Box:
-        """Store `x` (float32, any shape). Raises TypeError for another dtype, NonFiniteError if asked to."""
+    def encode(self, x: Array, *, old: Any = None, random: Array | None = None, **options: Any) -> Box:
+        """Store `x` (float32, any shape). Raises TypeError for another dtype, NonFiniteError if asked to.
+
+        random: uint16 bits, one an element, for a codec that rounds by chance (`refopt.rng.r16` draws them);
+        old: the Box that is being replaced, for one that carries an error along.
+        """
         codec = self(**options) if options else self
         x = np.asarray(x)
         if x.dtype != np.float32:
             raise TypeError(f"codecs.{self.stem}.encode: x must be float32, got {x.dtype}")
         if not codec.signed and codec.nonfinite == "raise" and (x < 0).any():
             raise ValueError(f"codecs.{self.stem}.encode: x has negative elements, the unsigned table has none")
-        bounds = codec.bounds(x.shape)
-        arrays = codec.pack(x.reshape(-1), bounds, codec)
+        if "random" in codec.needs and (random is None or random.size != x.size or random.dtype != np.uint16):
+            raise TypeError(f"codecs.{self.stem}.encode: random must be uint16 bits, one an element, got {random!r}")
+        flat = old and {name: a.reshape(-1) for name, a in old.arrays.items()}
+        given = {"random": None if random is None else random.reshape(-1), "old": flat, "shape": x.shape}
+        arrays = codec.pack(x.reshape(-1), codec.bounds(x.shape), codec, **codec.given(given))
         return Box(codec, x.shape, codec.shaped(x.shape, arrays))
 
     def decode(self, box: Box) -> Array:
@@ -195,19 +285,33 @@ class Codec:
         if box.codec != self and box.codec.stem != self.stem:
             raise StateError(f"codecs.{self.stem}.decode: the box was written by {box.codec.stem}")
         flat = {name: a.reshape(-1) for name, a in box.arrays.items()}
-        return self.unpack(flat, box.codec.bounds(box.shape), box.codec).reshape(box.shape)
+        shape = box.codec.given({"shape": box.shape})
+        return self.unpack(flat, box.codec.bounds(box.shape), box.codec, **shape).reshape(box.shape)
+
+    def given(self, offered: Mapping[str, Any]) -> dict[str, Any]:
+        """What this codec needs of what is offered."""
+        return {name: offered[name] for name in self.needs if name in offered}
 
     def shaped(self, shape: tuple[int, ...], arrays: dict[str, Array]) -> dict[str, Array]:
         """Flat stored arrays in the shapes that they are kept in: codes as the tensor, scales a row a row."""
+        per = {part.name: part.per for part in self.parts}
+        return {name: a.reshape(self._shape_of(per[name], shape, a.size)) for name, a in arrays.items()}
+
+    def _shape_of(self, per: str, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
         from refopt.codecs import blocks
 
-        grid = blocks.grid(shape, self.block or 256, self.layout)
-        return {name: a.reshape(grid if name == "scales" else shape) for name, a in arrays.items()}
+        if per == "element":
+            return shape
+        if per == "block":
+            return blocks.grid(shape, self.block or 256, self.layout)
+        if per == "nibble" and size and blocks.layout_of(shape, self.layout) == "rows":
+            return (*shape[:-1], size // math.prod(shape[:-1]))
+        return () if per == "tensor" else (size,)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Exact bytes of a stored tensor of this shape."""
-        codes = math.prod(shape) * self.code_bits // 8
-        return codes + (4 * (len(self.bounds(shape)) - 1) if self.scope == "block" else 0)
+        bounds = self.bounds(shape)
+        return sum(part.count(shape, bounds) * np.dtype(part.dtype).itemsize for part in self.parts)
 
 
 @dataclass(frozen=True)

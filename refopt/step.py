@@ -1,7 +1,8 @@
 """decode -> rule -> encode: the one file that knows all three axes, and `Optimizer`, which runs it over many tensors.
 
 The weights move by the *fresh* states, as every library does: encoding happens after, so that a first step from zero
-states has the bits of the uncoded rule. A place decides only in which pages the block list is walked.
+states has the bits of the uncoded rule. With `reads="stored"` each state is encoded as soon as its line has run, and
+what it decodes to takes its place in the lines below. A place decides only in which pages the block list is walked.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import numpy as np
 
 from refopt import codecs as _codecs
 from refopt import places as _places
+from refopt import rng
 from refopt import rules as _rules
+from refopt.cells import Cell, Weights, put
 from refopt.codecs import blocks
+from refopt.lines import stepping
 from refopt.spec import Array, Box, Codec, NonFiniteError, Place, Rule, ShapeError, State, StateError
 
 f32 = np.float32
@@ -48,10 +52,14 @@ def assign(rule: Rule, states: Sequence[State], given: Any) -> dict[str, Codec]:
                 raise ValueError(f"Optimizer: {rule.stem} has no role {role!r}; it has {', '.join(roles)}")
         roles |= {k: v for k, v in given.items() if k in roles}
     elif given is not None:
-        roles |= {s.name: given for s in states}
+        roles |= {s.name: given for s in states if s.coded}
     out = {role: lookup("codec", _codecs.CODECS, name) for role, name in roles.items()}
     for s in states:
-        if s.nonnegative and out[s.name].scope == "block" and not _insists(s, out[s.name]):
+        if out[s.name].weights:
+            raise ValueError(f"Optimizer: {out[s.name].stem} is a format of weights; {s.name} cannot take it")
+        if s.dtype != f32 and out[s.name].stem != "f32":
+            raise ValueError(f"Optimizer: {s.name} is {np.dtype(s.dtype)} and kept as it is: no {out[s.name].stem}")
+        if s.nonnegative and out[s.name].unsigned and not _insists(s, out[s.name]):
             out[s.name] = out[s.name](signed=False)
         elif not s.nonnegative and not out[s.name].signed:
             raise ValueError(f"Optimizer: {s.name} takes either sign, and {_name(out[s.name])} stores none")
@@ -91,6 +99,8 @@ class Optimizer:
     place     "resident", "paged", or a record such as `places.paged(page_blocks=3)`
     min_size  tensors with fewer elements keep float32 states
     maximize  climb instead of descend; gscale multiplies every gradient first (1 / loss scale)
+    reads     "fresh": the weights move by the states as computed; "stored": by what their codecs keep of them
+    seed      of the random bits of codecs and rules that draw them (`refopt.rng`)
     nonfinite "propagate" (IEEE), "raise" (NonFiniteError before anything is computed) or "skip" (that parameter)
     hyper     the rule's own names, or torch's: weight_decay, betas
 
@@ -108,6 +118,8 @@ class Optimizer:
         maximize: bool = False,
         gscale: float = 1.0,
         nonfinite: str = "propagate",
+        reads: str = "fresh",
+        seed: int = 0,
         **hyper: Any,
     ) -> None:
         self.rule: Rule = lookup("rule", _rules.RULES, rule)
@@ -118,9 +130,11 @@ class Optimizer:
         self.block, self.layout = page_list(self.codecs, [s.name for s in self.states])
         if nonfinite not in ("propagate", "raise", "skip"):
             raise ValueError(f"Optimizer: nonfinite must be 'propagate', 'raise' or 'skip', got {nonfinite!r}")
+        if reads not in ("fresh", "stored"):
+            raise ValueError(f"Optimizer: reads must be 'fresh' or 'stored', got {reads!r}")
         if not math.isfinite(gscale):
             raise ValueError(f"Optimizer: gscale must be finite, got {gscale!r}")
-        self.min_size, self.nonfinite = min_size, nonfinite
+        self.min_size, self.nonfinite, self.reads, self.seed = min_size, nonfinite, reads, seed
         self.gscale = f32(-gscale if maximize else gscale)
 
     def _translate(self, hyper: dict[str, Any]) -> dict[str, Any]:
@@ -140,13 +154,20 @@ class Optimizer:
         """Zero states, each in its codec. Raises TypeError for weights that are not float32."""
         return [self._init_one(k, p) for k, p in enumerate(_leaves("init", "params", params))]
 
-    def step(self, params: Params, grads: Params, state: list[dict[str, Any]]) -> tuple[Params, list[dict[str, Any]]]:
-        """One step over every tensor. Everything is checked before anything is computed."""
+    def step(
+        self, params: Params, grads: Params, state: list[dict[str, Any]], **now: Any
+    ) -> tuple[Params, list[dict[str, Any]]]:
+        """One step over every tensor. Everything is checked before anything is computed.
+
+        `now` changes hyper-parameters for this step alone, as a schedule of the learning rate does: `lr=...`.
+        """
         ps, gs = _leaves("step", "params", params), _leaves("step", "grads", grads, like=params)
         if not len(ps) == len(gs) == len(state):
             raise ShapeError(f"step: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
+        hyper = self.rule.check("step", self.hyper | self._translate(now)) if now else self.hyper
         live = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
-        done = [self._step_one(p, g, s) if go else (p, s) for p, g, s, go in zip(ps, gs, state, live, strict=True)]
+        run = enumerate(zip(ps, gs, state, live, strict=True))
+        done = [self._step_one(k, p, g, s, hyper) if go else (p, s) for k, (p, g, s, go) in run]
         return _rebuild(params, [p for p, _ in done]), [s for _, s in done]
 
     def codec_of(self, role: str, size: int) -> Codec:
@@ -156,8 +177,19 @@ class Optimizer:
     def _init_one(self, k: int, p: Array) -> dict[str, Any]:
         if p.dtype != f32:
             raise TypeError(f"init: params[{k}] must be float32, got {p.dtype}")
-        zeros = self.rule.init(p, **self.hyper)
-        return {"t": 0} | {name: _put(self.codec_of(name, p.size), z) for name, z in zeros.items()}
+        if self.rule.fits is not None:
+            self.rule.fits(f"init: params[{k}]", p.shape, self.hyper)
+        first = self.rule.init(p, **self.hyper)
+        state = {"t": 0} | {name: put(self.codec_of(name, p.size), z) for name, z in first.items()}
+        return state | self._extras(p)
+
+    def _extras(self, p: Array) -> dict[str, Any]:
+        """What the weights' codec stores beside the visible weights: a remainder, a compensation; else nothing."""
+        codec = self.codecs["p"]
+        if len(codec.parts) == 1:
+            return {}
+        box = codec.encode(p)
+        return {"p": Box(codec, p.shape, {n: a for n, a in box.arrays.items() if n != "codes"})}
 
     def _check_one(self, k: int, p: Array, g: Array | None, s: dict[str, Any]) -> bool:
         """Whether tensor k is stepped; raises for what must not be."""
@@ -168,87 +200,99 @@ class Optimizer:
                 raise TypeError(f"step: {name}[{k}] must be float32, got {a.dtype}")
         if g.shape != p.shape:
             raise ShapeError(f"step: grads[{k}] has shape {g.shape}, params[{k}] has {p.shape}")
+        if self.rule.fits is not None:
+            self.rule.fits(f"step: params[{k}]", p.shape, self.hyper)
+        shapes = self.rule.shapes(p.shape, self.hyper)
         for st in self.states:
-            self._check_state(k, p, st, s)
+            if st.name in shapes:
+                self._check_state(k, p, st, s, shapes[st.name])
+        if len(self.codecs["p"].parts) > 1 and not isinstance(s.get("p"), Box):
+            raise StateError(f"step: state[{k}] has no 'p'; {_name(self.codecs['p'])} keeps part of the weights there")
         if self.nonfinite == "propagate" or np.isfinite(g).all():
             return True
         if self.nonfinite == "raise":
             raise NonFiniteError(f"step: grads[{k}] holds NaN or Inf")
         return False
 
-    def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any]) -> None:
+    def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any], shape: tuple[int, ...]) -> None:
         for name in (st.name, "t"):
             if s.get(name) is None:
                 raise StateError(f"step: state[{k}] has no {name!r}; it was made by another rule")
         want, have = self.codec_of(st.name, p.size), s[st.name]
         codec = have.codec if isinstance(have, Box) else _codecs.f32
-        if any(getattr(codec, x) != getattr(want, x) for x in ("stem", "block", "layout", "signed")):
+        if any(getattr(codec, x) != getattr(want, x) for x in ("stem", "block", "layout", "signed", "mode")):
             raise StateError(
                 f"step: state[{k}][{st.name!r}] is stored as {_name(codec)}, this optimizer has {_name(want)}"
             )
-        if have.shape != p.shape:
+        if have.shape != shape:
             raise StateError(f"step: state[{k}][{st.name!r}] has shape {have.shape}, params[{k}] has {p.shape}")
-        kept = want.encode(np.zeros(0, f32)).arrays
+        kept = want.encode(np.zeros(0, f32)).arrays if st.dtype == f32 else {"codes": np.zeros(0, st.dtype)}
         for part, a in (have.arrays if isinstance(have, Box) else {"codes": have}).items():
             if a.dtype != kept[part].dtype:
                 raise TypeError(f"step: state[{k}][{st.name!r}]: {part} must be {kept[part].dtype}, got {a.dtype}")
 
-    def _step_one(self, p: Array, g: Array, s: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-        """Walk the pages of one tensor: decode, rule, encode."""
+    def _step_one(
+        self, k: int, p: Array, g: Array, s: dict[str, Any], hyper: dict[str, Any]
+    ) -> tuple[Array, dict[str, Any]]:
+        """Walk the stretches of tensor k: decode, rule, encode."""
         t = s["t"] + 1
-        names = [st.name for st in self.states]
-        cells = {n: _Flat(self.codec_of(n, p.size), p.shape, s[n]) for n in names}
-        page_bounds = blocks.bounds(p.shape, self.block, self.layout)
-        flat_p, flat_g = p.reshape(-1).copy(), g.reshape(-1)
+        shapes = self.rule.shapes(p.shape, hyper)
+        cells = {n: Cell(self.codec_of(n, p.size), s[n]) for n in shapes}
+        weights = Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, t, k))
+        now = {"t": t} | ({"tensor": k} if self.rule.random else {}) | hyper
         with np.errstate(all="ignore"):
-            for first, last in self.place.pages(len(page_bounds) - 1, self.place.page_blocks):
-                a, b = int(page_bounds[first]), int(page_bounds[last])
-                old = {n: cells[n].load(a, b) for n in names}
-                grad = flat_g[a:b] * self.gscale
-                new_p, new = self.rule.update(flat_p[a:b], grad, old, t=t, **self.hyper)
-                flat_p[a:b] = self._round(new_p)
-                for n in names:
-                    cells[n].store(a, b, new[n])
-        return flat_p.reshape(p.shape), {"t": t} | {n: cells[n].stored() for n in names}
+            for a, b in self._stretches(p, cells):
+                grad = g.reshape(-1)[a:b] * self.gscale
+                weights.store(a, b, self._run(weights.load(a, b), grad, cells, a, b, p.shape, now))
+        return weights.out.reshape(p.shape), {"t": t} | {n: c.stored() for n, c in cells.items()} | weights.extras()
 
-    def _round(self, p: Array) -> Array:
-        """The weights as their codec keeps them."""
-        codec = self.codecs["p"]
-        everything = np.array([0, p.size], np.int64)
-        return codec.unpack(codec.pack(p, everything, codec), everything, codec)
+    def _stretches(self, p: Array, cells: Mapping[str, Cell]) -> list[tuple[int, int]]:
+        """The (first, past last) element of each page; one page where more than a block must be seen at once."""
+        if self.rule.scope != "element" or any(c.codec.scope == "tensor" for c in cells.values()):
+            return [(0, p.size)] if p.size else []
+        bounds = blocks.bounds(p.shape, self.block, self.layout)
+        pages = self.place.pages(len(bounds) - 1, self.place.page_blocks)
+        return [(int(bounds[first]), int(bounds[last])) for first, last in pages]
 
+    def _run(
+        self, p: Array, g: Array, cells: Mapping[str, Cell], a: int, b: int, shape: tuple[int, ...], now: dict[str, Any]
+    ) -> Array:
+        """The rule over one stretch: new weights back, new states stored. All but element rules see whole shapes."""
+        if self.rule.scope == "element":
+            old = {n: c.load(a, b) for n, c in cells.items()}
+        else:
+            p, g = p.reshape(shape), g.reshape(shape)
+            old = {n: c.load(0, c.size).reshape(c.shape) for n, c in cells.items()}
+        if self.reads == "stored":
+            return self._run_stored(p, g, old, cells, a, b, now).reshape(-1)
+        p, new = self.rule.update(p, g, old, **now)
+        for n, c in cells.items():
+            c.store(*self._span(c, a, b), new[n].reshape(-1))
+        return p.reshape(-1)
 
-class _Flat:
-    """One stored state, opened by element range; a range must start and end at a block of the codec's list."""
+    def _span(self, cell: Cell, a: int, b: int) -> tuple[int, int]:
+        return (a, b) if self.rule.scope == "element" else (0, cell.size)
 
-    def __init__(self, codec: Codec, shape: tuple[int, ...], have: Any) -> None:
-        self.codec, self.shape = codec, shape
-        self.boxed = isinstance(have, Box)
-        arrays = have.arrays if isinstance(have, Box) else {"codes": have}
-        self.arrays = {n: a.reshape(-1).copy() for n, a in arrays.items()}
-        self.bounds = codec.bounds(shape)
-
-    def _cut(self, a: int, b: int) -> tuple[dict[str, slice], Array]:
-        i, j = np.searchsorted(self.bounds, (a, b))
-        at = {n: slice(i, j) if n == "scales" else slice(a, b) for n in self.arrays}
-        return at, self.bounds[i : j + 1] - a
-
-    def load(self, a: int, b: int) -> Array:
-        at, bounds = self._cut(a, b)
-        return self.codec.unpack({n: x[at[n]] for n, x in self.arrays.items()}, bounds, self.codec)
-
-    def store(self, a: int, b: int, x: Array) -> None:
-        at, bounds = self._cut(a, b)
-        for n, new in self.codec.pack(x, bounds, self.codec).items():
-            self.arrays[n][at[n]] = new
-
-    def stored(self) -> Any:
-        shaped = self.codec.shaped(self.shape, self.arrays)
-        return Box(self.codec, self.shape, shaped) if self.boxed else shaped["codes"]
-
-
-def _put(codec: Codec, x: Array) -> Any:
-    return x if codec.stem == "f32" else codec.encode(x)
+    def _run_stored(
+        self, p: Array, g: Array, old: dict[str, Array], cells: Mapping[str, Cell], a: int, b: int, now: dict[str, Any]
+    ) -> Array:
+        """The rule, line by line: where a line sets a state, the lines below read what its codec keeps of it."""
+        run, sent, left = stepping(self.rule.update)(p, g, old, **now), None, set(cells)
+        while True:
+            try:
+                names, (_, *values) = run.send(sent)
+            except StopIteration as stop:
+                if left:
+                    says = f"step: no line of {self.rule.stem} is named {', '.join(sorted(left))}"
+                    raise ValueError(f"{says}: reads='stored' cannot be had") from None
+                return stop.value[0]
+            for i, n in enumerate(names):
+                if n in cells and values[i] is not old[n]:
+                    span, form = self._span(cells[n], a, b), values[i].shape
+                    cells[n].store(*span, values[i].reshape(-1))
+                    values[i] = cells[n].load(*span).reshape(form)
+                    left.discard(n)
+            sent = tuple(values)
 
 
 def _name(codec: Codec) -> str:

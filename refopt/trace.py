@@ -1,18 +1,15 @@
 """The same step, one equation at a time: `trace` yields (name, equation, value) as the rule's own lines run.
 
-No equation exists twice. The rule's `update` is read from its file and rewritten so that it yields after every
-assignment; file name and line numbers are kept, so a debugger steps through the rule itself.
+No equation exists twice: `refopt.lines` makes a generator of the rule's `update`, and a debugger steps through it.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import json
 import sys
-from collections.abc import Callable, Generator
-from functools import cache
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +17,7 @@ import numpy as np
 
 from refopt import codecs as _codecs
 from refopt import rules as _rules
+from refopt.lines import stepping
 from refopt.spec import Array, Box, Codec, Rule
 from refopt.step import Optimizer, _leaves, lookup
 
@@ -35,30 +33,6 @@ class Line(NamedTuple):
 
 Lines = Generator[Line, None, Any]
 """Traced lines; what the traced code returns is the generator's return value."""
-
-
-class _Yielding(ast.NodeTransformer):
-    """After each assignment, yield (line, names, values); each return yields nothing more and returns."""
-
-    def visit_Assign(self, node: ast.Assign) -> list[ast.stmt]:
-        names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-        shown = ast.Tuple([ast.Constant(node.lineno), *(ast.Name(n, ast.Load()) for n in names)], ast.Load())
-        label = ast.Tuple([ast.Constant(n) for n in names], ast.Load())
-        out = ast.Expr(ast.Yield(ast.Tuple([label, shown], ast.Load())))
-        ast.copy_location(out, node)
-        return [node, out]
-
-
-@cache
-def stepping(update: Callable[..., Any]) -> Callable[..., Generator[Any, None, Any]]:
-    """`update` as a generator that yields (names, (line, *values)) after every assignment and returns its result."""
-    source, first = inspect.getsourcelines(update)
-    tree = ast.parse("".join(source))
-    ast.increment_lineno(tree, first - 1)
-    ast.fix_missing_locations(_Yielding().visit(tree))
-    scope: dict[str, Any] = dict(update.__globals__)
-    exec(compile(tree, inspect.getsourcefile(update) or "<rule>", "exec"), scope)
-    return scope[update.__name__]
 
 
 def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper: dict[str, Any]) -> Lines:

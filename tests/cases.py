@@ -13,12 +13,14 @@ HEAVY, ADAM = {"lr": 0.03, "momentum": 0.85, "wd": 0.07}, {"lr": 0.013, "beta1":
 
 
 class RuleCase(NamedTuple):
-    """A rule with hyper-parameters; `states` are the roles that it keeps with them."""
+    """A rule with hyper-parameters; `states` are the roles that it keeps with them, `shapes` what it steps if not
+    every shape will do."""
 
     label: str
     stem: str
     states: tuple[str, ...]
     hyper: dict[str, Any]
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     def optimizer(self, ref: ModuleType, codecs: Any = None, place: Any = "resident", **changed: Any) -> Any:
         """The subject's Optimizer for this case, some arguments changed."""
@@ -37,7 +39,13 @@ RULES = [
     RuleCase("adamw", "adamw", ("m", "v"), ADAM | {"wd": 0.11}),
     RuleCase("lion", "lion", ("m",), {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),
 ]
-BY_LABEL = {c.label: c for c in RULES}
+"""Element rules: laws of elements, blocks and pages hold for them."""
+
+WHOLE: list[RuleCase] = []
+"""Rules that see whole tensors: sums over rows, blocks or all, and products of matrices."""
+
+EVERY = [*RULES, *WHOLE]
+BY_LABEL = {c.label: c for c in EVERY}
 STATEFUL = [c for c in RULES if c.states]
 
 

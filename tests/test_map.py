@@ -21,7 +21,10 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
-WITHOUT_KERNEL = {"places/resident", "places/paged"}
+WITHOUT_KERNEL = {
+    "places/resident",
+    "places/paged",
+}
 """Stems that have no home in refopt_cuda yet. This list may only shrink."""
 
 SHARED = {
@@ -35,8 +38,8 @@ SHARED = {
 }
 """Files of a row that belong to no single stem, and why."""
 
-ORACLE = [["spec"], ["scalars"], ["rules", "codecs", "places"], ["step"], ["trace", "memory", "qlora", "conform"]]
-ORACLE += [["__main__"]]
+ORACLE = [["spec"], ["scalars", "reduce", "rng", "lines"], ["rules", "codecs", "places"], ["cells"]]
+ORACLE += [["step", "partition"], ["trace", "memory", "qlora", "conform"], ["__main__"]]
 FAST = [["scalars"], ["rules", "codecs", "places"], ["kernels"], ["optim", "nn"], ["train"]]
 RANK = {f"refopt.{m}": k for k, level in enumerate(ORACLE) for m in level}
 RANK |= {f"refopt_cuda.{m}": k for k, level in enumerate(FAST) for m in level}

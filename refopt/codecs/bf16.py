@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refopt.spec import Array, Codec
+from refopt.spec import Array, Codec, Part
 
 
 def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
@@ -26,4 +26,5 @@ def unpack(arrays: dict[str, Array], bounds: Array, codec: Codec) -> Array:
     return (arrays["codes"].astype(np.uint32) << 16).view(np.float32)
 
 
-codec = Codec("bf16", "bfloat16", "IEEE 754 binary32, upper 16 bits", "element", np.uint16, 16, pack, unpack)
+codes = Part("codes", np.uint16)
+codec = Codec("bf16", "bfloat16", "IEEE 754 binary32, upper 16 bits", "element", (codes,), pack, unpack)

@@ -74,3 +74,28 @@ def normalise(x: Array, a: Array, bounds: Array) -> tuple[Array, Array]:
     alive = spread(live, bounds)
     y = np.where(alive, x, f32(0)) * spread(inv, bounds)
     return y, alive
+
+
+def byte_starts(bounds: Array) -> Array:
+    """Where each block's bytes begin when two codes share a byte and every block begins a new one; the last entry is
+    the number of bytes."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum((np.diff(bounds) + 1) // 2)])
+
+
+def pack_nibbles(codes: Array, bounds: Array, pad: int, low_first: bool = False) -> Array:
+    """Two 4-bit codes a byte: the earlier element in the high half (the low half if `low_first`); a block of odd
+    length ends with `pad` in the half left over."""
+    sizes, starts = np.diff(bounds), byte_starts(bounds)
+    halves = np.full(2 * int(starts[-1]), pad, np.uint8)
+    at = np.repeat(2 * starts[:-1] - bounds[:-1], sizes) + np.arange(len(codes))
+    halves[at] = codes
+    first, second = halves[0::2], halves[1::2]
+    return second << 4 | first if low_first else first << 4 | second
+
+
+def unpack_nibbles(packed: Array, bounds: Array, low_first: bool = False) -> Array:
+    """The 4-bit codes of every element, uint8."""
+    high, low = packed >> 4, packed & 15
+    halves = np.stack([low, high] if low_first else [high, low], 1).reshape(-1)
+    sizes, starts = np.diff(bounds), byte_starts(bounds)
+    return halves[np.repeat(2 * starts[:-1] - bounds[:-1], sizes) + np.arange(int(bounds[-1]))]

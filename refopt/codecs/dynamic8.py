@@ -22,7 +22,7 @@ from functools import cache
 import numpy as np
 
 from refopt.codecs import blocks
-from refopt.spec import Array, Codec
+from refopt.spec import CODES, SCALES, Array, Codec
 
 f32 = np.float32
 
@@ -76,9 +76,9 @@ codec = Codec(
     "dynamic 8-bit, blockwise",
     "Dettmers et al., arXiv 2110.02861, section 2",
     "block",
-    np.uint8,
-    8,
+    (CODES, SCALES),
     pack,
     unpack,
     block=256,
+    unsigned=True,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refopt.spec import Array, Codec
+from refopt.spec import Array, Codec, Part
 
 
 def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
@@ -17,4 +17,4 @@ def unpack(arrays: dict[str, Array], bounds: Array, codec: Codec) -> Array:
     return arrays["codes"].astype(np.float32)
 
 
-codec = Codec("f32", "float32", "IEEE 754 binary32", "element", np.float32, 32, pack, unpack)
+codec = Codec("f32", "float32", "IEEE 754 binary32", "element", (Part("codes", np.float32),), pack, unpack)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from refopt.codecs import blocks
-from refopt.spec import Array, Codec
+from refopt.spec import CODES, SCALES, Array, Codec
 
 f32 = np.float32
 
@@ -42,9 +42,9 @@ codec = Codec(
     "linear 8-bit, blockwise",
     "Dettmers et al., arXiv 2110.02861, section 2.1 (the linear baseline)",
     "block",
-    np.int8,
-    8,
+    (CODES, SCALES),
     pack,
     unpack,
     block=256,
+    unsigned=True,
 )

@@ -80,7 +80,7 @@ rule = Rule(
     stem="sgd",
     title="SGD with momentum",
     source="Sutskever et al. 2013; torch.optim.SGD",
-    states=(State("buf", "momentum buffer", torch="momentum_buffer"),),
+    states=(State("buf", "momentum buffer", torch="momentum_buffer", when=lambda hyper: hyper["momentum"] != 0),),
     hypers=(
         Hyper("lr", "lr", 1e-3, "learning rate", low=0),
         Hyper("momentum", "mu", 0.0, "share of the buffer kept", low=0, high=1, torch="momentum"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 STEP, TRACE, SCALARS, PAGED, SPEC = "step.py", "trace.py", "scalars.py", "places/paged.py", "spec.py"
+CELLS, LINES = "cells.py", "lines.py"
 PAGING = "places.test_paged:test_paging_changes_no_bit"
 STEPS = "step.test_step:test_"
 
@@ -12,22 +13,22 @@ MUTANTS = [
     Mutant(
         "page-written-back-stale",
         STEP,
-        "cells[n].store(a, b, new[n])",
-        "cells[n].store(a, b, new[n] if first == 0 else old[n])",
+        "c.store(*self._span(c, a, b), new[n].reshape(-1))",
+        "c.store(*self._span(c, a, b), (new if a == 0 else old)[n].reshape(-1))",
         PAGING,
     ),
     Mutant(
         "page-of-weights-skipped",
-        STEP,
-        "flat_p[a:b] = self._round(new_p)",
-        "flat_p[a:b] = self._round(new_p) if first == 0 else flat_p[a:b]",
+        CELLS,
+        "self.out[a:b] = visible(self.codec.pack(x,",
+        "self.out[a:b] = self.out[a:b] if a else visible(self.codec.pack(x,",
         PAGING,
     ),
     Mutant(
         "page-takes-the-first-pages-gradient",
         STEP,
-        "flat_g[a:b] * self.gscale",
-        "flat_g[: b - a] * self.gscale",
+        "g.reshape(-1)[a:b] * self.gscale",
+        "g.reshape(-1)[: b - a] * self.gscale",
         PAGING,
     ),
     Mutant(
@@ -61,8 +62,8 @@ MUTANTS = [
     Mutant(
         "second-tensor-uses-the-firsts-t",
         STEP,
-        "self._step_one(p, g, s) if go else (p, s)",
-        'self._step_one(p, g, s | {"t": state[0]["t"]}) if go else (p, s)',
+        "self._step_one(k, p, g, s, hyper) if go else (p, s)",
+        'self._step_one(k, p, g, s | {"t": state[0]["t"]}, hyper) if go else (p, s)',
         STEPS + "each_tensor_counts_its_own_steps",
     ),
     Mutant(
@@ -81,28 +82,23 @@ MUTANTS = [
     ),
     Mutant(
         "encoded-twice",
-        STEP,
-        "self.codec.pack(x, bounds, self.codec).items()",
-        "self.codec.pack(self.codec.unpack(self.codec.pack(x, bounds, self.codec), bounds, self.codec), "
-        "bounds, self.codec).items()",
+        CELLS,
+        "in self.codec.pack(x, bounds,",
+        "in self.codec.pack(self.codec.unpack(self.codec.pack(x, bounds, self.codec), bounds, self.codec), bounds,",
         STEPS + "a_coded_step_is_decode_rule_encode",
     ),
     Mutant(
         "weights-move-by-stored-states",
         STEP,
-        "                new_p, new = self.rule.update(flat_p[a:b], grad, old, t=t, **self.hyper)\n",
-        "                _, new = self.rule.update(flat_p[a:b], grad, old, t=t, **self.hyper)\n"
-        "                for n in names:\n"
-        "                    cells[n].store(a, b, new[n])\n"
-        "                again = {n: cells[n].load(a, b) for n in names}\n"
-        "                new_p, _ = self.rule.update(flat_p[a:b], f32(0) * grad, again, t=t, **self.hyper)\n",
+        'if self.reads == "stored":',
+        'if self.rule.stem != "sgd":',
         STEPS + "the_first_coded_step_is_the_uncoded_one",
     ),
     Mutant(
         "unsigned-table-for-m",
         STEP,
-        'if s.nonnegative and out[s.name].scope == "block"',
-        'if out[s.name].scope == "block"',
+        "if s.nonnegative and out[s.name].unsigned",
+        "if out[s.name].unsigned",
         STEPS + "a_nonnegative_state_takes_the_unsigned_table",
     ),
     Mutant(
@@ -121,16 +117,16 @@ MUTANTS = [
     ),
     Mutant(
         "weights-in-bf16-are-never-rounded",
-        STEP,
-        "flat_p[a:b] = self._round(new_p)",
-        "flat_p[a:b] = new_p",
+        CELLS,
+        "self.out[a:b] = visible(self.codec.pack(x,",
+        "self.out[a:b] = x if True else visible(self.codec.pack(x,",
         STEPS + "weights_in_bf16_are_rounded_after_each_step",
     ),
     Mutant(
         "gscale-on-the-update",
         STEP,
-        "grad = flat_g[a:b] * self.gscale",
-        "grad = flat_g[a:b] * np.sign(self.gscale)",
+        "grad = g.reshape(-1)[a:b] * self.gscale",
+        "grad = g.reshape(-1)[a:b] * np.sign(self.gscale)",
         STEPS + "gscale_and_maximize_act_on_the_gradient_before_all_else",
     ),
     Mutant(
@@ -142,23 +138,23 @@ MUTANTS = [
     ),
     Mutant(
         "state-changed-in-place",
-        STEP,
+        CELLS,
         "a.reshape(-1).copy() for n, a in arrays.items()",
         "a.reshape(-1) for n, a in arrays.items()",
         STEPS + "a_step_mutates_none_of_its_inputs",
     ),
     Mutant(
         "weights-changed-in-place",
-        STEP,
-        "p.reshape(-1).copy(), g.reshape(-1)",
-        "p.reshape(-1), g.reshape(-1)",
+        CELLS,
+        "self.out = p.reshape(-1).copy()",
+        "self.out = p.reshape(-1)",
         STEPS + "a_step_mutates_none_of_its_inputs",
     ),
     Mutant(
         "storage-order-used",
         STEP,
-        "g.reshape(-1)\n        with",
-        'g.ravel("K")\n        with',
+        "grad = g.reshape(-1)[a:b]",
+        'grad = g.ravel("K")[a:b]',
         STEPS + "storage_order_does_not_matter",
     ),
     Mutant(
@@ -188,8 +184,8 @@ MUTANTS = [
     Mutant(
         "block-size-unchecked",
         STEP,
-        '("stem", "block", "layout", "signed")',
-        '("stem", "layout", "signed")',
+        '("stem", "block", "layout", "signed", "mode")',
+        '("stem", "layout", "signed", "mode")',
         "step.test_errors:test_a_step_that_raises_leaves_everything_unchanged",
     ),
     Mutant(
@@ -216,8 +212,8 @@ MUTANTS = [
     Mutant(
         "scales-not-counted",
         SPEC,
-        "return codes + (4 * (len(self.bounds(shape)) - 1)",
-        "return codes + (4 * (len(self.bounds(shape)) - 2)",
+        '"block": blocks, "tensor"',
+        '"block": blocks - 1, "tensor"',
         STEPS + "the_bytes_that_a_record_promises_are_the_bytes_kept",
     ),
     Mutant(
@@ -271,9 +267,9 @@ MUTANTS = [
     ),
     Mutant(
         "trace-swaps-names",
-        TRACE,
-        "ast.Constant(n) for n in names]",
-        "ast.Constant(n) for n in names[::-1]]",
+        LINES,
+        "label = ast.Tuple([ast.Constant(n) for n in names]",
+        "label = ast.Tuple([ast.Constant(n) for n in names[::-1]]",
         "step.test_trace:test_each_traced_value_is_what_its_line_computes",
     ),
 ]
