@@ -15,7 +15,7 @@ OPTIONS = ("--std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-
 NUMBERS = ("float32", "bfloat16", "float16")
 RULES = {"sgd": ("sgd", 1), "sgd_plain": ("sgd", 0), "adam": ("adam", 2), "adamw": ("adamw", 2), "lion": ("lion", 1)}
 """functor -> (the file it is in, how many states it keeps)"""
-CODECS = {"f32": False, "int8_linear": True, "dynamic8": True}
+CODECS = {"f32": False, "bf16": False, "int8_linear": True, "dynamic8": True}
 """codec of a state -> whether it comes with a sign and without"""
 TABLES = 65536 + 2 * 2945 * 4
 """Bytes of shared memory that the dynamic map's two tables take."""
@@ -41,7 +41,7 @@ class Kernel:
 
     @property
     def coded(self) -> bool:
-        return any(stem != "f32" for stem, _ in self.codecs)
+        return any(CODECS[stem] for stem, _ in self.codecs)
 
     @property
     def shared(self) -> int:
@@ -91,4 +91,4 @@ def source(kernel: Kernel) -> str:
         "AHEAD": int(kernel.coded),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
-    return "\n".join([functors(kernel.rule, codecs), defines, _text("kernels/step.cu")])
+    return "\n".join([functors(kernel.rule, codecs), defines, _text("kernels/formats.cuh"), _text("kernels/step.cu")])

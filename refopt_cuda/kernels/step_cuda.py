@@ -23,6 +23,8 @@ SIZES = (64, 512, 3072)
 """Kernels are compiled for at most this many tensors a launch; arguments of up to 32 KiB need CUDA 12.1 or newer."""
 ROWS = 8
 """Different rows of scalars (step counts) that one launch can hold."""
+UNIT = 8
+"""Blocks that a warp takes at a time."""
 
 
 SKIP = 1
@@ -103,7 +105,7 @@ class Launch:
         self.codecs = tuple((c, not n) for c, n in zip(codecs, nonnegative, strict=False))
         self.p_dtype, self.g_dtype = p_dtype, g_dtype
         self.scalars = len(RULES[rule].SCALARS)
-        self.count = self.blocks = 0
+        self.count = self.units = 0
         self._kernel(SIZES[0])
 
     def bind(self, tensors: Sequence[Tensor]) -> None:
@@ -113,7 +115,7 @@ class Launch:
             raise ValueError(f"Launch.bind: 1 to {SIZES[-1]} tensors fit a launch, got {len(tensors)}")
         self.device = cupy.cuda.Device().id
         self.size = next(s for s in SIZES if s >= len(tensors))
-        table, self.blocks = self._table(tensors)
+        table, self.units = self._table(tensors)
         self.count, self.bound = len(tensors), tuple(tensors)
         self.table = cupy.asarray(table.view(np.uint8))
         self.lookup = _tables(self.device)
@@ -126,8 +128,8 @@ class Launch:
             function, grid = _compiled(kernel, self.device)
             args = np.zeros(1, self._args_type(self.size, rows))
             args["tensors"], args["values"] = self.table.data.ptr, self.lookup.data.ptr
-            args["blocks"], args["count"] = self.blocks, self.count
-            grid = min(grid, -(-self.blocks // (kernel.threads // 32)))
+            args["units"], args["count"] = self.units, self.count
+            grid = min(grid, -(-self.units * UNIT // (kernel.threads // 32)))
             self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args)
         return self.ways[rows]
 
@@ -138,26 +140,27 @@ class Launch:
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
-        fields = [("tensors", "u8"), ("values", "u8"), ("blocks", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
+        fields = [("tensors", "u8"), ("values", "u8"), ("units", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
         return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
 
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("row", "i8")]
-        table = np.zeros(
-            len(tensors) + 1, np.dtype([*head, ("states", "u8", (kept, 2)), ("n", "i8"), ("unused", "i8")])
-        )
+        tail = [("states", "u8", (kept, 2)), ("n", "i8"), ("blocks", "u4"), ("unused", "u4")]
+        table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail]))
         first = 0
         for entry, t in zip(table, tensors, strict=False):
             n, row, per, count = self._blocks(t.shape)
-            if first + count >= 2**32:
-                raise ValueError(f"Launch.bind: {first + count} blocks; at most 2^32 - 1 fit a launch")
-            entry["first"], entry["per"], entry["p"], entry["n"], entry["row"] = first, per, t.p, n, row
+            units = -(-count // UNIT)
+            if first + units >= 2**29:
+                raise ValueError(f"Launch.bind: {first + units} units of {UNIT} blocks; at most 2^29 - 1 fit a launch")
+            entry["first"], entry["blocks"], entry["per"] = first, count, per
+            entry["p"], entry["n"], entry["row"] = t.p, n, row
             for j, state in enumerate(t.states):
                 entry["states"][j] = state
             entry["aligned"] = all(a % 16 == 0 for a in (t.p, *(codes for codes, _ in t.states)))
-            entry["whole"] = first + (n // self.block if not per and entry["aligned"] else 0)
-            first += count
+            entry["whole"] = n // self.block if not per and entry["aligned"] else 0
+            first += units
         table["first"][-1] = first
         return table, first
 
@@ -184,7 +187,7 @@ class Launch:
         rows, width = scalars.shape
         if rows > ROWS or width != self.scalars or len(grads) != self.count:
             raise ValueError(f"Launch.run: {len(grads)} gradients for {self.count} tensors, scalars {scalars.shape}")
-        if not self.blocks:
+        if not self.units:
             return
         grid, threads, function, shared, args = self._way(1 if rows == 1 else ROWS)
         args["scalars"][0, :rows, :width] = scalars

@@ -104,7 +104,9 @@ class Pair:
                 have = s[n]
                 want = have.codes if isinstance(have, Box) else have.view(np.uint32)
                 got = codes.get()
-                if isinstance(have, Box):
+                if isinstance(have, Box) and have.codec.scope == "element":
+                    _agree(f"{n} of tensor {k} {w.shape}", want, got, "bfloat16")
+                elif isinstance(have, Box):
                     assert (want.view(np.uint8) == got.view(np.uint8)).all(), f"{n} codes of tensor {k} {w.shape}"
                     _agree(
                         f"{n} scales of tensor {k} {w.shape}", have.scales.view(np.uint32), scales.get().view(np.uint32)
@@ -116,9 +118,9 @@ class Pair:
 def _device(stored: Any) -> tuple[Any, Any]:
     import cupy
 
-    if isinstance(stored, Box):
-        return cupy.asarray(stored.codes), cupy.asarray(stored.scales)
-    return cupy.asarray(stored), None
+    if not isinstance(stored, Box):
+        return cupy.asarray(stored), None
+    return cupy.asarray(stored.codes), cupy.asarray(stored.scales) if stored.codec.scope == "block" else None
 
 
 def _shifted(words: np.ndarray, shift: int) -> Any:

@@ -24,6 +24,8 @@ SHAPES = [
     (4, 1000),
     (2, 3, 512),
     (64, 4096),
+    (37, 264),
+    (1600, 1000),
 ]
 HYPER = {
     "sgd": {"lr": 1e-2, "momentum": 0.9, "wd": 0.1, "nesterov": True},
@@ -35,15 +37,15 @@ HYPER = {
 }
 STATES = {"sgd": 1, "sgd_dampened": 1, "sgd_plain": 0, "adam": 2, "adamw": 2, "lion": 1}
 NUMBERS = ["float32", "bfloat16", "float16"]
-CODECS = ["f32", "int8_linear", "dynamic8"]
+CODECS = ["f32", "bf16", "int8_linear", "dynamic8"]
 
 
 def covering() -> list[tuple[str, tuple[str, ...], str, str]]:
     """Every pair of rule, codec of a state, weight and gradient format at least once."""
     out = []
     for r, name in enumerate(HYPER):
-        for i in range(9):
-            codecs = tuple(CODECS[(i + j * (1 + i // 3)) % 3] for j in range(STATES[name]))
+        for i in range(16):
+            codecs = tuple(CODECS[(i + j * (1 + i // 4)) % 4] for j in range(STATES[name]))
             out.append((name, codecs, NUMBERS[i % 3], NUMBERS[(i // 3 + i + r) % 3]))
     return list(dict.fromkeys(out))
 
@@ -101,6 +103,17 @@ def test_special_gradients_give_the_oracles_bits(codecs):
         g[35] = 0.0
         g[36] *= np.float32(1e-30)
         both.step([g])
+
+
+@pytest.mark.parametrize("codecs", [("dynamic8", "dynamic8"), ("int8_linear", "f32")])
+def test_whole_units_and_the_blocks_left_over_give_the_oracles_bits(codecs):
+    """More blocks than the grid has warps, eight at a time: full rounds of units, then single blocks, a short one last."""
+    rng = np.random.default_rng(6)
+    both = pair("adamw", codecs, "bfloat16", "bfloat16")
+    shapes = [(2 * 132 * 32 * 8 * 256 + 3 * 8 * 256 + 256 + 40,), (300, 264), (3, 256), (132 * 32 * 8 * 256,), (9,)]
+    both.start([np.asarray(rng.standard_normal(s), np.float32) for s in shapes])
+    for missing in (None, 1):
+        both.step([None if k == missing else numbers(rng, s) for k, s in enumerate(shapes)])
 
 
 def test_a_skipped_tensor_keeps_its_bits_and_its_step_count():
