@@ -18,12 +18,25 @@ class _Cache(FunctionCache):
 
     Numba keys a closure by what it closes over, and jitted functions there are new objects in every process, so that
     nothing is ever found again. Here the file is named after the combination and stamped with the sources of all
-    scalar forms.
+    scalar forms. Each signature and processor has files of its own: Numba numbers the signatures of one index, and
+    two processes that number at the same time would swap their code.
     """
 
     def __init__(self, function: Callable, name: str) -> None:
         super().__init__(function)
-        self._cache_file = IndexDataCacheFile(self._cache_path, f"step_host.{name}", _sources())
+        self._name = name
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        self._choose(sig, target_context.codegen())
+        return super().load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._choose(sig, data.codegen)
+        super().save_overload(sig, data)
+
+    def _choose(self, sig: Any, codegen: Any) -> None:
+        key = hashlib.sha256(repr(self._index_key(sig, codegen)).encode()).hexdigest()[:16]
+        self._cache_file = IndexDataCacheFile(self._cache_path, f"step_host.{self._name}.{key}", _sources())
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
         return sig, codegen.magic_tuple()

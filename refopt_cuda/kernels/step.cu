@@ -1,7 +1,7 @@
 // One optimizer step over many tensors in one launch: decode, rule, encode, in one pass through memory.
 //
 // build.py defines, in front of this text: RULE (functor), CODECS (codec functors of its states, in order), PARAM and
-// GRAD (number formats), BLOCK (elements that share a scale), THREADS, MIN_BLOCKS, TENSORS and ROWS
+// GRAD (number formats), BLOCK (elements that share a scale), THREADS, TENSORS and ROWS
 // (most tensors, and different rows of scalars, a launch), LOOKUPS (whether a codec reads the dynamic map's tables)
 // and AHEAD (whether the next block is asked into the second-level cache).
 //
@@ -174,7 +174,7 @@ HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Table
     States::close(t.states, piece.block + lane, lane < piece.count, scales);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) refopt_step(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) refopt_step(const __grid_constant__ Args a) {
     extern __shared__ char shared[];
     Tables tables = {shared, (const uint32_t*)(shared + 65536), (threadIdx.x & 31) * 4};
     if (LOOKUPS) {

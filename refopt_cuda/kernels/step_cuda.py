@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -68,10 +67,17 @@ def _compiled(kernel: build.Kernel, device: int) -> tuple[Any, int]:
     with cupy.cuda.Device(device):
         module = cupy.RawModule(code=build.source(kernel), options=build.OPTIONS, backend="nvrtc")
         function = module.get_function("refopt_step")
+        properties = cupy.cuda.runtime.getDeviceProperties(device)
+        room = properties["sharedMemPerBlockOptin"]
+        if kernel.shared > room:
+            raise RuntimeError(
+                f"refopt_cuda: dynamic8 keeps {kernel.shared} bytes of tables in shared memory, "
+                f"{properties['name'].decode()} has {room} a block: take another codec (int8_linear, bf16, f32)"
+            )
         if kernel.shared:
             function.max_dynamic_shared_size_bytes = kernel.shared
-        count = cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"]
-    return function, count * kernel.blocks_per_sm
+        count = properties["multiProcessorCount"]
+    return function, count
 
 
 @cache
@@ -82,12 +88,6 @@ def on_stream(handle: int) -> Any:
         return cuda.ExternalStream(handle)
     foreign = type("Foreign", (), {"__cuda_stream__": lambda self: (0, handle)})
     return cuda.Stream.from_external(foreign())
-
-
-def _shape(coded: bool) -> dict[str, int]:
-    """Threads a block and blocks a multiprocessor: coded states are bound by instructions and want every warp, plain
-    ones by memory, which fewer warps reach better."""
-    return {"threads": 1024 if coded else 640, "blocks_per_sm": 1}
 
 
 class Launch:
@@ -134,9 +134,7 @@ class Launch:
         return self.ways[rows]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
-        shape = _shape(any(stem != "f32" for stem, _ in self.codecs))
-        kernel = build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, **shape)
-        return replace(kernel, tensors=tensors, rows=rows)
+        return build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors, rows)
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:

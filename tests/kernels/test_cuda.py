@@ -107,7 +107,7 @@ def test_special_gradients_give_the_oracles_bits(codecs):
 
 @pytest.mark.parametrize("codecs", [("dynamic8", "dynamic8"), ("int8_linear", "f32")])
 def test_whole_units_and_the_blocks_left_over_give_the_oracles_bits(codecs):
-    """More blocks than the grid has warps, eight at a time: full rounds of units, then single blocks, a short one last."""
+    """More blocks than warps, eight at a time: full rounds of units, then single blocks, a short one last."""
     rng = np.random.default_rng(6)
     both = pair("adamw", codecs, "bfloat16", "bfloat16")
     shapes = [(2 * 132 * 32 * 8 * 256 + 3 * 8 * 256 + 256 + 40,), (300, 264), (3, 256), (132 * 32 * 8 * 256,), (9,)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refopt.codecs import blocks
-from refopt_cuda.kernels.step_cuda import Launch, Tensor
+from refopt_cuda.kernels.step_cuda import UNIT, Launch, Tensor
 
 Shape = tuple[int, ...]
 
@@ -47,16 +47,17 @@ def spans(entry: np.void, count: int, block: int) -> tuple[np.ndarray, np.ndarra
 
 
 def check(shapes: Sequence[Shape], block: int, shift: int = 0) -> None:
-    """Every tensor's blocks are the oracle's, in one list without gaps; those before `whole` need no arithmetic."""
+    """The oracle's blocks, in one list of units without gaps; those before `whole` need no arithmetic."""
     got, total = table(shapes, block, shift)
     first = got["first"].astype(np.int64)
     assert len(got) == len(shapes) + 1 and total == first[-1]
     for k, shape in enumerate(shapes):
         bounds = blocks.bounds(shape, block)
-        assert first[k + 1] - first[k] == len(bounds) - 1, shape
+        assert got["blocks"][k] == len(bounds) - 1, shape
+        assert first[k + 1] - first[k] == -(-(len(bounds) - 1) // UNIT), shape
         offset, length = spans(got[k], len(bounds) - 1, block)
         assert (offset == bounds[:-1]).all() and (length == np.diff(bounds)).all(), (shape, block)
-        whole = int(got["whole"][k]) - first[k]
+        whole = int(got["whole"][k])
         assert 0 <= whole < len(bounds)
         assert (bounds[: whole + 1] == np.arange(whole + 1) * block).all(), (shape, block)
         assert got["p"][k] == address(k, 0) + shift
@@ -109,8 +110,8 @@ def test_one_misaligned_state_is_enough() -> None:
     ("shapes", "block", "why"),
     [
         ([(2**35,)], 256, "at most 2\\^35 - 1 are addressed"),
-        ([(2**33,)], 1, "at most 2\\^32 - 1 fit a launch"),
-        ([(2**35 - 1,)] * 33, 256, "at most 2\\^32 - 1 fit a launch"),
+        ([(2**33,)], 1, "at most 2\\^29 - 1 fit a launch"),
+        ([(2**35 - 1,)] * 33, 256, "at most 2\\^29 - 1 fit a launch"),
         ([(2, 2**32 + 1)], 256, "rows of 4294967297 elements"),
     ],
     ids=["elements", "blocks", "blocks of all", "row"],
@@ -119,4 +120,4 @@ def test_what_32_bits_cannot_count_is_refused(shapes: list[Shape], block: int, w
     with pytest.raises(ValueError, match=why):
         table(shapes, block)
     largest = [(2**35 - 1,)] * 31 + [(2**34,), (2, 2**32 - 1)]
-    assert table(largest, 256)[1] == 31 * 2**27 + 2**26 + 2**25
+    assert table(largest, 256)[1] == (31 * 2**27 + 2**26 + 2**25) // UNIT

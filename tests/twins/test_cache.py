@@ -37,3 +37,19 @@ def test_the_second_process_finds_the_kernel_on_disk(tmp_path):
     assert run(tmp_path) == "0.5 1 0"
     assert run(tmp_path, rule="lion") == "0.5 0 1", "another rule must not be served the first one's kernel"
     assert run(tmp_path, edited=True) == "0.5 0 1", "a changed source must not be served the old kernel"
+
+
+def test_two_signatures_never_share_a_file(tmp_path, monkeypatch):
+    """Numba would number them in one index, and of two processes that do so at once one would overwrite the other's."""
+    import numba
+    from numba.core import config
+
+    from refopt_cuda.kernels.host_cache import cached
+
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    kernel = cached(numba.njit(lambda x: x + x), "doubled")
+    assert (kernel(2), kernel(1.5)) == (4, 3.0)
+    written = sorted(f.name.partition("doubled.")[2] for f in tmp_path.rglob("*.nb?"))
+    keys = {name.split(".")[0] for name in written}
+    assert len(keys) == 2 and len(written) == 4, written
+    assert all(name.endswith((".nbi", ".1.nbc")) for name in written)
