@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = ["cached"]
+
+
+def _number_apart() -> None:
+    """Have Numba number the functions that it compiles from a random start.
+
+    A symbol is named after its function and that number. A kernel from disk brings the symbols of its scalar forms
+    along; were the numbers of two processes alike, a form compiled here would be linked to another one's code.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "little"))
+
+
+if NUMBERED := isinstance(getattr(FunctionIdentity, "_unique_ids", None), itertools.count):
+    _number_apart()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_number_apart)
 
 
 class _Cache(FunctionCache):
@@ -51,7 +69,9 @@ def _sources() -> str:
 
 
 def cached(kernel: Any, name: str) -> Any:
-    """The jitted `kernel`, looked up and stored under `name`."""
+    """The jitted `kernel`, looked up and stored under `name`; compiled in every process where that is not safe."""
+    if not NUMBERED:
+        return kernel
     try:
         kernel._cache = _Cache(kernel.py_func, name)
     except (RuntimeError, OSError):

@@ -53,3 +53,13 @@ def test_two_signatures_never_share_a_file(tmp_path, monkeypatch):
     keys = {name.split(".")[0] for name in written}
     assert len(keys) == 2 and len(written) == 4, written
     assert all(name.endswith((".nbi", ".1.nbc")) for name in written)
+
+
+def test_two_processes_number_their_functions_apart():
+    """With equal numbers, a kernel from disk lent its scalar forms to kernels compiled beside it: wrong codes, in two of
+    eight runs of six combinations that shared a cache."""
+    script = "from refopt_cuda.kernels import step_host; from numba.core.bytecode import FunctionIdentity as f"
+    script += "; print(next(f._unique_ids))"
+    command = [sys.executable, "-c", script]
+    numbers = [int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout) for _ in range(2)]
+    assert abs(numbers[0] - numbers[1]) > 2**30
