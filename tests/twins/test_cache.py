@@ -56,7 +56,7 @@ def test_two_signatures_never_share_a_file(tmp_path, monkeypatch):
 
 
 def test_two_processes_number_their_functions_apart():
-    """With equal numbers, a kernel from disk lent its scalar forms to kernels compiled beside it: wrong codes, in two of
+    """With equal numbers, a kernel from disk lent its scalar forms to kernels compiled beside it: wrong codes in two of
     eight runs of six combinations that shared a cache."""
     script = "from refopt_cuda.kernels import step_host; from numba.core.bytecode import FunctionIdentity as f"
     script += "; print(next(f._unique_ids))"
