@@ -65,7 +65,7 @@ def usual(device: str) -> Plan:
     """A model and a batch that suit the machine: 0.5M weights on a CPU, GPT-2 small's layers on a GPU."""
     if device == "cpu":
         return Plan(subjects.DEFAULT, (0,), 1100, 16, 2, 128, 4, 384, 64, lr=5e-3, samples=64, device=device)
-    plan = Plan(subjects.DEFAULT, (0,), 600, 16, 12, 768, 12, 2048, 256, lr=1e-3, samples=64, device=device)
+    plan = Plan(subjects.DEFAULT, (0,), 300, 16, 12, 768, 12, 2048, 256, lr=1e-3, samples=64, device=device)
     free = free_bytes(device)
     while plan.batch > 2 and need_bytes(plan) > 0.8 * free:
         plan = replace(plan, batch=plan.batch // 2)

@@ -43,6 +43,8 @@ class Difference:
     name: str
     baseline: str
     bits: tuple[float, ...]
+    spread: float = float("nan")
+    """Standard deviation of the baseline's own held-out bits over the seeds."""
 
     @property
     def mean(self) -> float:
@@ -57,7 +59,8 @@ class Difference:
     def __str__(self) -> str:
         each = ", ".join(f"{b:+.4f}" for b in self.bits)
         verdict = "within noise" if abs(self.mean) <= self.half else "beyond noise"
-        return f"{self.name} − {self.baseline}: {self.mean:+.4f} ± {self.half:.4f} bits ({each}): {verdict}"
+        beside = f"{self.baseline}'s own seeds differ by {self.spread:.4f}"
+        return f"{self.name} − {self.baseline}: {self.mean:+.4f} ± {self.half:.4f} bits ({each}): {verdict}; {beside}"
 
 
 def student(degrees: int, level: float = 0.95) -> float:
@@ -76,7 +79,8 @@ def differences(results: list[Result]) -> list[Difference]:
     bits = {n: np.array([r.bits for r in results if r.subject.name == n]) for n in names}
     if len(bits[base]) < 2:
         return []
-    return [Difference(n, base, tuple(bits[n] - bits[base])) for n in names if n != base]
+    spread = float(np.std(bits[base], ddof=1))
+    return [Difference(n, base, tuple(bits[n] - bits[base]), spread) for n in names if n != base]
 
 
 def heading(job: Job) -> str:

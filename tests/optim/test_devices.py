@@ -56,6 +56,8 @@ def test_a_step_on_another_stream_waits_for_nothing_and_is_right():
     for p, q in zip(host, device, strict=True):
         p.grad = torch.randn_like(p)
         q.grad = p.grad.cuda()
+    one.step(), two.step()  # compiles, which takes longer than the stream will sleep
+    torch.cuda.synchronize()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)
