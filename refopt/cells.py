@@ -1,98 +1,158 @@
-"""Stored arrays, opened by stretches: what a step reads and writes of one tensor, a page at a time."""
+"""Stored arrays, opened by pages: what a step reads and writes of one tensor, a stretch of its elements at a time."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
 from refopt import rng
 from refopt.codecs import blocks
-from refopt.spec import Array, Box, Codec
+from refopt.spec import Array, Box, Codec, Place
 
 f32 = np.float32
+Make = Callable[[str, Mapping[str, tuple[Any, int]]], Mapping[str, Any]]
+"""Makes the flat arrays that a new state is written to: (name, {part: (dtype, size)}) to {part: array}."""
+
+
+def memory(name: str, sizes: Mapping[str, tuple[Any, int]]) -> dict[str, Array]:
+    """New states in memory, where a place has no other shelf."""
+    return {part: np.empty(size, dtype) for part, (dtype, size) in sizes.items()}
+
+
+@contextmanager
+def _memory() -> Iterator[Make]:
+    yield memory
+
+
+def shelf(place: Place) -> AbstractContextManager[Make]:
+    """Where a place keeps new states; what it made is kept if the block ends without an error."""
+    return place.shelf(place) if place.shelf is not None else _memory()
+
+
+def cut(codec: Codec, shape: tuple[int, ...], bounds: Array, a: int, b: int) -> dict[str, slice]:
+    """Where elements [a, b) of a tensor lie in each array that its codec stores."""
+    i, j = (int(k) for k in np.searchsorted(bounds, (a, b)))
+    cuts = {"element": slice(a, b), "block": slice(i, j)}
+    if any(part.per == "nibble" for part in codec.parts):
+        cuts["nibble"] = slice(*(int(k) for k in blocks.byte_starts(bounds)[[i, j]]))
+    return {part.name: cuts.get(part.per, slice(0, part.count(shape, bounds))) for part in codec.parts}
+
+
+def stretch_bytes(codec: Codec, dtype: Any, shape: tuple[int, ...], a: int, b: int) -> int:
+    """Bytes that elements [a, b) of a stored tensor take; `dtype` is that of a state that no codec takes."""
+    if codec.stem == "f32":
+        return (b - a) * np.dtype(dtype).itemsize
+    at, wide = cut(codec, shape, codec.bounds(shape), a, b), {p.name: np.dtype(p.dtype).itemsize for p in codec.parts}
+    return sum((s.stop - s.start) * wide[n] for n, s in at.items())
 
 
 class Cell:
-    """One stored array. A stretch is elements [a, b) of the flattened tensor, from the start of a block to the end of
-    one; an array of another shape than its parameter is only ever opened whole."""
+    """One stored array of a tensor. `fetch` brings a page in, `load` decodes it, `store` encodes into it, `flush` takes
+    it out, to where the new state is kept; the old one is never written.
 
-    def __init__(self, codec: Codec, have: Any) -> None:
-        self.codec, self.shape = codec, have.shape
-        self.boxed = isinstance(have, Box)
-        arrays = have.arrays if isinstance(have, Box) else {"codes": have}
-        self.arrays = {n: a.reshape(-1).copy() for n, a in arrays.items()}
-        self.bounds = codec.bounds(self.shape)
+    A page is elements [a, b) of the flattened tensor, from the start of a block to the end of one; an array of another
+    shape than its parameter is only ever one page. `have` is a Box, an array, or a rank's share of either: a dict of
+    flat arrays with elements [first, last) of a tensor of the given shape.
+    """
+
+    def __init__(self, codec: Codec, have: Any, make: Make = memory, name: str = "", window: Any = None) -> None:
+        self.codec, self.have, self.name = codec, have, name
+        self.shape, first, last = window or (have.shape, 0, math.prod(have.shape))
         self.size = math.prod(self.shape)
+        self.bounds = codec.bounds(self.shape)
+        self.boxed = isinstance(have, Box) or (isinstance(have, dict) and codec.stem != "f32")
+        arrays = have if isinstance(have, dict) else have.arrays if isinstance(have, Box) else {"codes": have}
+        self.arrays = {n: a.reshape(-1) for n, a in arrays.items()}
+        self.new = make(name, {n: (a.dtype, a.size) for n, a in self.arrays.items()})
+        self.first = {n: s.start for n, s in cut(codec, self.shape, self.bounds, first, last).items()}
+        self.page: dict[str, Array] = {}
 
-    def load(self, a: int, b: int) -> Array:
-        """The stretch, decoded, flat."""
+    def fetch(self, a: int, b: int) -> int:
+        """Bring elements [a, b) in; returns the bytes that this takes."""
+        self.open(a, b)
+        self.page = {n: np.array(x[self.at[n]]) for n, x in self.arrays.items()}
+        return sum(x.nbytes for x in self.page.values())
+
+    def load(self) -> Array:
+        """The page, decoded, flat."""
         if not self.boxed:
-            return self.arrays["codes"][a:b].copy()
-        at, bounds = self._cut(a, b)
+            return self.page["codes"].copy()
         shape = self.codec.given({"shape": self.shape})
-        return self.codec.unpack({n: x[at[n]] for n, x in self.arrays.items()}, bounds, self.codec, **shape)
+        return self.codec.unpack(self.page, self.cuts, self.codec, **shape)
 
-    def store(self, a: int, b: int, x: Array) -> None:
-        """Encode the stretch; x is flat."""
+    def store(self, x: Array) -> None:
+        """Encode into the page; x is flat."""
         if not self.boxed:
-            self.arrays["codes"][a:b] = x
+            self.page["codes"][...] = x
             return
-        at, bounds = self._cut(a, b)
-        given = self.codec.given({"old": {n: x[at[n]] for n, x in self.arrays.items()}, "shape": self.shape})
-        for n, new in self.codec.pack(x, bounds, self.codec, **given, **self._drawn(a, b)).items():
-            self.arrays[n][at[n]] = new
+        given = self.codec.given({"old": self.page, "shape": self.shape})
+        self.page = self.codec.pack(x, self.cuts, self.codec, **given, **self._drawn())
+
+    def flush(self) -> int:
+        """Take the page out; returns the bytes that this takes."""
+        for n, x in self.page.items():
+            self.new[n][self.at[n]] = x
+        return sum(x.nbytes for x in self.page.values())
 
     def stored(self) -> Any:
-        """As `Optimizer` hands it back: a Box, or the array itself where nothing is coded."""
+        """The new state, in the form of the old."""
+        if isinstance(self.have, dict):
+            return dict(self.new)
         if not self.boxed:
-            return self.arrays["codes"].reshape(self.shape)
-        return Box(self.codec, self.shape, self.codec.shaped(self.shape, self.arrays))
+            return self.new["codes"].reshape(self.shape)
+        return Box(self.codec, self.shape, self.codec.shaped(self.shape, dict(self.new)))
 
-    def _drawn(self, a: int, b: int) -> dict[str, Array]:
-        return {}
-
-    def _cut(self, a: int, b: int) -> tuple[dict[str, slice], Array]:
-        """Where the stretch lies in each stored array, and its own block list."""
+    def open(self, a: int, b: int) -> None:
+        """Find elements [a, b) in each stored array (`at`), and the page's own block list (`cuts`)."""
         i, j = (int(k) for k in np.searchsorted(self.bounds, (a, b)))
-        cuts = {"element": slice(a, b), "block": slice(i, j)}
-        if any(part.per == "nibble" for part in self.codec.parts):
-            cuts["nibble"] = slice(*(int(k) for k in blocks.byte_starts(self.bounds)[[i, j]]))
-        at = {part.name: cuts.get(part.per, slice(None)) for part in self.codec.parts}
-        return at, self.bounds[i : j + 1] - a
+        at = cut(self.codec, self.shape, self.bounds, a, b)
+        self.at = {n: slice(s.start - self.first[n], s.stop - self.first[n]) for n, s in at.items()}
+        self.cuts, self.a, self.b = self.bounds[i : j + 1] - a, a, b
+
+    def _drawn(self) -> dict[str, Array]:
+        return {}
 
 
 class Weights(Cell):
     """The weights: visible in float32, stored by the codec of `p`, whose further arrays lie in the state."""
 
-    def __init__(self, codec: Codec, p: Array, kept: Box | None, key: int) -> None:
-        self.p, self.key = p, key
-        arrays = {"codes": p} if kept is None else {"codes": codec.encode(p).codes, **kept.arrays}
-        super().__init__(codec, Box(codec, p.shape, arrays))
-        self.out = p.reshape(-1).copy()
+    def __init__(self, codec: Codec, p: Array, kept: Any, key: int, make: Make = memory, window: Any = None) -> None:
+        shape, first, _ = window or (p.shape, 0, p.size)
+        kept = Box(codec, p.shape, {}) if kept is None else kept
+        super().__init__(codec, kept, make if len(codec.parts) > 1 else memory, "p", (shape, first, first + p.size))
+        self.p, self.key, self.start = p.reshape(-1), key, first
+        self.out, self.further = self.p.copy(), len(codec.parts) > 1
 
-    def load(self, a: int, b: int) -> Array:
+    def fetch(self, a: int, b: int) -> int:
+        size = super().fetch(a, b)
+        self.here = slice(a - self.start, b - self.start)
+        if self.further:
+            self.page = {"codes": self.codec.encode(self.p[self.here]).codes, **self.page}
+        return size
+
+    def load(self) -> Array:
         """What the rule steps: the visible weights, or what they and the further arrays make together."""
-        return super().load(a, b) if len(self.codec.parts) > 1 else self.p.reshape(-1)[a:b]
+        return super().load() if self.further else self.p[self.here]
 
-    def store(self, a: int, b: int, x: Array) -> None:
-        if len(self.codec.parts) > 1:
-            super().store(a, b, x)
-            self.out[a:b] = visible(self.arrays["codes"][a:b])
-            return
-        _, bounds = self._cut(a, b)
-        self.out[a:b] = visible(self.codec.pack(x, bounds, self.codec, **self._drawn(a, b))["codes"])
+    def store(self, x: Array) -> None:
+        given = self.codec.given({"old": self.page, "shape": self.shape})
+        self.page = self.codec.pack(x, self.cuts, self.codec, **given, **self._drawn())
+        self.out[self.here] = visible(self.page["codes"])
 
-    def extras(self) -> dict[str, Box]:
+    def flush(self) -> int:
+        self.page = {n: x for n, x in self.page.items() if n != "codes"}
+        return super().flush()
+
+    def extras(self) -> dict[str, Any]:
         """What the state keeps of the weights, if anything."""
-        if len(self.codec.parts) == 1:
-            return {}
-        arrays = {n: a for n, a in self.stored().arrays.items() if n != "codes"}
-        return {"p": Box(self.codec, self.shape, arrays)}
+        return {"p": self.stored()} if self.further else {}
 
-    def _drawn(self, a: int, b: int) -> dict[str, Array]:
-        return {"random": rng.r16(self.key, a, b - a)} if "random" in self.codec.needs else {}
+    def _drawn(self) -> dict[str, Array]:
+        return {"random": rng.r16(self.key, self.a, self.b - self.a)} if "random" in self.codec.needs else {}
 
 
 def visible(codes: Array) -> Array:
@@ -100,6 +160,12 @@ def visible(codes: Array) -> Array:
     return (codes.astype(np.uint32) << 16).view(f32) if codes.dtype == np.uint16 else codes
 
 
-def put(codec: Codec, x: Array) -> Any:
+def put(codec: Codec, x: Array, make: Make = memory, name: str = "") -> Any:
     """A state as it is first stored."""
-    return x if codec.stem == "f32" else codec.encode(x)
+    have = x if codec.stem == "f32" else codec.encode(x)
+    if make is memory or not x.size:
+        return have
+    cell = Cell(codec, have, make, name)
+    cell.fetch(0, cell.size)
+    cell.flush()
+    return cell.stored()

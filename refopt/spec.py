@@ -7,9 +7,10 @@ oracle (`refopt`), the fast path (`refopt_cuda`), the documentation and the test
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -314,20 +315,81 @@ class Codec:
         return sum(part.count(shape, bounds) * np.dtype(part.dtype).itemsize for part in self.parts)
 
 
+class Move(NamedTuple):
+    """Bytes that a place moves in a step: whose they are, the way they go ("host>device"), and how many."""
+
+    what: str
+    way: str
+    bytes: int
+
+
+class Peak(NamedTuple):
+    """The most bytes that are held at once, by where they are."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+class Load(NamedTuple):
+    """The bytes that one tensor brings to a step: weights, gradient, and each state's share of each page."""
+
+    p: int
+    g: int
+    pages: tuple[Mapping[str, int], ...]
+
+    @property
+    def states(self) -> int:
+        return sum(sum(page.values()) for page in self.pages)
+
+    @property
+    def page(self) -> int:
+        """The largest page."""
+        return max((sum(page.values()) for page in self.pages), default=0)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where states live and what moves when. A place changes no bit of any result.
 
-    `pages(blocks, size)` yields the (first, last) block of each page in the order in which they are stepped.
+    `pages(blocks, size)` yields the (first, last) block of each page in the order in which they are stepped. `links`
+    names the way of what moves: "g" and "p" once a tensor, before and after its pages; "in" and "out" every state of
+    every page. `peak(loads, buffers)` is the most that is held at once, with room for `buffers` pages. `shelf` opens
+    the store that a step's new states are written to, where that is not memory; `path` is its directory.
     """
 
     stem: str
     title: str
     source: str
     pages: Callable[[int, int], Any]
+    peak: Callable[[Sequence[Load], int], Peak]
+    links: Mapping[str, str] = field(default_factory=dict, hash=False)
+    options: tuple[str, ...] = ()
     page_blocks: int = 0
+    buffers: int = 2
+    shelf: Callable[[Place], Any] | None = None
+    path: Any = None
 
-    def __call__(self, *, page_blocks: int) -> Place:
-        if page_blocks < 1:
-            raise ValueError(f"places.{self.stem}: page_blocks must be >= 1, got {page_blocks!r}")
-        return replace(self, page_blocks=page_blocks)
+    def __call__(self, **options: Any) -> Place:
+        """A copy with other options: `paged(page_blocks=3)`, `disk(path="/scratch")`."""
+        for name, value in options.items():
+            if name not in self.options:
+                takes = ", ".join(self.options) or "none"
+                raise TypeError(f"places.{self.stem}: no option {name!r}; it takes {takes}")
+            if name == "path":
+                if not isinstance(value, str | os.PathLike):
+                    raise TypeError(f"places.{self.stem}: path must name a directory, got {value!r}")
+            elif isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"places.{self.stem}: {name} must be >= 1 and whole, got {value!r}")
+        return replace(self, **options)
+
+    def moves(self, loads: Sequence[Load]) -> Iterator[Move]:
+        """The schedule of one step over these tensors: every move, in order."""
+        for load in loads:
+            if "g" in self.links:
+                yield Move("g", self.links["g"], load.g)
+            for page in load.pages:
+                for way in (self.links[k] for k in ("in", "out") if k in self.links):
+                    yield from (Move(what, way, n) for what, n in page.items())
+            if "p" in self.links:
+                yield Move("p", self.links["p"], load.p)

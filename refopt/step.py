@@ -2,15 +2,14 @@
 
 The weights move by the *fresh* states, as every library does: encoding happens after, so that a first step from zero
 states has the bits of the uncoded rule. With `reads="stored"` each state is encoded as soon as its line has run, and
-what it decodes to takes its place in the lines below. A place decides only in which pages the block list is walked.
+what it decodes to takes its place in the lines below. A place decides only in which pages the block list is walked,
+and where new states are written.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,76 +18,17 @@ from refopt import codecs as _codecs
 from refopt import places as _places
 from refopt import rng
 from refopt import rules as _rules
-from refopt.cells import Cell, Weights, put
+from refopt.assign import assign, called, lookup, page_list
+from refopt.cells import Cell, Make, Weights, memory, put, shelf, stretch_bytes
 from refopt.codecs import blocks
 from refopt.lines import stepping
-from refopt.spec import Array, Box, Codec, NonFiniteError, Place, Rule, ShapeError, State, StateError
+from refopt.spec import Array, Box, Codec, Load, Move, NonFiniteError, Peak, Place, Rule, ShapeError, State, StateError
+from refopt.trees import Params, leaves, rebuild
 
 f32 = np.float32
-Params = Any
 TORCH_WORDS = {"weight_decay": "wd", "betas": ("beta1", "beta2")}
-
-
-def lookup(kind: str, table: Mapping[str, Any], name: Any) -> Any:
-    """The record called `name`, or `name` itself if it is one; ValueError with a suggestion otherwise."""
-    if isinstance(name, type(next(iter(table.values())))):
-        return name
-    if not isinstance(name, str):
-        raise TypeError(f"Optimizer: a {kind} is a record or a name such as {next(iter(table))!r}, got {name!r}")
-    if name not in table:
-        near = difflib.get_close_matches(name, table, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"Optimizer: no {kind} {name!r}{hint}; there are {', '.join(table)}")
-    return table[name]
-
-
-def assign(rule: Rule, states: Sequence[State], given: Any) -> dict[str, Codec]:
-    """A codec for each role: `p` and every state. One name stands for all states; a non-negative state takes the
-    unsigned table of the codec that is named for it, or, with a warning, the signed one if that was asked for."""
-    roles = {"p": "f32"} | {s.name: "f32" for s in states}
-    if isinstance(given, Mapping):
-        for role in given:
-            if role not in roles and role not in {s.name for s in rule.states}:
-                raise ValueError(f"Optimizer: {rule.stem} has no role {role!r}; it has {', '.join(roles)}")
-        roles |= {k: v for k, v in given.items() if k in roles}
-    elif given is not None:
-        roles |= {s.name: given for s in states if s.coded}
-    out = {role: lookup("codec", _codecs.CODECS, name) for role, name in roles.items()}
-    for s in states:
-        if out[s.name].weights:
-            raise ValueError(f"Optimizer: {out[s.name].stem} is a format of weights; {s.name} cannot take it")
-        if s.dtype != f32 and out[s.name].stem != "f32":
-            raise ValueError(f"Optimizer: {s.name} is {np.dtype(s.dtype)} and kept as it is: no {out[s.name].stem}")
-        if s.nonnegative and out[s.name].unsigned and not _insists(s, out[s.name]):
-            out[s.name] = out[s.name](signed=False)
-        elif not s.nonnegative and not out[s.name].signed:
-            raise ValueError(f"Optimizer: {s.name} takes either sign, and {_name(out[s.name])} stores none")
-    if out["p"].scope != "element":
-        raise ValueError(f"Optimizer: {out['p'].stem} shares a scale in a block; weights take an element codec")
-    return out
-
-
-def _insists(state: State, codec: Codec) -> bool:
-    """Whether a sign was asked for that a state never has; warns if so."""
-    asked = codec.signed and codec.sign_asked
-    if asked:
-        says = f"Optimizer: {state.name} is never negative; {codec.stem}(signed=True) leaves half of its codes unused"
-        warnings.warn(says, stacklevel=4)
-    return asked
-
-
-def page_list(codecs: Mapping[str, Codec], roles: Sequence[str]) -> tuple[int, str | None]:
-    """(block, layout) of the block list that pages are cut along: that of the coded state with the largest blocks,
-    which all smaller blocks divide."""
-    coded = [codecs[r] for r in roles if codecs[r].scope == "block"]
-    sizes, layouts = {c.block or 256 for c in coded} or {256}, {c.layout for c in coded} or {None}
-    largest = max(sizes)
-    for s in sizes:
-        if largest % s:
-            raise ValueError(f"Optimizer: block {s} does not divide block {largest}; states of one tensor share pages")
-    if len(layouts) > 1:
-        raise ValueError(f"Optimizer: layouts {sorted(map(str, layouts))} differ; states of one tensor share pages")
-    return largest, layouts.pop()
+Window = tuple[tuple[int, ...], int, int]
+"""A rank's share of a tensor: the tensor's shape, and the first and past last element of the share."""
 
 
 class Optimizer:
@@ -96,16 +36,19 @@ class Optimizer:
 
     rule      a stem ("adamw") or a record (`rules.adamw`)
     codecs    None, one codec for every state, or {role: codec}; roles are `p` and the rule's states
-    place     "resident", "paged", or a record such as `places.paged(page_blocks=3)`
+    place     "resident", "paged", "host", or a record such as `places.disk(path="/scratch")`
     min_size  tensors with fewer elements keep float32 states
     maximize  climb instead of descend; gscale multiplies every gradient first (1 / loss scale)
     reads     "fresh": the weights move by the states as computed; "stored": by what their codecs keep of them
     seed      of the random bits of codecs and rules that draw them (`refopt.rng`)
     nonfinite "propagate" (IEEE), "raise" (NonFiniteError before anything is computed) or "skip" (that parameter)
+    delay     1: each step applies the gradient of the step before, which waits in the state (ZeRO-Offload's delayed
+              update); `finish` applies the last. The first `warm` steps of a tensor are without delay
     hyper     the rule's own names, or torch's: weight_decay, betas
 
     `params` and `grads` are a float32 array, or a list, tuple or dict of them; a gradient of None is skipped and its
-    step count stays. The state is a list of dicts, one a tensor: `t`, and each state as an array or a Box.
+    step count stays. The state is a list of dicts, one a tensor: `t`, each state as an array or a Box and, with a
+    delay, the gradient that is `pending`. `watch`, if set, is called with each `Move` that a step makes.
     """
 
     def __init__(
@@ -120,6 +63,8 @@ class Optimizer:
         nonfinite: str = "propagate",
         reads: str = "fresh",
         seed: int = 0,
+        delay: int = 0,
+        warm: int = 0,
         **hyper: Any,
     ) -> None:
         self.rule: Rule = lookup("rule", _rules.RULES, rule)
@@ -134,7 +79,18 @@ class Optimizer:
             raise ValueError(f"Optimizer: reads must be 'fresh' or 'stored', got {reads!r}")
         if not math.isfinite(gscale):
             raise ValueError(f"Optimizer: gscale must be finite, got {gscale!r}")
+        if delay not in (0, 1) or isinstance(delay, bool):
+            raise ValueError(f"Optimizer: delay must be 0 or 1, got {delay!r}")
+        for name, number in (("warm", warm), ("min_size", min_size)):
+            if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 0:
+                raise ValueError(f"Optimizer: {name} must be whole and >= 0, got {number!r}")
+        if "path" in self.place.options and self.place.path is None:
+            raise ValueError(
+                f"Optimizer: places.{self.place.stem} needs a directory: places.{self.place.stem}(path=...)"
+            )
         self.min_size, self.nonfinite, self.reads, self.seed = min_size, nonfinite, reads, seed
+        self.delay, self.warm = delay, warm
+        self.watch: Callable[[Move], Any] | None = None
         self.gscale = f32(-gscale if maximize else gscale)
 
     def _translate(self, hyper: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +108,8 @@ class Optimizer:
 
     def init(self, params: Params) -> list[dict[str, Any]]:
         """Zero states, each in its codec. Raises TypeError for weights that are not float32."""
-        return [self._init_one(k, p) for k, p in enumerate(_leaves("init", "params", params))]
+        with shelf(self.place) as make:
+            return [self._init_one(k, p, make) for k, p in enumerate(leaves("init", "params", params))]
 
     def step(
         self, params: Params, grads: Params, state: list[dict[str, Any]], **now: Any
@@ -161,27 +118,51 @@ class Optimizer:
 
         `now` changes hyper-parameters for this step alone, as a schedule of the learning rate does: `lr=...`.
         """
-        ps, gs = _leaves("step", "params", params), _leaves("step", "grads", grads, like=params)
+        ps, gs = leaves("step", "params", params), leaves("step", "grads", grads, like=params)
         if not len(ps) == len(gs) == len(state):
             raise ShapeError(f"step: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
         hyper = self.rule.check("step", self.hyper | self._translate(now)) if now else self.hyper
-        live = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
-        run = enumerate(zip(ps, gs, state, live, strict=True))
-        done = [self._step_one(k, p, g, s, hyper) if go else (p, s) for k, (p, g, s, go) in run]
-        return _rebuild(params, [p for p, _ in done]), [s for _, s in done]
+        gs = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
+        run = enumerate(zip(ps, gs, state, strict=True))
+        with shelf(self.place) as make:
+            done = [self._apply(k, p, g, s, hyper, make) for k, (p, g, s) in run]
+        return rebuild(params, [p for p, _ in done]), [s for _, s in done]
+
+    def finish(self, params: Params, state: list[dict[str, Any]], **now: Any) -> tuple[Params, list[dict[str, Any]]]:
+        """Apply the gradients that are pending, if any: the last step of a run with `delay=1`."""
+        return self.step(params, [None] * len(state), state, **now)
 
     def codec_of(self, role: str, size: int) -> Codec:
         """The codec of a role in a tensor of `size` elements: float32 below `min_size`."""
         return _codecs.f32 if role != "p" and size < self.min_size else self.codecs[role]
 
-    def _init_one(self, k: int, p: Array) -> dict[str, Any]:
+    def loads(self, params: Params) -> list[Load]:
+        """What each tensor brings to a step, in bytes; of `params` only the shapes count."""
+        return [self._load(p.shape) for p in leaves("loads", "params", params)]
+
+    def schedule(self, params: Params) -> list[Move]:
+        """Every move that the place makes in one step over these tensors, in order; only their shapes count."""
+        return list(self.place.moves(self.loads(params)))
+
+    def peak(self, params: Params) -> Peak:
+        """The most bytes that weights, gradients and states take in a step, by where they are."""
+        return self.place.peak(self.loads(params), self.place.buffers)
+
+    def due(self, g: Array | None, s: dict[str, Any]) -> tuple[Array | None, Array | None]:
+        """(the gradient that a step given `g` applies, the one that waits for the next)."""
+        pending = s.get("pending")
+        if not self.delay or (pending is None and s.get("t", 0) < self.warm):
+            return g, None
+        return pending, g
+
+    def _init_one(self, k: int, p: Array, make: Make) -> dict[str, Any]:
         if p.dtype != f32:
             raise TypeError(f"init: params[{k}] must be float32, got {p.dtype}")
         if self.rule.fits is not None:
             self.rule.fits(f"init: params[{k}]", p.shape, self.hyper)
         first = self.rule.init(p, **self.hyper)
-        state = {"t": 0} | {name: put(self.codec_of(name, p.size), z) for name, z in first.items()}
-        return state | self._extras(p)
+        state = {n: put(self.codec_of(n, p.size), z, make, f"{k}.{n}") for n, z in first.items()}
+        return {"t": 0} | state | self._extras(p)
 
     def _extras(self, p: Array) -> dict[str, Any]:
         """What the weights' codec stores beside the visible weights: a remainder, a compensation; else nothing."""
@@ -191,38 +172,50 @@ class Optimizer:
         box = codec.encode(p)
         return {"p": Box(codec, p.shape, {n: a for n, a in box.arrays.items() if n != "codes"})}
 
-    def _check_one(self, k: int, p: Array, g: Array | None, s: dict[str, Any]) -> bool:
-        """Whether tensor k is stepped; raises for what must not be."""
-        if g is None:
-            return False
-        for name, a in (("params", p), ("grads", g)):
+    def _check_one(self, k: int, p: Array, g: Array | None, s: dict[str, Any]) -> Array | None:
+        """The gradient of tensor k, None if it is to be skipped; raises for what must not be stepped."""
+        pending = s.get("pending")
+        if pending is not None and not self.delay:
+            raise StateError(f"step: state[{k}] has a pending gradient, and this optimizer no delay: finish first")
+        if g is None and pending is None:
+            return None
+        for name, a in (("params", p), ("grads", g), ("pending gradients", pending)):
+            if a is None:
+                continue
             if a.dtype != f32:
                 raise TypeError(f"step: {name}[{k}] must be float32, got {a.dtype}")
-        if g.shape != p.shape:
-            raise ShapeError(f"step: grads[{k}] has shape {g.shape}, params[{k}] has {p.shape}")
+            if a.shape != p.shape:
+                raise ShapeError(f"step: {name}[{k}] has shape {a.shape}, params[{k}] has {p.shape}")
         if self.rule.fits is not None:
             self.rule.fits(f"step: params[{k}]", p.shape, self.hyper)
+        self._check_states(k, p, s)
+        return self._usable(f"step: grads[{k}]", g)
+
+    def _usable(self, call: str, g: Array | None) -> Array | None:
+        """The gradient, or None for one with NaN or Inf that is to be skipped."""
+        if g is None or self.nonfinite == "propagate" or np.isfinite(g).all():
+            return g
+        if self.nonfinite == "raise":
+            raise NonFiniteError(f"{call} holds NaN or Inf")
+        return None
+
+    def _check_states(self, k: int, p: Array, s: dict[str, Any]) -> None:
         shapes = self.rule.shapes(p.shape, self.hyper)
+        for name in (*shapes, "t"):
+            if s.get(name) is None:
+                raise StateError(f"step: state[{k}] has no {name!r}; it was made by another rule")
         for st in self.states:
             if st.name in shapes:
                 self._check_state(k, p, st, s, shapes[st.name])
         if len(self.codecs["p"].parts) > 1 and not isinstance(s.get("p"), Box):
-            raise StateError(f"step: state[{k}] has no 'p'; {_name(self.codecs['p'])} keeps part of the weights there")
-        if self.nonfinite == "propagate" or np.isfinite(g).all():
-            return True
-        if self.nonfinite == "raise":
-            raise NonFiniteError(f"step: grads[{k}] holds NaN or Inf")
-        return False
+            raise StateError(f"step: state[{k}] has no 'p'; {called(self.codecs['p'])} keeps part of the weights there")
 
     def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any], shape: tuple[int, ...]) -> None:
-        for name in (st.name, "t"):
-            if s.get(name) is None:
-                raise StateError(f"step: state[{k}] has no {name!r}; it was made by another rule")
         want, have = self.codec_of(st.name, p.size), s[st.name]
         codec = have.codec if isinstance(have, Box) else _codecs.f32
         if any(getattr(codec, x) != getattr(want, x) for x in ("stem", "block", "layout", "signed", "mode")):
             raise StateError(
-                f"step: state[{k}][{st.name!r}] is stored as {_name(codec)}, this optimizer has {_name(want)}"
+                f"step: state[{k}][{st.name!r}] is stored as {called(codec)}, this optimizer has {called(want)}"
             )
         if have.shape != shape:
             raise StateError(f"step: state[{k}][{st.name!r}] has shape {have.shape}, params[{k}] has {p.shape}")
@@ -231,50 +224,110 @@ class Optimizer:
             if a.dtype != kept[part].dtype:
                 raise TypeError(f"step: state[{k}][{st.name!r}]: {part} must be {kept[part].dtype}, got {a.dtype}")
 
-    def _step_one(
-        self, k: int, p: Array, g: Array, s: dict[str, Any], hyper: dict[str, Any]
+    def _apply(
+        self, k: int, p: Array, g: Array | None, s: dict[str, Any], hyper: dict[str, Any], make: Make
     ) -> tuple[Array, dict[str, Any]]:
-        """Walk the stretches of tensor k: decode, rule, encode."""
+        """Step tensor k by the gradient that is due, and let the other wait."""
+        now, later = self.due(g, s)
+        if now is not None:
+            p, s = self._step_one(k, p, now, s, hyper, make)
+        s = {n: x for n, x in s.items() if n != "pending"}
+        return p, s if later is None else s | {"pending": later.copy()}
+
+    def _step_one(
+        self,
+        k: int,
+        p: Array,
+        g: Array,
+        s: dict[str, Any],
+        hyper: dict[str, Any],
+        make: Make = memory,
+        window: Window | None = None,
+    ) -> tuple[Array, dict[str, Any]]:
+        """Walk the pages of tensor k: decode, rule, encode. With a window p, g and s are a rank's share of it, flat."""
         t = s["t"] + 1
-        shapes = self.rule.shapes(p.shape, hyper)
-        cells = {n: Cell(self.codec_of(n, p.size), s[n]) for n in shapes}
-        weights = Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, t, k))
+        shape, first, last = window or (p.shape, 0, p.size)
+        if first == last:
+            return p, s | {"t": t}
+        size, shapes = math.prod(shape), self.rule.shapes(shape, hyper)
+        places = {n: (shapes[n], first, last) if window and shapes[n] == shape else None for n in shapes}
+        cells = {n: Cell(self.codec_of(n, size), s[n], make, f"{k}.{n}", places[n]) for n in shapes}
+        weights = Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, t, k), make, window)
         now = {"t": t} | ({"tensor": k} if self.rule.random else {}) | hyper
+        self._moved("g", "g", g.nbytes)
         with np.errstate(all="ignore"):
-            for a, b in self._stretches(p, cells):
-                grad = g.reshape(-1)[a:b] * self.gscale
-                weights.store(a, b, self._run(weights.load(a, b), grad, cells, a, b, p.shape, now))
+            for a, b in self._pages(shape, first, last):
+                self._fetch(cells, weights, a, b)
+                grad = g.reshape(-1)[a - first : b - first] * self.gscale
+                weights.store(self._run(weights.load(), grad, cells, shape, now))
+                self._flush(cells, weights)
+        self._moved("p", "p", self._visible_bytes(p.size))
         return weights.out.reshape(p.shape), {"t": t} | {n: c.stored() for n, c in cells.items()} | weights.extras()
 
-    def _stretches(self, p: Array, cells: Mapping[str, Cell]) -> list[tuple[int, int]]:
+    def _pages(self, shape: tuple[int, ...], first: int, last: int) -> list[tuple[int, int]]:
         """The (first, past last) element of each page; one page where more than a block must be seen at once."""
-        if self.rule.scope != "element" or any(c.codec.scope == "tensor" for c in cells.values()):
-            return [(0, p.size)] if p.size else []
-        bounds = blocks.bounds(p.shape, self.block, self.layout)
-        pages = self.place.pages(len(bounds) - 1, self.place.page_blocks)
-        return [(int(bounds[first]), int(bounds[last])) for first, last in pages]
+        codecs = [self.codec_of(n, math.prod(shape)) for n in self.rule.shapes(shape, self.hyper)]
+        if self.rule.scope != "element" or any(c.scope == "tensor" for c in codecs):
+            return [(first, last)] if first < last else []
+        bounds = blocks.bounds(shape, self.block, self.layout)
+        i, j = (int(n) for n in np.searchsorted(bounds, (first, last)))
+        pages = self.place.pages(j - i, self.place.page_blocks)
+        return [(int(bounds[i + one]), int(bounds[i + end])) for one, end in pages]
 
-    def _run(
-        self, p: Array, g: Array, cells: Mapping[str, Cell], a: int, b: int, shape: tuple[int, ...], now: dict[str, Any]
-    ) -> Array:
-        """The rule over one stretch: new weights back, new states stored. All but element rules see whole shapes."""
-        if self.rule.scope == "element":
-            old = {n: c.load(a, b) for n, c in cells.items()}
-        else:
+    def _fetch(self, cells: Mapping[str, Cell], weights: Weights, a: int, b: int) -> None:
+        for n, c in cells.items():
+            self._moved(n, "in", c.fetch(*self._span(c.size, a, b)))
+        kept = weights.fetch(a, b)
+        if weights.further:
+            self._moved("p", "in", kept)
+
+    def _flush(self, cells: Mapping[str, Cell], weights: Weights) -> None:
+        for n, c in cells.items():
+            self._moved(n, "out", c.flush())
+        kept = weights.flush()
+        if weights.further:
+            self._moved("p", "out", kept)
+
+    def _span(self, size: int, a: int, b: int) -> tuple[int, int]:
+        """The stretch of a state that goes with elements [a, b): all of it unless the rule is one of elements."""
+        return (a, b) if self.rule.scope == "element" else (0, size)
+
+    def _moved(self, what: str, link: str, n: int) -> None:
+        if self.watch is not None and link in self.place.links:
+            self.watch(Move(what, self.place.links[link], n))
+
+    def _visible_bytes(self, size: int) -> int:
+        return size * np.dtype(self.codecs["p"].parts[0].dtype).itemsize
+
+    def _load(self, shape: tuple[int, ...]) -> Load:
+        size, pages, p = math.prod(shape), [], self.codecs["p"]
+        for a, b in self._pages(shape, 0, size):
+            page = {}
+            for st in self.states:
+                form = st.shape_for(shape, self.hyper)
+                if form is not None:
+                    span = self._span(math.prod(form), a, b)
+                    page[st.name] = stretch_bytes(self.codec_of(st.name, size), st.dtype, form, *span)
+            if len(p.parts) > 1:
+                page["p"] = sum((b - a) * np.dtype(part.dtype).itemsize for part in p.parts[1:])
+            pages.append(page)
+        return Load(self._visible_bytes(size), size * 4, tuple(pages))
+
+    def _run(self, p: Array, g: Array, cells: Mapping[str, Cell], shape: tuple[int, ...], now: dict[str, Any]) -> Array:
+        """The rule over one page: new weights back, new states stored. All but element rules see whole shapes."""
+        old = {n: c.load() for n, c in cells.items()}
+        if self.rule.scope != "element":
             p, g = p.reshape(shape), g.reshape(shape)
-            old = {n: c.load(0, c.size).reshape(c.shape) for n, c in cells.items()}
+            old = {n: x.reshape(cells[n].shape) for n, x in old.items()}
         if self.reads == "stored":
-            return self._run_stored(p, g, old, cells, a, b, now).reshape(-1)
+            return self._run_stored(p, g, old, cells, now).reshape(-1)
         p, new = self.rule.update(p, g, old, **now)
         for n, c in cells.items():
-            c.store(*self._span(c, a, b), new[n].reshape(-1))
+            c.store(new[n].reshape(-1))
         return p.reshape(-1)
 
-    def _span(self, cell: Cell, a: int, b: int) -> tuple[int, int]:
-        return (a, b) if self.rule.scope == "element" else (0, cell.size)
-
     def _run_stored(
-        self, p: Array, g: Array, old: dict[str, Array], cells: Mapping[str, Cell], a: int, b: int, now: dict[str, Any]
+        self, p: Array, g: Array, old: dict[str, Array], cells: Mapping[str, Cell], now: dict[str, Any]
     ) -> Array:
         """The rule, line by line: where a line sets a state, the lines below read what its codec keeps of it."""
         run, sent, left = stepping(self.rule.update)(p, g, old, **now), None, set(cells)
@@ -288,42 +341,8 @@ class Optimizer:
                 return stop.value[0]
             for i, n in enumerate(names):
                 if n in cells and values[i] is not old[n]:
-                    span, form = self._span(cells[n], a, b), values[i].shape
-                    cells[n].store(*span, values[i].reshape(-1))
-                    values[i] = cells[n].load(*span).reshape(form)
+                    form = values[i].shape
+                    cells[n].store(values[i].reshape(-1))
+                    values[i] = cells[n].load().reshape(form)
                     left.discard(n)
             sent = tuple(values)
-
-
-def _name(codec: Codec) -> str:
-    sign = "" if codec.signed else ", signed=False"
-    return f"{codec.stem}(block={codec.block}{sign})" if codec.scope == "block" else codec.stem
-
-
-def _leaves(call: str, name: str, tree: Params, like: Params = None) -> list[Any]:
-    """The arrays of a tree, in order; a dict of gradients in the order of the keys of its parameters (`like`)."""
-    if isinstance(tree, np.ndarray | np.generic):
-        tree = [tree]
-    elif isinstance(tree, Mapping):
-        keys = list(like if isinstance(like, Mapping) else tree)
-        if set(keys) != set(tree):
-            raise ValueError(f"{call}: {name} has keys {sorted(map(str, tree))}, params has {sorted(map(str, keys))}")
-        tree = [tree[k] for k in keys]
-    elif tree is None and name == "grads":
-        tree = [None]
-    elif not isinstance(tree, list | tuple):
-        kind = type(tree).__name__
-        raise TypeError(f"{call}: {name} must be an array, or a list, tuple or dict of arrays, got {kind}")
-    for k, leaf in enumerate(tree):
-        if not (isinstance(leaf, np.ndarray | np.generic) or (leaf is None and name == "grads")):
-            raise TypeError(f"{call}: {name}[{k}] must be an array, got {type(leaf).__name__}")
-    return [None if leaf is None else np.asarray(leaf) for leaf in tree]
-
-
-def _rebuild(like: Params, leaves: list[Array]) -> Params:
-    if isinstance(like, np.ndarray | np.generic):
-        return leaves[0]
-    if isinstance(like, Mapping):
-        return dict(zip(like, leaves, strict=True))
-    build: Callable[..., Any] = type(like)
-    return build(leaves)

@@ -17,9 +17,11 @@ import numpy as np
 
 from refopt import codecs as _codecs
 from refopt import rules as _rules
+from refopt.assign import lookup
 from refopt.lines import stepping
 from refopt.spec import Array, Box, Codec, Rule
-from refopt.step import Optimizer, _leaves, lookup
+from refopt.step import Optimizer
+from refopt.trees import leaves as _leaves
 
 
 class Line(NamedTuple):

@@ -22,7 +22,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "codecs": refopt.codecs.CODECS,
     "places": refopt.places.PLACES,
 }
-BODY = {"rules": ("init", "update"), "codecs": ("pack", "unpack"), "places": ("pages",)}
+BODY = {"rules": ("init", "update"), "codecs": ("pack", "unpack"), "places": ("pages", "peak")}
 
 
 class Generated(SphinxDirective):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from refopt.spec import Place
+from refopt.spec import Load, Peak, Place
 
 
 def pages(blocks: int, size: int) -> Iterator[tuple[int, int]]:
@@ -13,4 +13,9 @@ def pages(blocks: int, size: int) -> Iterator[tuple[int, int]]:
         yield 0, blocks
 
 
-place = Place("resident", "states beside the weights", "-", pages)
+def peak(loads: Sequence[Load], buffers: int) -> Peak:
+    """Weights, gradients and states, all on the device."""
+    return Peak(device=sum(load.p + load.g + load.states for load in loads))
+
+
+place = Place("resident", "states beside the weights", "-", pages, peak)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 STEP, TRACE, SCALARS, PAGED, SPEC = "step.py", "trace.py", "scalars.py", "places/paged.py", "spec.py"
-CELLS, LINES = "cells.py", "lines.py"
+CELLS, LINES, ASSIGN, TREES = "cells.py", "lines.py", "assign.py", "trees.py"
 PAGING = "places.test_paged:test_paging_changes_no_bit"
 STEPS = "step.test_step:test_"
 
@@ -13,21 +13,21 @@ MUTANTS = [
     Mutant(
         "page-written-back-stale",
         STEP,
-        "c.store(*self._span(c, a, b), new[n].reshape(-1))",
-        "c.store(*self._span(c, a, b), (new if a == 0 else old)[n].reshape(-1))",
+        "c.store(new[n].reshape(-1))",
+        "c.store((new if c.a == 0 else old)[n].reshape(-1))",
         PAGING,
     ),
     Mutant(
         "page-of-weights-skipped",
         CELLS,
-        "self.out[a:b] = visible(self.codec.pack(x,",
-        "self.out[a:b] = self.out[a:b] if a else visible(self.codec.pack(x,",
+        "self.out[self.here] = visible(",
+        "self.out[self.here] = self.out[self.here] if self.a else visible(",
         PAGING,
     ),
     Mutant(
         "page-takes-the-first-pages-gradient",
         STEP,
-        "g.reshape(-1)[a:b] * self.gscale",
+        "g.reshape(-1)[a - first : b - first] * self.gscale",
         "g.reshape(-1)[: b - a] * self.gscale",
         PAGING,
     ),
@@ -43,13 +43,13 @@ MUTANTS = [
         PAGED,
         "yield first, min(first + size, blocks)",
         "yield first, min(first + size + 1, blocks)",
-        PAGING,
+        "places.test_paged:test_pages_cover_every_block_once_in_order",
     ),
     Mutant(
         "pages-ignore-the-layout",
         STEP,
-        "blocks.bounds(p.shape, self.block, self.layout)",
-        "blocks.bounds(p.shape, self.block)",
+        "blocks.bounds(shape, self.block, self.layout)",
+        "blocks.bounds(shape, self.block)",
         "places.test_paged:test_paging_changes_no_bit_in_either_layout",
     ),
     Mutant(
@@ -62,29 +62,32 @@ MUTANTS = [
     Mutant(
         "second-tensor-uses-the-firsts-t",
         STEP,
-        "self._step_one(k, p, g, s, hyper) if go else (p, s)",
-        'self._step_one(k, p, g, s | {"t": state[0]["t"]}, hyper) if go else (p, s)',
+        "self._apply(k, p, g, s, hyper, make)",
+        'self._apply(k, p, g, s | {"t": state[0]["t"]}, hyper, make)',
         STEPS + "each_tensor_counts_its_own_steps",
     ),
     Mutant(
         "t-advances-without-a-gradient",
         STEP,
-        "if go else (p, s)",
-        'if go else (p, s | {"t": s["t"] + 1})',
+        "        if now is not None:\n            p, s = self._step_one(k, p, now, s, hyper, make)\n",
+        "        if now is not None:\n            p, s = self._step_one(k, p, now, s, hyper, make)\n"
+        "        else:\n"
+        '            s = s | {"t": s["t"] + 1}\n',
         STEPS + "without_a_gradient_nothing_advances",
     ),
     Mutant(
         "a-skipped-tensor-advances",
         STEP,
-        'holds NaN or Inf")\n        return False',
-        'holds NaN or Inf")\n        g[...] = 0\n        return True',
+        'holds NaN or Inf")\n        return None',
+        'holds NaN or Inf")\n        return g * 0',
         STEPS + "skipping_a_bad_gradient_leaves_its_tensor_alone",
     ),
     Mutant(
         "encoded-twice",
         CELLS,
-        "in self.codec.pack(x, bounds,",
-        "in self.codec.pack(self.codec.unpack(self.codec.pack(x, bounds, self.codec), bounds, self.codec), bounds,",
+        "        self.page = self.codec.pack(x, self.cuts, self.codec, **given, **self._drawn())\n\n    def flush",
+        "        x = self.codec.unpack(self.codec.pack(x, self.cuts, self.codec), self.cuts, self.codec)\n"
+        "        self.page = self.codec.pack(x, self.cuts, self.codec, **given, **self._drawn())\n\n    def flush",
         STEPS + "a_coded_step_is_decode_rule_encode",
     ),
     Mutant(
@@ -96,21 +99,21 @@ MUTANTS = [
     ),
     Mutant(
         "unsigned-table-for-m",
-        STEP,
+        ASSIGN,
         "if s.nonnegative and out[s.name].unsigned",
         "if out[s.name].unsigned",
         STEPS + "a_nonnegative_state_takes_the_unsigned_table",
     ),
     Mutant(
         "a-sign-that-was-asked-for-is-dropped",
-        STEP,
+        ASSIGN,
         " and not _insists(s, out[s.name])",
         "",
         STEPS + "a_nonnegative_state_keeps_a_signed_table_that_was_asked_for",
     ),
     Mutant(
         "signed-table-for-v",
-        STEP,
+        ASSIGN,
         "out[s.name] = out[s.name](signed=False)",
         "out[s.name] = out[s.name](signed=True)",
         "golden.test_golden:test_the_oracle_reproduces_every_golden_run",
@@ -118,15 +121,15 @@ MUTANTS = [
     Mutant(
         "weights-in-bf16-are-never-rounded",
         CELLS,
-        "self.out[a:b] = visible(self.codec.pack(x,",
-        "self.out[a:b] = x if True else visible(self.codec.pack(x,",
+        "self.out[self.here] = visible(",
+        "self.out[self.here] = x if True else visible(",
         STEPS + "weights_in_bf16_are_rounded_after_each_step",
     ),
     Mutant(
         "gscale-on-the-update",
         STEP,
-        "grad = g.reshape(-1)[a:b] * self.gscale",
-        "grad = g.reshape(-1)[a:b] * np.sign(self.gscale)",
+        "a - first : b - first] * self.gscale",
+        "a - first : b - first] * np.sign(self.gscale)",
         STEPS + "gscale_and_maximize_act_on_the_gradient_before_all_else",
     ),
     Mutant(
@@ -139,44 +142,43 @@ MUTANTS = [
     Mutant(
         "state-changed-in-place",
         CELLS,
-        "a.reshape(-1).copy() for n, a in arrays.items()",
-        "a.reshape(-1) for n, a in arrays.items()",
+        "np.array(x[self.at[n]])",
+        "x[self.at[n]]",
         STEPS + "a_step_mutates_none_of_its_inputs",
     ),
     Mutant(
         "weights-changed-in-place",
         CELLS,
-        "self.out = p.reshape(-1).copy()",
-        "self.out = p.reshape(-1)",
+        "self.out, self.further = self.p.copy()",
+        "self.out, self.further = self.p",
         STEPS + "a_step_mutates_none_of_its_inputs",
     ),
     Mutant(
         "storage-order-used",
         STEP,
-        "grad = g.reshape(-1)[a:b]",
-        'grad = g.ravel("K")[a:b]',
+        "grad = g.reshape(-1)[",
+        'grad = g.ravel("K")[',
         STEPS + "storage_order_does_not_matter",
     ),
     Mutant(
         "checked-while-stepping",
         STEP,
-        "        live = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]\n",
-        "        live = []\n"
+        "        gs = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]\n",
         "        for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True)):\n"
-        "            live.append(self._check_one(k, p, g, s))\n"
+        "            self._check_one(k, p, g, s)\n"
         '            s["t"] += 1\n',
         "step.test_errors:test_a_step_that_raises_leaves_everything_unchanged",
     ),
     Mutant(
         "gradients-may-broadcast",
         STEP,
-        "if g.shape != p.shape:",
-        "if g.size > p.size:",
+        "if a.shape != p.shape:",
+        "if a.size > p.size:",
         "step.test_errors:test_a_step_that_raises_leaves_everything_unchanged",
     ),
     Mutant(
         "gradients-paired-by-position",
-        STEP,
+        TREES,
         "keys = list(like if isinstance(like, Mapping) else tree)",
         "keys = list(tree)",
         STEPS + "trees_come_back_as_they_went_in",

@@ -88,6 +88,19 @@ RECORDS = [
     Refusal("layout", lambda ref: ref.codecs.dynamic8(layout="columns"), "ValueError", "layout must be .*'columns'"),
     Refusal("codec-nonfinite", lambda ref: ref.codecs.dynamic8(nonfinite="skip"), "ValueError", "nonfinite must be"),
     Refusal("page_blocks=0", lambda ref: ref.places.paged(page_blocks=0), "ValueError", "page_blocks must be >= 1"),
+    Refusal(
+        "page_blocks=2.5", lambda ref: ref.places.disk(page_blocks=2.5), "ValueError", "page_blocks must .*got 2.5"
+    ),
+    Refusal("buffers=0", lambda ref: ref.places.paged(buffers=0), "ValueError", "paged: buffers must be >= 1.*got 0"),
+    Refusal("path=3", lambda ref: ref.places.disk(path=3), "TypeError", "disk: path must name a directory, got 3"),
+    Refusal("pages-of-host", lambda ref: ref.places.host(page_blocks=3), "TypeError", "no option 'page_blocks'.*none"),
+    Refusal("path-of-paged", lambda ref: ref.places.paged(path="x"), "TypeError", "no option 'path'; it takes page_bl"),
+    building("disk-without-a-path", "ValueError", r"places.disk needs a directory", "adam", None, "disk"),
+    building("delay=2", "ValueError", "delay must be 0 or 1, got 2", "adam", delay=2),
+    building("delay=True", "ValueError", "delay must be 0 or 1, got True", "adam", delay=True),
+    building("warm=-1", "ValueError", "warm must be whole and >= 0, got -1", "adam", delay=1, warm=-1),
+    building("min_size=-1", "ValueError", "min_size must be whole and >= 0, got -1", "adam", min_size=-1),
+    building("reads", "ValueError", "reads must be 'fresh' or 'stored', got 'old'", "adam", reads="old"),
     Refusal("encode-float64", lambda ref: ref.codecs.dynamic8.encode(np.zeros(3)), "TypeError", "float32, got float64"),
     Refusal(
         "encode-nan",
