@@ -103,6 +103,14 @@ def row_and_column_sums(x: Array) -> tuple[Array, Array]:
     return rows[:m], columns[:n]
 
 
+def row_and_column_means(x: Array) -> tuple[Array, Array]:
+    """Means over the columns (..., m) and over the rows (..., n) of each matrix of the last two axes, float32."""
+    m, n = x.shape[-2:]
+    sums = [row_and_column_sums(matrix) for matrix in x.reshape(-1, m, n)]
+    rows, columns = np.array([r for r, _ in sums]) / n, np.array([c for _, c in sums]) / m
+    return rows.reshape(x.shape[:-1]).astype(f32), columns.reshape(*x.shape[:-2], n).astype(f32)
+
+
 def _in_order(x: Array, axis: int) -> Array:
     """Add along an axis from first to last, beginning at +0."""
     x = np.moveaxis(x, axis, 0)

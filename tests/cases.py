@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 HEAVY, ADAM = {"lr": 0.03, "momentum": 0.85, "wd": 0.07}, {"lr": 0.013, "beta1": 0.8, "beta2": 0.97, "eps": 1e-7}
+SQUARES = {"lr": 0.013, "alpha": 0.96, "eps": 1e-7, "wd": 0.06}
 
 
 class RuleCase(NamedTuple):
@@ -38,10 +39,32 @@ RULES = [
     RuleCase("adam", "adam", ("m", "v"), ADAM | {"wd": 0.06}),
     RuleCase("adamw", "adamw", ("m", "v"), ADAM | {"wd": 0.11}),
     RuleCase("lion", "lion", ("m",), {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),
+    RuleCase("rmsprop", "rmsprop", ("v",), SQUARES | {"eps_at": "inside"}),
+    RuleCase("rmsprop-centered", "rmsprop", ("v", "a", "buf"), SQUARES | {"momentum": 0.85, "centered": True}),
 ]
 """Element rules: laws of elements, blocks and pages hold for them."""
 
-WHOLE: list[RuleCase] = []
+MATRICES = ((5, 3), (3, 40), (2, 3, 17), (1, 7))
+FACTORS = {"eps1": 1e-12, "eps2": 0.03, "clip": 0.8, "decay_rate": -0.6}
+
+WHOLE = [
+    RuleCase("adafactor", "adafactor", ("R", "C"), FACTORS | {"wd": 0.3}, MATRICES),
+    RuleCase(
+        "adafactor-momentum",
+        "adafactor",
+        ("R", "C", "m"),
+        {"lr": 0.02, "relative_step": False, "scale_parameter": False, "beta1": 0.8, "wd": 0.2},
+        MATRICES,
+    ),
+    RuleCase(
+        "adafactor-vector",
+        "adafactor",
+        ("V", "m"),
+        {"warmup_init": True, "beta1": 0.7, "wd": 0.4},
+        ((), (1,), (31,), (129,)),
+    ),
+    RuleCase("adafactor-torch", "adafactor", ("R", "C"), FACTORS | {"variant": "torch", "lr": 4e-3, "wd": 3}, MATRICES),
+]
 """Rules that see whole tensors: sums over rows, blocks or all, and products of matrices."""
 
 EVERY = [*RULES, *WHOLE]
@@ -77,6 +100,11 @@ CODECS = [
     CodecCase("dynamic8-flat", "dynamic8", {"block": 64, "layout": "flat"}),
     CodecCase("dynamic8-unsigned", "dynamic8", {"signed": False, "block": 32}),
 ]
+WEIGHTS = [
+    CodecCase("bf16_sr", "bf16_sr", {}),
+]
+"""Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
+
 BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16")]
 STEMS = ["f32", "bf16", "int8_linear", "dynamic8"]
 

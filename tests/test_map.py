@@ -22,6 +22,9 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "codecs/bf16_sr",
+    "rules/adafactor",
+    "rules/rmsprop",
     "places/resident",
     "places/paged",
     "places/host",
@@ -37,6 +40,8 @@ SHARED = {
     "tests/rules/test_every_rule.py": "laws that hold for all of them",
     "tests/rules/test_torch.py": "all rules beside torch.optim",
     "tests/places/laws.py": "laws that all places have in common",
+    "tests/rules/test_every_whole_rule.py": "laws that hold for all that see whole tensors",
+    "tests/rules/whole.py": "a small case of matrices, published as words",
     "tests/rules/adaptive.py": "laws that Adam and AdamW have in common",
 }
 """Files of a row that belong to no single stem, and why."""
