@@ -14,6 +14,7 @@ from refopt.codecs import CODECS as RECORDS
 from refopt.rules import RULES
 from refopt.spec import Codec, Hyper, Rule, State
 from refopt_cuda.codecs import CODECS
+from refopt_cuda.rules import RULES as KERNELS
 
 WORDS = {"f32": torch.float32, "bf16": torch.bfloat16}
 """Element codecs of states, as the dtype that a state tensor has."""
@@ -128,8 +129,9 @@ def check_group(rule: Rule, group: Mapping[str, Any], call: str) -> None:
 def rule_named(rule: Any, call: str) -> Rule:
     """The record of a rule given by name or by record."""
     name = rule.stem if isinstance(rule, Rule) else rule
-    if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"{call}: no rule {name!r}; there are {', '.join(RULES)}")
+    if not isinstance(name, str) or name not in KERNELS:
+        none = "no kernel for rule" if name in RULES else "no rule"
+        raise ValueError(f"{call}: {none} {name!r}; there are {', '.join(KERNELS)}")
     return RULES[name]
 
 

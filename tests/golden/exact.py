@@ -151,8 +151,48 @@ def lion(
     return p - Single(lr) * c.sign(), {"m": Single(b2) * s["m"] + Single(1 - b2) * g}
 
 
-RULES: dict[str, Callable[..., tuple[Single, State]]] = {"sgd": sgd, "adam": adam, "adamw": adamw, "lion": lion}
-STATES = {"sgd": ("buf",), "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}
+def rmsprop(
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float = 0.01,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    wd: float = 0,
+    momentum: float = 0,
+    centered: bool = False,
+    eps_at: str = "outside",
+) -> tuple[Single, State]:
+    g = g + Single(wd) * p if wd else g
+    oma = Single(1 - Fraction(alpha))
+    v = Single(alpha) * s["v"] + oma * (g * g)
+    z, new = v, {"v": v}
+    if centered:
+        new["a"] = a = Single(alpha) * s["a"] + oma * g
+        z = Single(max((v - a * a).x, 0))
+    d = (z + Single(eps)).root() if eps_at == "inside" else z.root() + Single(eps)
+    u = g * (ONE / d)
+    if momentum:
+        new["buf"] = u = Single(momentum) * s["buf"] + u
+    return p - Single(lr) * u, new
+
+
+RULES: dict[str, Callable[..., tuple[Single, State]]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "rmsprop": rmsprop,
+}
+
+
+def kept(rule: str, hyper: dict[str, Any]) -> tuple[str, ...]:
+    """The states of a run."""
+    buf = ("buf",) if hyper.get("momentum") else ()
+    if rule == "rmsprop":
+        return ("v", *(["a"] if hyper.get("centered") else []), *buf)
+    return {"sgd": buf, "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}[rule]
 
 
 def cells(signed: bool) -> list[Fraction]:
@@ -216,14 +256,14 @@ def run(
 ) -> list[dict[str, Any]]:
     """Every step of one block of weights: words of p, of each fresh state, and what each coded state stores."""
     weights = [Single(x) for x in p]
-    kept = [] if rule == "sgd" and not hyper.get("momentum") else STATES[rule]
-    states = [{k: Single(0) for k in kept} for _ in weights]
+    names = kept(rule, hyper)
+    states = [{k: Single(0) for k in names} for _ in weights]
     out = []
     for t, g in enumerate(grads, 1):
         done = [RULES[rule](w, Single(x), s, t, **hyper) for w, x, s in zip(weights, g, states, strict=True)]
         weights, states = [w for w, _ in done], [s for _, s in done]
-        row: dict[str, Any] = {"p": [word(w) for w in weights]} | {k: [word(s[k]) for s in states] for k in kept}
-        for k in kept:
+        row: dict[str, Any] = {"p": [word(w) for w in weights]} | {k: [word(s[k]) for s in states] for k in names}
+        for k in names:
             if k in codecs:
                 codes, scale, decoded = CODECS[codecs[k]]([s[k] for s in states], k != "v")
                 row[k] = {"codes": codes} | ({"scales": word(scale)} if scale else {})

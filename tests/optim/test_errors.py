@@ -39,7 +39,9 @@ ARGUMENTS = [
     ("AdamW8bit", {"codecs": {"p": "bf16"}}, ValueError, "'p'"),
     ("AdamW8bit", {"codecs": 8}, (TypeError, ValueError), "8"),
     ("AdamW8bit", {"place": "paged"}, ValueError, "place.*'resident'.*'paged'|place='paged'.*'resident'"),
-    ("Composed", {"rule": "adamv"}, ValueError, "'adamv'.*adamw"),
+    ("Composed", {"rule": "adamv"}, ValueError, "no rule 'adamv'.*adamw"),
+    ("Composed", {"rule": "rmsprop"}, ValueError, "no kernel for rule 'rmsprop'.*adamw"),
+    ("Composed", {"rule": refopt.rules.rmsprop}, ValueError, "no kernel for rule 'rmsprop'.*adamw"),
     ("Composed", {"rule": "sgd", "betas": (0.9, 0.99)}, TypeError, "'betas'.*momentum"),
 ]
 

@@ -20,6 +20,10 @@ PEERS = [
     ("adam", "Adam", {"lr": 0.003, "weight_decay": 0.06} | BETAS),
     ("adamw", "AdamW", {"lr": 0.003, "weight_decay": 0.11} | BETAS),
     ("adamw", "AdamW", {"lr": 0.003, "weight_decay": 0.11, "maximize": True} | BETAS),
+    ("rmsprop", "RMSprop", {}),
+    ("rmsprop", "RMSprop", {"lr": 0.003, "alpha": 0.9, "weight_decay": 0.06, "eps": 1e-7, "maximize": True}),
+    ("rmsprop", "RMSprop", {"lr": 0.003, "alpha": 0.9, "weight_decay": 0.06, "momentum": 0.85}),
+    ("rmsprop", "RMSprop", {"lr": 0.0003, "alpha": 0.9, "centered": True, "momentum": 0.5, "eps": 1e-3}),
     ("adam", "Adam", {}),
     ("adamw", "AdamW", {}),
 ]

@@ -1,0 +1,74 @@
+"""Wrong element-wise and norm-scaled rules: the field's own mistakes first."""
+
+from __future__ import annotations
+
+from tests.mutants.load import Mutant
+
+RMSPROP = "rules/rmsprop.py"
+ON_RMSPROP = "rules.test_rmsprop:test_"
+
+MUTANTS = [
+    Mutant(
+        "rmsprop-steps-by-the-raw-gradient",
+        RMSPROP,
+        "    u = g * r\n",
+        "    u = (g - wd * p) * r\n",
+        ON_RMSPROP + "decay_alone_moves_weights",
+    ),
+    Mutant(
+        "rmsprop-variance-below-zero",
+        RMSPROP,
+        "np.maximum(v - a * a, f32(0))",
+        "v - a * a",
+        ON_RMSPROP + "a_variance_that_rounds_below_zero_is_zero",
+    ),
+    Mutant(
+        "rmsprop-guard-swallows-nan",
+        RMSPROP,
+        "np.maximum(v - a * a, f32(0))",
+        "np.fmax(v - a * a, f32(0))",
+        ON_RMSPROP + "a_state_of_nan_stays_nan",
+    ),
+    Mutant(
+        "rmsprop-mean-not-squared",
+        RMSPROP,
+        "v - a * a",
+        "v - np.abs(a)",
+        ON_RMSPROP + "the_divisor_is_the_variance_of_the_gradient",
+    ),
+    Mutant(
+        "rmsprop-eps-inside",
+        RMSPROP,
+        'if eps_at == "inside" else np.sqrt(z) + eps',
+        'if eps_at != "nowhere" else np.sqrt(z) + eps',
+        ON_RMSPROP + "eps_stands_where_it_is_asked_to",
+    ),
+    Mutant(
+        "rmsprop-is-corrected",
+        RMSPROP,
+        "    d = np.sqrt(z + eps)",
+        "    z = z / f32(1 - float(alpha) ** t)\n    d = np.sqrt(z + eps)",
+        ON_RMSPROP + "the_first_step_is_not_corrected",
+    ),
+    Mutant(
+        "rmsprop-lr-inside-the-buffer",
+        RMSPROP,
+        'buf = mu * state["buf"] + u\n        u, new = buf, new | {"buf": buf}\n    p = p - lr * u',
+        'buf = mu * state["buf"] + lr * u\n        u, new = buf / lr, new | {"buf": buf}\n    p = p - lr * u',
+        ON_RMSPROP + "momentum_adds_normalised_gradients_and_lr_stays_outside",
+    ),
+    Mutant(
+        "rmsprop-momentum-ignored",
+        RMSPROP,
+        "u, new = buf, new",
+        "new = new",
+        ON_RMSPROP + "momentum_adds_normalised_gradients_and_lr_stays_outside",
+    ),
+    Mutant(
+        "rmsprop-alpha-in-float32",
+        RMSPROP,
+        "f32(1.0 - alpha)",
+        "f32(1) - f32(alpha)",
+        "golden.test_golden:test_every_rule_is_its_equations_in_fractions",
+    ),
+]
