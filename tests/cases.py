@@ -41,6 +41,13 @@ RULES = [
     RuleCase("lion", "lion", ("m",), {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),
     RuleCase("rmsprop", "rmsprop", ("v",), SQUARES | {"eps_at": "inside"}),
     RuleCase("rmsprop-centered", "rmsprop", ("v", "a", "buf"), SQUARES | {"momentum": 0.85, "centered": True}),
+    RuleCase("adagrad", "adagrad", ("s",), {"lr": 0.013, "lr_decay": 0.03, "wd": 0.06, "eps": 1e-7}),
+    RuleCase(
+        "adagrad-started",
+        "adagrad",
+        ("s",),
+        {"lr": 0.013, "init_acc": 0.003, "wd": 0.06, "eps": 1e-7, "eps_at": "inside"},
+    ),
 ]
 """Element rules: laws of elements, blocks and pages hold for them."""
 
@@ -64,6 +71,9 @@ WHOLE = [
         ((), (1,), (31,), (129,)),
     ),
     RuleCase("adafactor-torch", "adafactor", ("R", "C"), FACTORS | {"variant": "torch", "lr": 4e-3, "wd": 3}, MATRICES),
+    RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
+    RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
+    RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),
 ]
 """Rules that see whole tensors: sums over rows, blocks or all, and products of matrices."""
 

@@ -22,6 +22,8 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "rules/sm3",
+    "rules/adagrad",
     "codecs/bf16_sr",
     "rules/adafactor",
     "rules/rmsprop",
@@ -37,6 +39,7 @@ SHARED = {
     "refopt_cuda/codecs/forms.py": "the shapes of the scalar forms",
     "tests/codecs/test_blocks.py": "laws of the block list",
     "tests/codecs/test_every_codec.py": "laws that hold for all of them",
+    "tests/codecs/test_weights.py": "laws that formats of weights have in common",
     "tests/rules/test_every_rule.py": "laws that hold for all of them",
     "tests/rules/test_torch.py": "all rules beside torch.optim",
     "tests/places/laws.py": "laws that all places have in common",

@@ -6,14 +6,15 @@ from types import ModuleType
 
 import pytest
 
-from tests.cases import CODECS, EVERY, RULES, STEMS, RuleCase, label
+from tests.cases import CODECS, EVERY, RULES, STEMS, WEIGHTS, RuleCase, label
 from tests.golden import exact
 
 
 def test_every_rule_and_every_codec_has_a_case(ref: ModuleType) -> None:
     assert {c.stem for c in EVERY} == set(ref.rules.RULES)
     assert {c.stem for c in RULES} == set(exact.RULES)
-    assert {c.stem for c in CODECS} == set(ref.codecs.CODECS) == set(STEMS) == {"f32", *exact.CODECS}
+    assert {c.stem for c in [*CODECS, *WEIGHTS]} == set(ref.codecs.CODECS) >= {*STEMS, *exact.CODECS}
+    assert {c.stem for c in WEIGHTS} == {s for s, c in ref.codecs.CODECS.items() if c.weights}
 
 
 def test_every_hyper_parameter_leaves_its_default_in_some_case(ref: ModuleType) -> None:
