@@ -1,12 +1,14 @@
 """Update rules: one file a rule, one record a file. `RULES` lists them by stem."""
 
 from refopt.rules.adafactor import rule as adafactor
+from refopt.rules.adagrad import rule as adagrad
 from refopt.rules.adam import rule as adam
 from refopt.rules.adamw import rule as adamw
 from refopt.rules.lion import rule as lion
 from refopt.rules.rmsprop import rule as rmsprop
 from refopt.rules.sgd import rule as sgd
+from refopt.rules.sm3 import rule as sm3
 
-RULES = {r.stem: r for r in (sgd, adam, adamw, lion, rmsprop, adafactor)}
+RULES = {r.stem: r for r in (sgd, adam, adamw, lion, rmsprop, adafactor, adagrad, sm3)}
 
-__all__ = ["RULES", "adafactor", "adam", "adamw", "lion", "rmsprop", "sgd"]
+__all__ = ["RULES", "adafactor", "adagrad", "adam", "adamw", "lion", "rmsprop", "sgd", "sm3"]

@@ -178,12 +178,32 @@ def rmsprop(
     return p - Single(lr) * u, new
 
 
+def adagrad(
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float = 0.01,
+    lr_decay: float = 0,
+    init_acc: float = 0,
+    eps: float = 1e-10,
+    wd: float = 0,
+    eps_at: str = "outside",
+) -> tuple[Single, State]:
+    g = g + Single(wd) * p if wd else g
+    total = s["s"] + g * g
+    d = (total + Single(eps)).root() if eps_at == "inside" else total.root() + Single(eps)
+    rate = Single(Fraction(lr) / (1 + (t - 1) * Fraction(lr_decay)))
+    return p - rate * (g * (ONE / d)), {"s": total}
+
+
 RULES: dict[str, Callable[..., tuple[Single, State]]] = {
     "sgd": sgd,
     "adam": adam,
     "adamw": adamw,
     "lion": lion,
     "rmsprop": rmsprop,
+    "adagrad": adagrad,
 }
 
 
@@ -192,6 +212,8 @@ def kept(rule: str, hyper: dict[str, Any]) -> tuple[str, ...]:
     buf = ("buf",) if hyper.get("momentum") else ()
     if rule == "rmsprop":
         return ("v", *(["a"] if hyper.get("centered") else []), *buf)
+    if rule == "adagrad":
+        return ("s",)
     return {"sgd": buf, "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}[rule]
 
 
@@ -257,16 +279,26 @@ def run(
     """Every step of one block of weights: words of p, of each fresh state, and what each coded state stores."""
     weights = [Single(x) for x in p]
     names = kept(rule, hyper)
-    states = [{k: Single(0) for k in names} for _ in weights]
+    states = [{k: Single(hyper.get("init_acc", 0)) for k in names} for _ in weights]
+    states, _ = _stored(states, names, codecs)
     out = []
     for t, g in enumerate(grads, 1):
         done = [RULES[rule](w, Single(x), s, t, **hyper) for w, x, s in zip(weights, g, states, strict=True)]
         weights, states = [w for w, _ in done], [s for _, s in done]
         row: dict[str, Any] = {"p": [word(w) for w in weights]} | {k: [word(s[k]) for s in states] for k in names}
-        for k in names:
-            if k in codecs:
-                codes, scale, decoded = CODECS[codecs[k]]([s[k] for s in states], k != "v")
-                row[k] = {"codes": codes} | ({"scales": word(scale)} if scale else {})
-                states = [s | {k: x} for s, x in zip(states, decoded, strict=True)]
-        out.append(row)
+        states, coded = _stored(states, names, codecs)
+        out.append(row | coded)
     return out
+
+
+def _stored(
+    states: list[State], names: Iterable[str], codecs: dict[str, str]
+) -> tuple[list[State], dict[str, dict[str, Any]]]:
+    """What is read back of the states, and the codes of those that have a codec."""
+    coded: dict[str, dict[str, Any]] = {}
+    for k in names:
+        if k in codecs:
+            codes, scale, decoded = CODECS[codecs[k]]([s[k] for s in states], k not in ("v", "s"))
+            coded[k] = {"codes": codes} | ({"scales": word(scale)} if scale else {})
+            states = [s | {k: x} for s, x in zip(states, decoded, strict=True)]
+    return states, coded

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-RMSPROP = "rules/rmsprop.py"
-ON_RMSPROP = "rules.test_rmsprop:test_"
+RMSPROP, ADAGRAD = "rules/rmsprop.py", "rules/adagrad.py"
+ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 
 MUTANTS = [
     Mutant(
@@ -70,5 +70,54 @@ MUTANTS = [
         "f32(1.0 - alpha)",
         "f32(1) - f32(alpha)",
         "golden.test_golden:test_every_rule_is_its_equations_in_fractions",
+    ),
+    Mutant(
+        "adagrad-forgets",
+        ADAGRAD,
+        'state["s"] + g * g',
+        'f32(0.99) * state["s"] + g * g',
+        ON_ADAGRAD + "the_sum_never_shrinks",
+    ),
+    Mutant(
+        "adagrad-rate-decays-at-once",
+        ADAGRAD,
+        "(t - 1) * lr_decay",
+        "t * lr_decay",
+        ON_ADAGRAD + "the_rate_decays_from_the_second_step_on",
+    ),
+    Mutant(
+        "adagrad-first-value-ignored",
+        ADAGRAD,
+        "np.full(p.shape, init_acc, f32)",
+        "np.zeros(p.shape, f32)",
+        ON_ADAGRAD + "the_divisor_is_the_root_of_the_sum",
+    ),
+    Mutant(
+        "adagrad-first-value-every-step",
+        ADAGRAD,
+        "    d = np.sqrt(s + eps)",
+        "    s = s + f32(init_acc)\n    d = np.sqrt(s + eps)",
+        ON_ADAGRAD + "the_divisor_is_the_root_of_the_sum",
+    ),
+    Mutant(
+        "adagrad-steps-by-the-raw-gradient",
+        ADAGRAD,
+        "clr * (g * r)",
+        "clr * ((g - wd * p) * r)",
+        ON_ADAGRAD + "decay_alone_moves_weights_by_lr",
+    ),
+    Mutant(
+        "adagrad-no-root",
+        ADAGRAD,
+        "else np.sqrt(s) + eps",
+        "else s + eps",
+        ON_ADAGRAD + "a_constant_gradient_steps_by_one_over_the_root_of_t",
+    ),
+    Mutant(
+        "adagrad-sum-creeps-up",
+        ADAGRAD,
+        's = state["s"] + g * g',
+        's = np.nextafter(state["s"], f32(np.inf)) + g * g',
+        ON_ADAGRAD + "a_large_sum_no_longer_grows",
     ),
 ]

@@ -15,7 +15,7 @@ from tests.cases import RULES, RuleCase, label
 from tests.strategies import FULL, assignments, f32, follow, records, runs
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=label)
-COUPLED = ("adam", "rmsprop")
+COUPLED = ("adam", "rmsprop", "adagrad")
 SYMMETRIC = ("f32", "bf16", "int8_linear")
 
 
@@ -25,7 +25,7 @@ def test_the_record_names_the_states_that_are_kept(ref: ModuleType, case: RuleCa
     state = rule.init(np.ones((2, 3), f32), **case.hyper)
     assert tuple(state) == case.states == tuple(s.name for s in rule.states_for(**case.hyper))
     for x in state.values():
-        same_bits(x, np.zeros((2, 3), f32), "initial state")
+        same_bits(x, np.full((2, 3), case.hyper.get("init_acc", 0), f32), "initial state")
 
 
 @every_rule
@@ -64,6 +64,7 @@ def test_the_gradients_unit_does_not_matter(ref: ModuleType, case: RuleCase, run
     hyper = {"wd": 0.0} if case.stem in COUPLED else {}
     power = 2 * k if case.hyper.get("eps_at") == "inside" else k
     scaled = hyper | ({"eps": case.hyper["eps"] * 2.0**power} if "eps" in case.hyper else {})
+    scaled |= {"init_acc": case.hyper["init_acc"] * 4.0**k} if "init_acc" in case.hyper else {}
     one, _ = follow(case.optimizer(ref, codecs, **hyper), p, grads)
     other, _ = follow(case.optimizer(ref, codecs, **scaled), p, [g * f32(2.0**k) for g in grads])
     same_bits(other, one, "p")
@@ -132,8 +133,9 @@ def test_no_gradient_from_zero_states_without_decay_moves_nothing(ref: ModuleTyp
     p, grads = run
     moved, state = follow(case.optimizer(ref, wd=0.0), [p], [[g] for g in grads])
     same_bits(unsigned_zero(moved[0]), unsigned_zero(p), "p")
+    first = ref.rules.RULES[case.stem].init(p, **case.hyper)
     for role in case.states:
-        assert not state[0][role].any()
+        same_bits(unsigned_zero(state[0][role]), first[role], role)
 
 
 @every_rule

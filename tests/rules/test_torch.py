@@ -24,6 +24,9 @@ PEERS = [
     ("rmsprop", "RMSprop", {"lr": 0.003, "alpha": 0.9, "weight_decay": 0.06, "eps": 1e-7, "maximize": True}),
     ("rmsprop", "RMSprop", {"lr": 0.003, "alpha": 0.9, "weight_decay": 0.06, "momentum": 0.85}),
     ("rmsprop", "RMSprop", {"lr": 0.0003, "alpha": 0.9, "centered": True, "momentum": 0.5, "eps": 1e-3}),
+    ("adagrad", "Adagrad", {}),
+    ("adagrad", "Adagrad", {"lr": 0.003, "lr_decay": 0.1, "weight_decay": 0.06, "eps": 1e-7, "maximize": True}),
+    ("adagrad", "Adagrad", {"lr": 0.003, "init_acc": 0.2}),
     ("adam", "Adam", {}),
     ("adamw", "AdamW", {}),
 ]
@@ -44,7 +47,8 @@ def test_fifty_steps_agree_with_torch(ref: ModuleType, stem: str, name: str, hyp
     rng = np.random.default_rng(11)
     p = (rng.choice([-1, 1], 2000) * rng.uniform(1, 3, 2000)).astype(f32)
     grads = [(rng.standard_normal(2000) * 10 ** rng.uniform(-4, 0)).astype(f32) for _ in range(50)]
-    want, torchs = theirs(name, p, grads, hyper)
+    words = {s.name: s.torch for s in ref.rules.RULES[stem].hypers if s.torch and "[" not in s.torch}
+    want, torchs = theirs(name, p, grads, {words.get(k, k): x for k, x in hyper.items()})
     got, state = follow(ref.Optimizer(stem, **hyper), [p], [[g] for g in grads])
     np.testing.assert_allclose(got[0], want, rtol=2e-6)
     for s in ref.rules.RULES[stem].states:

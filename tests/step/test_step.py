@@ -21,7 +21,7 @@ every_rule = pytest.mark.parametrize("case", RULES, ids=label)
 coded_rules = pytest.mark.parametrize("case", STATEFUL, ids=label)
 
 
-@coded_rules
+@pytest.mark.parametrize("case", [c for c in STATEFUL if "init_acc" not in c.hyper], ids=label)
 @given(run=runs(steps=1), data=st.data())
 def test_the_first_coded_step_is_the_uncoded_one(ref: ModuleType, case: RuleCase, run: Any, data: Any) -> None:
     p, grads = run
