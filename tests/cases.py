@@ -48,6 +48,9 @@ RULES = [
         ("s",),
         {"lr": 0.013, "init_acc": 0.003, "wd": 0.06, "eps": 1e-7, "eps_at": "inside"},
     ),
+    RuleCase("signum", "signum", ("m",), {"lr": 0.003, "beta": 0.85, "wd": 0.2}),
+    RuleCase("signum-additive", "signum", ("m",), {"lr": 0.003, "beta": 0.85, "wd": 0.2, "decay_order": "additive"}),
+    RuleCase("signsgd", "signum", (), {"lr": 0.003, "beta": 0.0, "wd": 0.2, "decay_order": "after"}),
 ]
 """Element rules: laws of elements, blocks and pages hold for them."""
 
@@ -112,6 +115,7 @@ CODECS = [
 ]
 WEIGHTS = [
     CodecCase("bf16_sr", "bf16_sr", {}),
+    CodecCase("bf16_kahan", "bf16_kahan", {}),
 ]
 """Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
 

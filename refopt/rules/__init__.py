@@ -7,8 +7,9 @@ from refopt.rules.adamw import rule as adamw
 from refopt.rules.lion import rule as lion
 from refopt.rules.rmsprop import rule as rmsprop
 from refopt.rules.sgd import rule as sgd
+from refopt.rules.signum import rule as signum
 from refopt.rules.sm3 import rule as sm3
 
-RULES = {r.stem: r for r in (sgd, adam, adamw, lion, rmsprop, adafactor, adagrad, sm3)}
+RULES = {r.stem: r for r in (sgd, adam, adamw, lion, rmsprop, adafactor, adagrad, sm3, signum)}
 
-__all__ = ["RULES", "adafactor", "adagrad", "adam", "adamw", "lion", "rmsprop", "sgd", "sm3"]
+__all__ = ["RULES", "adafactor", "adagrad", "adam", "adamw", "lion", "rmsprop", "sgd", "signum", "sm3"]

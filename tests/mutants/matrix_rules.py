@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-ADAFACTOR = "rules/adafactor.py"
+ADAFACTOR, SM3 = "rules/adafactor.py", "rules/sm3.py"
 WHOLE = "rules.test_every_whole_rule:test_"
-OF_ADAFACTOR = "rules.test_adafactor:test_"
+OF_ADAFACTOR, OF_SM3 = "rules.test_adafactor:test_", "rules.test_sm3:test_"
 
 MUTANTS = [
     Mutant(
@@ -99,5 +99,68 @@ MUTANTS = [
         "        cf = f32(1) / np.sqrt(C)\n",
         '        cf = f32(1) / np.sqrt(state["C"] if t > 1 else C)\n',
         OF_ADAFACTOR + "the_second_moment_is_adams_through_a_rank_1_codec",
+    ),
+    Mutant(
+        "sm3-sums-over-the-cover",
+        SM3,
+        "x.max(axis=rest, initial=0)",
+        "x.sum(axis=rest)",
+        OF_SM3 + "it_is_its_algorithm_element_by_element",
+    ),
+    Mutant(
+        "sm3-reads-the-greatest",
+        SM3,
+        "reduce(np.minimum",
+        "reduce(np.maximum",
+        OF_SM3 + "it_is_its_algorithm_element_by_element",
+    ),
+    Mutant(
+        "sm3-reads-rows-alone",
+        SM3,
+        'reduce(np.minimum, np.meshgrid(*parts, indexing="ij", sparse=True))',
+        'np.meshgrid(*parts, indexing="ij")[0]',
+        OF_SM3 + "permuting_axes_permutes_the_result",
+    ),
+    Mutant(
+        "sm3-II-keeps-the-sum-of-the-greatest",
+        SM3,
+        "        mu = greatest(nu)\n",
+        '        mu = state["mu"] + greatest(g * g)\n',
+        OF_SM3 + "it_is_adagrad_whose_sum_goes_through_a_cover_codec",
+    ),
+    Mutant(
+        "sm3-I-steps-by-the-old-cover",
+        SM3,
+        "        nu = least(mu, p.shape)\n",
+        '        nu = least(state["mu"], p.shape)\n',
+        OF_SM3 + "no_update_is_longer_than_one",
+    ),
+    Mutant(
+        "sm3-maximum-that-drops-nan",
+        SM3,
+        "x.max(axis=rest, initial=0)",
+        "np.fmax.reduce(x, axis=rest, initial=0)",
+        OF_SM3 + "a_bad_element_reaches_those_under_its_accumulators_alone",
+    ),
+    Mutant(
+        "sm3-heavy-ball-momentum",
+        SM3,
+        "f32(1.0 - momentum) * u",
+        "u",
+        OF_SM3 + "momentum_is_a_mean_of_updates",
+    ),
+    Mutant(
+        "sm3-without-a-guard-at-zero",
+        SM3,
+        "    u = np.where(nu == 0, f32(0), g * r)\n",
+        "    u = g * r\n",
+        OF_SM3 + "a_weight_without_any_gradient_stays",
+    ),
+    Mutant(
+        "sm3-eps-outside-the-root",
+        SM3,
+        "np.where(nu == 0, f32(1), nu + f32(eps)))",
+        "np.where(nu == 0, f32(1), nu)) + f32(eps)",
+        OF_SM3 + "eps_stands_under_the_root",
     ),
 ]
