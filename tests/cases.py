@@ -56,6 +56,7 @@ RULES = [
 
 MATRICES = ((5, 3), (3, 40), (2, 3, 17), (1, 7))
 FACTORS = {"eps1": 1e-12, "eps2": 0.03, "clip": 0.8, "decay_rate": -0.6}
+CAME = {"lr": 0.003, "beta1": 0.8, "beta2": 0.97, "beta3": 0.99, "eps1": 1e-12, "eps2": 1e-6, "clip": 0.8, "wd": 0.2}
 
 WHOLE = [
     RuleCase("adafactor", "adafactor", ("R", "C"), FACTORS | {"wd": 0.3}, MATRICES),
@@ -74,6 +75,8 @@ WHOLE = [
         ((), (1,), (31,), (129,)),
     ),
     RuleCase("adafactor-torch", "adafactor", ("R", "C"), FACTORS | {"variant": "torch", "lr": 4e-3, "wd": 3}, MATRICES),
+    RuleCase("came", "came", ("R", "C", "m", "Rr", "Cr"), CAME, MATRICES),
+    RuleCase("came-vector", "came", ("V", "m"), CAME, ((), (1,), (31,), (129,))),
     RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
     RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
     RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),

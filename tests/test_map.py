@@ -22,6 +22,7 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "rules/came",
     "codecs/bf16_kahan",
     "rules/signum",
     "rules/sm3",

@@ -197,6 +197,25 @@ def adagrad(
     return p - rate * (g * (ONE / d)), {"s": total}
 
 
+def signum(
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float = 1e-4,
+    beta: float = 0.9,
+    wd: float = 0,
+    decay_order: str = "before",
+) -> tuple[Single, State]:
+    m = Single(beta) * s["m"] + Single(1 - Fraction(beta)) * g if beta else g
+    decay = Single(1 - Fraction(lr) * Fraction(wd))
+    p = p * decay if decay_order == "before" else p
+    u = m.sign() + Single(wd) * p if decay_order == "additive" else m.sign()
+    p = p - Single(lr) * u
+    p = p * decay if decay_order == "after" else p
+    return p, {"m": m} if beta else {}
+
+
 RULES: dict[str, Callable[..., tuple[Single, State]]] = {
     "sgd": sgd,
     "adam": adam,
@@ -204,6 +223,7 @@ RULES: dict[str, Callable[..., tuple[Single, State]]] = {
     "lion": lion,
     "rmsprop": rmsprop,
     "adagrad": adagrad,
+    "signum": signum,
 }
 
 
@@ -214,6 +234,8 @@ def kept(rule: str, hyper: dict[str, Any]) -> tuple[str, ...]:
         return ("v", *(["a"] if hyper.get("centered") else []), *buf)
     if rule == "adagrad":
         return ("s",)
+    if rule == "signum":
+        return ("m",) if hyper.get("beta", 1) else ()
     return {"sgd": buf, "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}[rule]
 
 

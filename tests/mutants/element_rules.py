@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-RMSPROP, ADAGRAD = "rules/rmsprop.py", "rules/adagrad.py"
+RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum.py"
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
+ON_SIGNUM = "rules.test_signum:test_"
 
 MUTANTS = [
     Mutant(
@@ -119,5 +120,54 @@ MUTANTS = [
         's = state["s"] + g * g',
         's = np.nextafter(state["s"], f32(np.inf)) + g * g',
         ON_ADAGRAD + "a_large_sum_no_longer_grows",
+    ),
+    Mutant(
+        "signum-keeps-the-sign",
+        SIGNUM,
+        '{"m": m}\n    if decay',
+        '{"m": sgn(m)}\n    if decay',
+        ON_SIGNUM + "the_momentum_is_a_mean_and_not_a_sign",
+    ),
+    Mutant(
+        "signum-sum-for-mean",
+        SIGNUM,
+        "omb * g",
+        "g",
+        ON_SIGNUM + "the_momentum_is_a_mean_and_not_a_sign",
+    ),
+    Mutant(
+        "signum-steps-by-the-old-momentum",
+        SIGNUM,
+        "u, state = sgn(m), ",
+        'u, state = sgn(state["m"]), ',
+        ON_SIGNUM + "the_step_takes_the_new_momentum",
+    ),
+    Mutant(
+        "signum-nan-has-a-sign",
+        SIGNUM,
+        "u, state = sgn(m), ",
+        "u, state = np.sign(m), ",
+        ON_SIGNUM + "a_nan_gradient_has_no_sign_and_moves_nothing",
+    ),
+    Mutant(
+        "signum-decay-twice",
+        SIGNUM,
+        'if decay_order == "before":',
+        'if decay_order != "after":',
+        ON_SIGNUM + "the_orders_of_decay_differ_by_the_square_of_lr",
+    ),
+    Mutant(
+        "signum-decay-of-the-step-alone",
+        SIGNUM,
+        'if decay_order == "after":\n        p = p * decay',
+        'if decay_order == "after":\n        p = p - (1 - decay) * f32(4)',
+        ON_SIGNUM + "the_orders_of_decay_differ_by_the_square_of_lr",
+    ),
+    Mutant(
+        "signum-coupled-decay",
+        SIGNUM,
+        "    u = sgn(g)\n",
+        "    g = g + wd * p\n    u = sgn(g)\n",
+        ON_SIGNUM + "decay_never_reaches_the_momentum",
     ),
 ]
