@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-ADAFACTOR, SM3 = "rules/adafactor.py", "rules/sm3.py"
+ADAFACTOR, SM3, CAME = "rules/adafactor.py", "rules/sm3.py", "rules/came.py"
 WHOLE = "rules.test_every_whole_rule:test_"
 OF_ADAFACTOR, OF_SM3 = "rules.test_adafactor:test_", "rules.test_sm3:test_"
+OF_CAME = "rules.test_came:test_"
 
 MUTANTS = [
     Mutant(
@@ -162,5 +163,61 @@ MUTANTS = [
         "np.where(nu == 0, f32(1), nu + f32(eps)))",
         "np.where(nu == 0, f32(1), nu)) + f32(eps)",
         OF_SM3 + "eps_stands_under_the_root",
+    ),
+    Mutant(
+        "came-instability-against-the-old-momentum",
+        CAME,
+        "e = (U - m) * (U - m) + eps2",
+        'e = (U - state["m"]) * (U - state["m"]) + eps2',
+        OF_CAME + "instability_is_measured_after_the_update_has_entered_the_momentum",
+    ),
+    Mutant(
+        "came-instability-of-the-gradient",
+        CAME,
+        "e = (U - m) * (U - m) + eps2",
+        "e = (g - m) * (g - m) + eps2",
+        OF_CAME + "the_gradients_unit_does_not_matter_without_eps1",
+    ),
+    Mutant(
+        "came-instability-decays-by-beta2",
+        CAME,
+        "Rr = beta3 * state",
+        "Rr = beta2 * state",
+        OF_CAME + "where_update_and_momentum_agree_the_instability_is_eps2",
+    ),
+    Mutant(
+        "came-confidence-scales-the-update",
+        CAME,
+        "W = inverse_root(Rr, Cr) * m",
+        "W = inverse_root(Rr, Cr) * U",
+        OF_CAME + "it_is_its_equations_in_float64",
+    ),
+    Mutant(
+        "came-corrects-a-bias",
+        CAME,
+        "        U = inverse_root(R, C) * g\n",
+        "        U = inverse_root(R, C) * g * f32((1.0 - float(beta2) ** t) ** 0.5)\n",
+        OF_CAME + "without_bias_correction_early_updates_are_cut",
+    ),
+    Mutant(
+        "came-confidence-for-vectors",
+        CAME,
+        "    W, new = m, new",
+        "    W = m / np.sqrt((U - m) * (U - m) + eps2)\n    new = new",
+        OF_CAME + "a_vector_moves_by_its_momentum",
+    ),
+    Mutant(
+        "came-one-mean-for-the-whole-stack",
+        CAME,
+        "mu.reshape(*R.shape[:-1], 1)",
+        "mu.mean(dtype=f32)",
+        OF_CAME + "matrices_of_a_stack_have_factors_of_their_own",
+    ),
+    Mutant(
+        "came-coupled-decay",
+        CAME,
+        "    q = g * g + eps1\n",
+        "    g, decay = g + f32(wd) * p, f32(1)\n    q = g * g + eps1\n",
+        OF_CAME + "decay_is_decoupled_and_comes_first",
     ),
 ]
