@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 HEAVY, ADAM = {"lr": 0.03, "momentum": 0.85, "wd": 0.07}, {"lr": 0.013, "beta1": 0.8, "beta2": 0.97, "eps": 1e-7}
+MIX = ADAM | {"beta3": 0.995, "alpha": 3.5, "wd": 0.11}
 SQUARES = {"lr": 0.013, "alpha": 0.96, "eps": 1e-7, "wd": 0.06}
 
 
@@ -51,6 +52,9 @@ RULES = [
     RuleCase("signum", "signum", ("m",), {"lr": 0.003, "beta": 0.85, "wd": 0.2}),
     RuleCase("signum-additive", "signum", ("m",), {"lr": 0.003, "beta": 0.85, "wd": 0.2, "decay_order": "additive"}),
     RuleCase("signsgd", "signum", (), {"lr": 0.003, "beta": 0.0, "wd": 0.2, "decay_order": "after"}),
+    RuleCase("ademamix", "ademamix", ("m1", "m2", "v"), MIX | {"t_alpha": 3, "t_beta3": 5}),
+    RuleCase("ademamix-additive", "ademamix", ("m1", "m2", "v"), MIX | {"decay_order": "additive"}),
+    RuleCase("ademamix-slow", "ademamix", ("m2", "v"), MIX | {"beta1": 0.0, "decay_order": "after"}),
 ]
 """Element rules: laws of elements, blocks and pages hold for them."""
 
@@ -77,6 +81,16 @@ WHOLE = [
     RuleCase("adafactor-torch", "adafactor", ("R", "C"), FACTORS | {"variant": "torch", "lr": 4e-3, "wd": 3}, MATRICES),
     RuleCase("came", "came", ("R", "C", "m", "Rr", "Cr"), CAME, MATRICES),
     RuleCase("came-vector", "came", ("V", "m"), CAME, ((), (1,), (31,), (129,))),
+    RuleCase("adam_mini-rows", "adam_mini", ("m", "v"), ADAM | {"wd": 0.11}, MATRICES),
+    RuleCase(
+        "adam_mini-heads",
+        "adam_mini",
+        ("m", "v"),
+        ADAM | {"wd": 0.11, "blocks": "heads", "heads": 3},
+        ((3, 40), (6, 5), (9, 2, 17)),
+    ),
+    RuleCase("adam_mini-whole", "adam_mini", ("m", "v"), ADAM | {"wd": 0.11, "blocks": "whole"}),
+    RuleCase("adam_mini-elementwise", "adam_mini", ("m", "v"), ADAM | {"wd": 0.11, "blocks": "elementwise"}),
     RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
     RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
     RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),

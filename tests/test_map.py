@@ -22,6 +22,8 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "rules/adam_mini",
+    "rules/ademamix",
     "rules/came",
     "codecs/bf16_kahan",
     "rules/signum",

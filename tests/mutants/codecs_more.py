@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-SR = "codecs/bf16_sr.py"
+SR, KAHAN = "codecs/bf16_sr.py", "codecs/bf16_kahan.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -49,5 +49,54 @@ MUTANTS = [
         "rng.key(self.seed, t, k)",
         "rng.key(self.seed, t, 0)",
         "codecs.test_bf16_sr:test_each_tensor_step_and_seed_draws_bits_of_its_own",
+    ),
+    Mutant(
+        "kahan-compensation-subtracted",
+        KAHAN,
+        "p = bf16(o + c)",
+        "p = bf16(o - c)",
+        "codecs.test_bf16_kahan:test_a_long_sum_keeps_what_bfloat16_drops",
+    ),
+    Mutant(
+        "kahan-compensation-dropped",
+        KAHAN,
+        "        c = bf16(c + bf16(o - p))",
+        "        c = bf16(c * np.float32(0))",
+        "codecs.test_bf16_kahan:test_a_long_sum_keeps_what_bfloat16_drops",
+    ),
+    Mutant(
+        "kahan-forgets-what-it-carried",
+        KAHAN,
+        "        c = bf16(c + u)",
+        "        c = bf16(u)",
+        "codecs.test_bf16_kahan:test_a_long_sum_keeps_what_bfloat16_drops",
+    ),
+    Mutant(
+        "kahan-rounds-a-difference-less",
+        KAHAN,
+        "        c = bf16(c + bf16(o - p))",
+        "        c = bf16((c + o) - p)",
+        "codecs.test_bf16_kahan:test_each_line_is_that_of_ml_dtypes",
+    ),
+    Mutant(
+        "kahan-first-error-lost",
+        KAHAN,
+        "word(x - bf16(x))",
+        "word(x - x)",
+        "codecs.test_bf16_kahan:test_the_first_rounding_error_is_kept",
+    ),
+    Mutant(
+        "kahan-steps-the-compensated-weights",
+        KAHAN,
+        """    return value(arrays["codes"])""",
+        """    return value(arrays["codes"]) + value(arrays["comp"])""",
+        "codecs.test_bf16_kahan:test_the_rule_steps_the_weights_that_are_seen",
+    ),
+    Mutant(
+        "kahan-old-page-of-another-stretch",
+        "cells.py",
+        "self.page = {n: np.array(x[self.at[n]]) for n, x in self.arrays.items()}",
+        "self.page = {n: np.array(x[: s.stop - s.start]) for n, x in self.arrays.items() for s in [self.at[n]]}",
+        WEIGHTS + "paging_changes_no_bit",
     ),
 ]
