@@ -133,6 +133,7 @@ CODECS = [
 WEIGHTS = [
     CodecCase("bf16_sr", "bf16_sr", {}),
     CodecCase("bf16_kahan", "bf16_kahan", {}),
+    CodecCase("bf16_rem16", "bf16_rem16", {}),
 ]
 """Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-SR, KAHAN = "codecs/bf16_sr.py", "codecs/bf16_kahan.py"
+SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -98,5 +98,47 @@ MUTANTS = [
         "self.page = {n: np.array(x[self.at[n]]) for n, x in self.arrays.items()}",
         "self.page = {n: np.array(x[: s.stop - s.start]) for n, x in self.arrays.items() for s in [self.at[n]]}",
         WEIGHTS + "paging_changes_no_bit",
+    ),
+    Mutant(
+        "rem16-never-rounded-up",
+        REM,
+        "(word + np.uint32(0x8000)) >> 16",
+        "word >> 16",
+        "codecs.test_bf16_rem16:test_every_word_but_nan_comes_back",
+    ),
+    Mutant(
+        "rem16-ties-to-even",
+        REM,
+        "(word + np.uint32(0x8000)) >> 16",
+        "(word + np.uint32(0x7FFF) + ((word >> 16) & 1)) >> 16",
+        "codecs.test_bf16_rem16:test_every_word_but_nan_comes_back",
+    ),
+    Mutant(
+        "rem16-borrow-forgotten",
+        REM,
+        ' - (arrays["rem"] < 0)',
+        "",
+        "codecs.test_bf16_rem16:test_a_run_is_the_float32_run_bit_for_bit",
+    ),
+    Mutant(
+        "rem16-nan-shows-as-zero",
+        REM,
+        "np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32))",
+        "x.view(np.uint32)",
+        "codecs.test_bf16_rem16:test_every_nan_is_one_and_shows_as_one",
+    ),
+    Mutant(
+        "rem16-remainder-of-the-step-before",
+        "cells.py",
+        """        return {"p": self.stored()} if self.further else {}""",
+        """        return {"p": self.have} if self.further else {}""",
+        "codecs.test_bf16_rem16:test_a_run_is_the_float32_run_bit_for_bit",
+    ),
+    Mutant(
+        "rem16-rule-steps-the-visible-half",
+        "cells.py",
+        "return super().load() if self.further else self.p[self.here]",
+        "return self.p[self.here]",
+        "codecs.test_bf16_rem16:test_a_run_is_the_float32_run_bit_for_bit",
     ),
 ]
