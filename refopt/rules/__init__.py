@@ -3,7 +3,9 @@
 from refopt.rules.adafactor import rule as adafactor
 from refopt.rules.adagrad import rule as adagrad
 from refopt.rules.adam import rule as adam
+from refopt.rules.adam_mini import rule as adam_mini
 from refopt.rules.adamw import rule as adamw
+from refopt.rules.ademamix import rule as ademamix
 from refopt.rules.came import rule as came
 from refopt.rules.lion import rule as lion
 from refopt.rules.rmsprop import rule as rmsprop
@@ -11,6 +13,36 @@ from refopt.rules.sgd import rule as sgd
 from refopt.rules.signum import rule as signum
 from refopt.rules.sm3 import rule as sm3
 
-RULES = {r.stem: r for r in (sgd, adam, adamw, lion, rmsprop, adafactor, adagrad, sm3, signum, came)}
+RULES = {
+    r.stem: r
+    for r in (
+        sgd,
+        adam,
+        adamw,
+        lion,
+        rmsprop,
+        adafactor,
+        adagrad,
+        sm3,
+        signum,
+        came,
+        ademamix,
+        adam_mini,
+    )
+}
 
-__all__ = ["RULES", "adafactor", "adagrad", "adam", "adamw", "came", "lion", "rmsprop", "sgd", "signum", "sm3"]
+__all__ = [
+    "RULES",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adam_mini",
+    "adamw",
+    "ademamix",
+    "came",
+    "lion",
+    "rmsprop",
+    "sgd",
+    "signum",
+    "sm3",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -216,6 +217,43 @@ def signum(
     return p, {"m": m} if beta else {}
 
 
+def ademamix(
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    beta3: float = 0.9999,
+    alpha: float = 2,
+    t_alpha: int | None = None,
+    t_beta3: int | None = None,
+    eps: float = 1e-8,
+    wd: float = 0,
+    decay_order: str = "before",
+) -> tuple[Single, State]:
+    b1, b2, b3, a = Fraction(beta1), Fraction(beta2), Fraction(beta3), Fraction(alpha)
+    if t_alpha and t < t_alpha:
+        a = a * t / t_alpha
+    if t_beta3 and t < t_beta3:
+        x, y = Decimal(beta1).ln(), Decimal(beta3).ln()
+        b3 = Fraction((1 / ((1 - Decimal(t) / t_beta3) / x + Decimal(t) / t_beta3 / y)).exp())
+    decay = Single(1 - Fraction(lr) * Fraction(wd))
+    p = p * decay if decay_order == "before" else p
+    m1 = Single(b1) * s["m1"] + Single(1 - b1) * g if beta1 else g
+    m2 = Single(b3) * s["m2"] + Single(1 - b3) * g
+    v = Single(b2) * s["v"] + Single(1 - b2) * (g * g)
+    num = m1 + Single(a * (1 - b1**t)) * m2
+    r = ONE / (v.root() * (Single(1) / _wide_root(1 - b2**t)) + Single(eps))
+    if decay_order == "additive":
+        p = p - Single(lr) * (num * Single(1 / (1 - b1**t)) * r + Single(wd) * p)
+    else:
+        p = p - Single(Fraction(lr) / (1 - b1**t)) * (num * r)
+    p = p * decay if decay_order == "after" else p
+    return p, ({"m1": m1} if beta1 else {}) | {"m2": m2, "v": v}
+
+
 RULES: dict[str, Callable[..., tuple[Single, State]]] = {
     "sgd": sgd,
     "adam": adam,
@@ -224,6 +262,7 @@ RULES: dict[str, Callable[..., tuple[Single, State]]] = {
     "rmsprop": rmsprop,
     "adagrad": adagrad,
     "signum": signum,
+    "ademamix": ademamix,
 }
 
 
@@ -236,6 +275,8 @@ def kept(rule: str, hyper: dict[str, Any]) -> tuple[str, ...]:
         return ("s",)
     if rule == "signum":
         return ("m",) if hyper.get("beta", 1) else ()
+    if rule == "ademamix":
+        return (*(["m1"] if hyper.get("beta1", 1) else []), "m2", "v")
     return {"sgd": buf, "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}[rule]
 
 

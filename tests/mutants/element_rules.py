@@ -7,6 +7,7 @@ from tests.mutants.load import Mutant
 RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum.py"
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 ON_SIGNUM = "rules.test_signum:test_"
+ADEMAMIX, ON_ADEMAMIX = "rules/ademamix.py", "rules.test_ademamix:test_"
 
 MUTANTS = [
     Mutant(
@@ -169,5 +170,69 @@ MUTANTS = [
         "    u = sgn(g)\n",
         "    g = g + wd * p\n    u = sgn(g)\n",
         ON_SIGNUM + "decay_never_reaches_the_momentum",
+    ),
+    Mutant(
+        "ademamix-slow-mean-corrected",
+        ADEMAMIX,
+        "f32(alpha * bc1)",
+        "f32(alpha * bc1 / (1.0 - ipow(beta3, t)))",
+        ON_ADEMAMIX + "the_slow_mean_is_not_corrected",
+    ),
+    Mutant(
+        "ademamix-slow-mean-corrected-as-the-fast",
+        ADEMAMIX,
+        "f32(alpha * bc1)",
+        "f32(alpha)",
+        ON_ADEMAMIX + "the_slow_mean_is_not_corrected",
+    ),
+    Mutant(
+        "ademamix-swapped-means",
+        ADEMAMIX,
+        "num = m1 + a * m2",
+        "num = m2 + a * m1",
+        ON_ADEMAMIX + "without_the_slow_mean_it_is_adamw",
+    ),
+    Mutant(
+        "ademamix-slow-mean-of-the-fast",
+        ADEMAMIX,
+        'beta3 * state["m2"] + omb3 * g',
+        'beta3 * state["m2"] + omb3 * m1',
+        ON_ADEMAMIX + "with_equal_betas_both_means_are_one",
+    ),
+    Mutant(
+        "ademamix-beta3-ramps-itself",
+        ADEMAMIX,
+        "return exp(log(beta1) * log(beta3) / ((1.0 - part) * log(beta3) + part * log(beta1)))",
+        "return (1.0 - part) * beta1 + part * beta3 if log and exp else 0.0",
+        ON_ADEMAMIX + "the_half_life_grows_in_proportion",
+    ),
+    Mutant(
+        "ademamix-ramp-one-step-late",
+        ADEMAMIX,
+        "ramped(beta1, beta3, t / t_beta3)",
+        "ramped(beta1, beta3, (t - 1) / t_beta3)",
+        ON_ADEMAMIX + "the_ramp_of_beta3_is_the_published_one",
+    ),
+    Mutant(
+        "ademamix-ramp-runs-on",
+        ADEMAMIX,
+        "if t_alpha and t < t_alpha else alpha",
+        "if t_alpha else alpha",
+        ON_ADEMAMIX + "the_ramp_of_alpha_is_linear",
+    ),
+    Mutant(
+        "ademamix-one-minus-beta3-not-ramped",
+        ADEMAMIX,
+        "    beta3 = ramped(beta1, beta3, t / t_beta3) if t_beta3 and t < t_beta3 else beta3\n",
+        "    last, beta3 = beta3, ramped(beta1, beta3, t / t_beta3) if t_beta3 and t < t_beta3 else beta3\n"
+        "    beta3 = last\n",
+        ON_ADEMAMIX + "the_ramp_of_beta3_is_the_published_one",
+    ),
+    Mutant(
+        "ademamix-log-of-zero",
+        ADEMAMIX,
+        'hyper["beta1"] > 0 and hyper["beta3"] > 0',
+        'hyper["beta1"] >= 0 and hyper["beta3"] > 0',
+        ON_ADEMAMIX + "what_has_no_meaning_is_refused_by_name",
     ),
 ]
