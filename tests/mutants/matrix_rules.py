@@ -5,9 +5,10 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 ADAFACTOR, SM3, CAME = "rules/adafactor.py", "rules/sm3.py", "rules/came.py"
+ADAM_MINI = "rules/adam_mini.py"
 WHOLE = "rules.test_every_whole_rule:test_"
 OF_ADAFACTOR, OF_SM3 = "rules.test_adafactor:test_", "rules.test_sm3:test_"
-OF_CAME = "rules.test_came:test_"
+OF_CAME, OF_ADAM_MINI = "rules.test_came:test_", "rules.test_adam_mini:test_"
 
 MUTANTS = [
     Mutant(
@@ -219,5 +220,61 @@ MUTANTS = [
         "    q = g * g + eps1\n",
         "    g, decay = g + f32(wd) * p, f32(1)\n    q = g * g + eps1\n",
         OF_CAME + "decay_is_decoupled_and_comes_first",
+    ),
+    Mutant(
+        "adam_mini-sums-its-blocks",
+        ADAM_MINI,
+        "total(b) / b.size for b",
+        "total(b) for b",
+        OF_ADAM_MINI + "gradients_of_one_size_make_it_adamw",
+    ),
+    Mutant(
+        "adam_mini-square-of-the-mean",
+        ADAM_MINI,
+        "np.asarray(f32(total(x) / x.size))",
+        "np.asarray(f32((total(np.abs(g)) / x.size) ** 2))",
+        OF_ADAM_MINI + "it_is_its_equations_block_by_block",
+    ),
+    Mutant(
+        "adam_mini-columns-for-rows",
+        ADAM_MINI,
+        'parts = x.reshape(len(x), -1) if blocks == "rows"',
+        'parts = x.reshape(-1, len(x)).T if blocks == "rows"',
+        OF_ADAM_MINI + "a_dead_row_stays",
+    ),
+    Mutant(
+        "adam_mini-heads-interleaved",
+        ADAM_MINI,
+        "x.reshape(int(heads), -1, *x.shape[1:])",
+        "x.reshape(-1, int(heads), *x.shape[1:]).swapaxes(0, 1)",
+        OF_ADAM_MINI + "a_block_is_a_tensor_of_its_own",
+    ),
+    Mutant(
+        "adam_mini-eps-before-the-correction",
+        ADAM_MINI,
+        "np.sqrt(v) * ir2 + eps",
+        "(np.sqrt(v) + eps) * ir2",
+        OF_ADAM_MINI + "eps_stands_outside_the_root_after_the_correction",
+    ),
+    Mutant(
+        "adam_mini-squares-rounded-first",
+        ADAM_MINI,
+        "    x = squares(g)\n",
+        "    x = g * g\n",
+        OF_ADAM_MINI + "a_square_beyond_float32_counts_while_the_mean_is_within",
+    ),
+    Mutant(
+        "adam_mini-old-second-moment",
+        ADAM_MINI,
+        "d = np.sqrt(v) * ir2 + eps",
+        'd = np.sqrt(state["v"] if t > 1 else v) * ir2 + eps',
+        OF_ADAM_MINI + "the_second_moment_is_adams_through_a_block_mean_codec",
+    ),
+    Mutant(
+        "adam_mini-heads-summed-flat",
+        ADAM_MINI,
+        "x.reshape(int(heads), -1, *x.shape[1:])",
+        "x.reshape(int(heads), -1)",
+        OF_ADAM_MINI + "sums_go_row_by_row_where_rows_are_long",
     ),
 ]
