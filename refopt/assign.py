@@ -79,5 +79,8 @@ def page_list(codecs: Mapping[str, Codec], roles: Sequence[str]) -> tuple[int, s
 
 def called(codec: Codec) -> str:
     """A codec with what tells it from others of its stem."""
-    sign = "" if codec.signed else ", signed=False"
-    return f"{codec.stem}(block={codec.block}{sign})" if codec.scope == "block" else codec.stem
+    usual = _codecs.CODECS.get(codec.stem, codec)
+    told = {"block": codec.block} if codec.scope == "block" else {}
+    told |= {o: getattr(codec, o) for o in ("signed", "layout") if getattr(codec, o) != getattr(usual, o)}
+    told |= {o: value for o, value in codec.mode.items() if value != usual.mode.get(o)}
+    return f"{codec.stem}({', '.join(f'{o}={value!r}' for o, value in told.items())})" if told else codec.stem

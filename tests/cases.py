@@ -58,6 +58,7 @@ RULES = [
 ]
 """Element rules: laws of elements, blocks and pages hold for them."""
 
+PLANES = ((5, 3), (3, 40), (1, 7), (17, 16))
 MATRICES = ((5, 3), (3, 40), (2, 3, 17), (1, 7))
 FACTORS = {"eps1": 1e-12, "eps2": 0.03, "clip": 0.8, "decay_rate": -0.6}
 CAME = {"lr": 0.003, "beta1": 0.8, "beta2": 0.97, "beta3": 0.99, "eps1": 1e-12, "eps2": 1e-6, "clip": 0.8, "wd": 0.2}
@@ -91,6 +92,14 @@ WHOLE = [
     ),
     RuleCase("adam_mini-whole", "adam_mini", ("m", "v"), ADAM | {"wd": 0.11, "blocks": "whole"}),
     RuleCase("adam_mini-elementwise", "adam_mini", ("m", "v"), ADAM | {"wd": 0.11, "blocks": "elementwise"}),
+    RuleCase("muon", "muon", ("B",), {"lr": 0.003, "momentum": 0.8, "ns_steps": 4, "eps": 1e-5, "wd": 0.2}, PLANES),
+    RuleCase(
+        "muon-matched",
+        "muon",
+        ("B",),
+        {"lr": 0.003, "nesterov": False, "adjust_lr": "match_rms_adamw", "eps_at": "added", "wd": 0.3},
+        PLANES,
+    ),
     RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
     RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
     RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),
@@ -134,6 +143,8 @@ WEIGHTS = [
     CodecCase("bf16_sr", "bf16_sr", {}),
     CodecCase("bf16_kahan", "bf16_kahan", {}),
     CodecCase("bf16_rem16", "bf16_rem16", {}),
+    CodecCase("bf16_ecc", "bf16_ecc", {}),
+    CodecCase("bf16_ecc-16", "bf16_ecc", {"bits": 16}),
 ]
 """Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
 

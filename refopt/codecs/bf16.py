@@ -1,8 +1,8 @@
 """bfloat16, rounded to nearest even: the upper half of a float32 word. 16 bits an element.
 
 Three significant decimal digits, float32's range. As a weight format it loses every update smaller than half a unit
-in the last place (2^-9 of the weight); stochastic rounding, or a second word for the remainder, would mend this, and
-neither is here yet.
+in the last place (2^-9 of the weight). Rounding by chance (`bf16_sr`) or a second array that keeps what was rounded
+off (`bf16_kahan`, `bf16_rem16`, `bf16_ecc`) mends this.
 """
 
 from __future__ import annotations

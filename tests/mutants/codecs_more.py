@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16.py"
+ECC = "codecs/bf16_ecc.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -140,5 +141,54 @@ MUTANTS = [
         "return super().load() if self.further else self.p[self.here]",
         "return self.p[self.here]",
         "codecs.test_bf16_rem16:test_a_run_is_the_float32_run_bit_for_bit",
+    ),
+    Mutant(
+        "ecc-half-unit-of-a-subnormal-too-small",
+        ECC,
+        "np.maximum((words >> 7 & 0xFF).astype(np.int32), 1)",
+        "(words >> 7 & 0xFF).astype(np.int32)",
+        "codecs.test_bf16_ecc:test_the_error_is_half_a_step",
+    ),
+    Mutant(
+        "ecc-truncates",
+        ECC,
+        "np.rint(e / half_unit(p)",
+        "np.trunc(e / half_unit(p)",
+        "codecs.test_bf16_ecc:test_the_error_is_half_a_step",
+    ),
+    Mutant(
+        "ecc-128-levels",
+        ECC,
+        "LEVELS = {8: 127,",
+        "LEVELS = {8: 128,",
+        "codecs.test_bf16_ecc:test_the_ends_of_a_unit_take_the_end_codes",
+    ),
+    Mutant(
+        "ecc-unit-of-the-word-before-rounding",
+        ECC,
+        "np.rint(e / half_unit(p)",
+        "np.rint(e / half_unit((bits >> 16).astype(np.uint16))",
+        "codecs.test_bf16_ecc:test_every_lower_half_is_the_definition_in_fractions",
+    ),
+    Mutant(
+        "ecc-error-subtracted",
+        ECC,
+        '_value(arrays["codes"]) + part',
+        '_value(arrays["codes"]) - part',
+        "codecs.test_bf16_ecc:test_the_error_is_half_a_step",
+    ),
+    Mutant(
+        "ecc-infinity-has-an-error",
+        ECC,
+        "finite = (p & 0x7F80) != 0x7F80",
+        "finite = ~np.isnan(x)",
+        "codecs.test_bf16_ecc:test_beyond_bfloat16_nothing_is_kept",
+    ),
+    Mutant(
+        "ecc-eight-bits-whatever-was-asked",
+        ECC,
+        """    return replace(codec, parts=(codec.parts[0], Part("error", np.dtype(f"i{codec.mode['bits'] // 8}"))))""",
+        '    return replace(codec, mode={"bits": 8})',
+        "codecs.test_bf16_ecc:test_sixteen_bits_lose_a_unit_of_float32_at_most",
     ),
 ]
