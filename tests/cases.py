@@ -103,6 +103,9 @@ WHOLE = [
     RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
     RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
     RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),
+    RuleCase("lars", "lars", ("v",), {"lr": 0.7, "trust": 0.02, "momentum": 0.85, "wd": 0.07, "eps": 1e-6}),
+    RuleCase("lars-optax", "lars", ("v",), {"trust": 0.02, "wd": 0.07, "variant": "optax", "exclude_1d": True}),
+    RuleCase("lars-clip", "lars", ("v",), {"lr": 0.05, "wd": 0.07, "variant": "clip", "max_unorm": 0.03}),
 ]
 """Rules that see whole tensors: sums over rows, blocks or all, and products of matrices."""
 

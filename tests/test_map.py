@@ -22,6 +22,9 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "rules/lars",
+    "rules/muon",
+    "codecs/fp8",
     "codecs/bf16_ecc",
     "codecs/bf16_rem16",
     "rules/adam_mini",

@@ -7,7 +7,9 @@ from refopt.rules.adam_mini import rule as adam_mini
 from refopt.rules.adamw import rule as adamw
 from refopt.rules.ademamix import rule as ademamix
 from refopt.rules.came import rule as came
+from refopt.rules.lars import rule as lars
 from refopt.rules.lion import rule as lion
+from refopt.rules.muon import rule as muon
 from refopt.rules.rmsprop import rule as rmsprop
 from refopt.rules.sgd import rule as sgd
 from refopt.rules.signum import rule as signum
@@ -15,20 +17,7 @@ from refopt.rules.sm3 import rule as sm3
 
 RULES = {
     r.stem: r
-    for r in (
-        sgd,
-        adam,
-        adamw,
-        lion,
-        rmsprop,
-        adafactor,
-        adagrad,
-        sm3,
-        signum,
-        came,
-        ademamix,
-        adam_mini,
-    )
+    for r in (sgd, adam, adamw, lion, rmsprop, adafactor, adagrad, sm3, signum, came, ademamix, adam_mini, muon, lars)
 }
 
 __all__ = [
@@ -40,7 +29,9 @@ __all__ = [
     "adamw",
     "ademamix",
     "came",
+    "lars",
     "lion",
+    "muon",
     "rmsprop",
     "sgd",
     "signum",

@@ -7,6 +7,7 @@ from tests.mutants.load import Mutant
 RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum.py"
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 ON_SIGNUM = "rules.test_signum:test_"
+LARS, ON_LARS = "rules/lars.py", "rules.test_lars:test_"
 ADEMAMIX, ON_ADEMAMIX = "rules/ademamix.py", "rules.test_ademamix:test_"
 
 MUTANTS = [
@@ -234,5 +235,82 @@ MUTANTS = [
         'hyper["beta1"] > 0 and hyper["beta3"] > 0',
         'hyper["beta1"] >= 0 and hyper["beta3"] > 0',
         ON_ADEMAMIX + "what_has_no_meaning_is_refused_by_name",
+    ),
+    Mutant(
+        "lars-decay-not-in-the-norm",
+        LARS,
+        "else gn + wd * wn + eps",
+        "else gn + eps",
+        ON_LARS + "the_norm_of_the_decay_is_added_to_that_of_the_gradient",
+    ),
+    Mutant(
+        "lars-norm-of-the-decayed-gradient",
+        LARS,
+        'norm64(d) if variant == "optax" else norm64(g)',
+        "norm64(d)",
+        ON_LARS + "the_norm_of_the_decay_is_added_to_that_of_the_gradient",
+    ),
+    Mutant(
+        "lars-zeros-never-move",
+        LARS,
+        "q = trust * wn / size if wn > 0 and gn > 0 and not bare else 1.0",
+        "q = 1.0 if bare else trust * wn / max(size, 1e-30)",
+        ON_LARS + "a_layer_of_zeros_moves",
+    ),
+    Mutant(
+        "lars-zeros-never-move-when-clipped",
+        LARS,
+        "un > max_unorm * wn > 0",
+        "un > max_unorm * wn",
+        ON_LARS + "a_layer_of_zeros_moves",
+    ),
+    Mutant(
+        "lars-rate-outside-the-velocity",
+        LARS,
+        '        v = mu * state["v"] + s * d\n        p = p - v\n',
+        '        v = mu * state["v"] + d\n        p = p - s * v\n',
+        ON_LARS + "a_change_of_learning_rate_leaves_history_alone",
+    ),
+    Mutant(
+        "lars-never-longer-than-sgd",
+        LARS,
+        "q = trust * wn / size if",
+        "q = min(1.0, trust * wn / size) if",
+        ON_LARS + "a_step_is_a_share_of_the_weights_norm",
+    ),
+    Mutant(
+        "lars-norm-of-the-first-block",
+        LARS,
+        "    wn = norm64(p)\n",
+        "    wn = norm64(p.reshape(-1)[:256])\n",
+        ON_LARS + "a_step_is_a_share_of_the_weights_norm",
+    ),
+    Mutant(
+        "lars-clip-measures-the-decay",
+        LARS,
+        'un = norm64(mu * state["v"] + g)',
+        'un = norm64(mu * state["v"] + d)',
+        ON_LARS + "the_clip_variant_measures_without_decay",
+    ),
+    Mutant(
+        "lars-clip-stretches",
+        LARS,
+        "un > max_unorm * wn > 0",
+        "un > 0 < max_unorm * wn",
+        ON_LARS + "the_clip_variant_cuts_and_never_stretches",
+    ),
+    Mutant(
+        "lars-clip-by-the-gradient-alone",
+        LARS,
+        'un = norm64(mu * state["v"] + g)',
+        "un = norm64(g)",
+        ON_LARS + "the_clip_variant_cuts_and_never_stretches",
+    ),
+    Mutant(
+        "lars-vectors-still-decay",
+        LARS,
+        "wd = 0.0 if bare else wd",
+        "wd = wd if bare else wd",
+        ON_LARS + "vectors_can_be_left_out",
     ),
 ]
