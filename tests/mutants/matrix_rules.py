@@ -5,10 +5,11 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 ADAFACTOR, SM3, CAME = "rules/adafactor.py", "rules/sm3.py", "rules/came.py"
-ADAM_MINI = "rules/adam_mini.py"
+ADAM_MINI, MUON = "rules/adam_mini.py", "rules/muon.py"
 WHOLE = "rules.test_every_whole_rule:test_"
 OF_ADAFACTOR, OF_SM3 = "rules.test_adafactor:test_", "rules.test_sm3:test_"
 OF_CAME, OF_ADAM_MINI = "rules.test_came:test_", "rules.test_adam_mini:test_"
+OF_MUON = "rules.test_muon:test_"
 
 MUTANTS = [
     Mutant(
@@ -276,5 +277,68 @@ MUTANTS = [
         "x.reshape(int(heads), -1, *x.shape[1:])",
         "x.reshape(int(heads), -1)",
         OF_ADAM_MINI + "sums_go_row_by_row_where_rows_are_long",
+    ),
+    Mutant(
+        "muon-coefficients-that-converge",
+        MUON,
+        "(3.4445, -4.7750, 2.0315)",
+        "(1.875, -1.25, 0.375)",
+        OF_MUON + "the_polynomial_acts_on_singular_values",
+    ),
+    Mutant(
+        "muon-forgets-to-transpose-back",
+        MUON,
+        "return X.T if Z.shape[0] > Z.shape[1] else X",
+        "return X.reshape(Z.shape)",
+        OF_MUON + "transposing_the_gradient_transposes_the_direction",
+    ),
+    Mutant(
+        "muon-decay-scaled-by-shape",
+        MUON,
+        "f32(1.0 - lr * wd)",
+        "f32(1.0 - lr * wd * shape_factor(p.shape, adjust_lr))",
+        OF_MUON + "decay_goes_by_lr_whatever_the_shape",
+    ),
+    Mutant(
+        "muon-shape-factor-upside-down",
+        MUON,
+        "sqrt(max(1.0, m / n))",
+        "sqrt(max(1.0, n / m))",
+        OF_MUON + "the_shape_scales_the_step",
+    ),
+    Mutant(
+        "muon-looks-ahead-from-the-old-momentum",
+        MUON,
+        "Z = ommu * g + mu * B if nesterov",
+        'Z = ommu * g + mu * state["B"] if nesterov',
+        OF_MUON + "nesterov_looks_ahead_from_the_new_momentum",
+    ),
+    Mutant(
+        "muon-unscaled-input",
+        MUON,
+        'np.maximum(norm, eps) if eps_at == "floor" else norm + eps',
+        "np.maximum(np.minimum(norm, 1), eps)",
+        OF_MUON + "neither_sign_nor_unit_of_the_gradient_matter",
+    ),
+    Mutant(
+        "muon-spectral-norm",
+        MUON,
+        "    norm = norm64(Z)\n",
+        "    norm = float(np.linalg.norm(Z, 2))\n",
+        OF_MUON + "the_polynomial_acts_on_singular_values",
+    ),
+    Mutant(
+        "muon-momentum-is-a-sum",
+        MUON,
+        '    B = mu * state["B"] + ommu * g\n',
+        '    B = mu * state["B"] + g\n',
+        OF_MUON + "the_state_is_the_mean_of_the_gradients",
+    ),
+    Mutant(
+        "muon-writes-into-the-gradient",
+        MUON,
+        "    Z = ommu * g + mu * B if nesterov else B\n",
+        "    Z = ommu * g + mu * B if nesterov else B\n    g[...] = Z\n",
+        WHOLE + "update_mutates_none_of_its_inputs",
     ),
 ]
