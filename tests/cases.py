@@ -106,6 +106,14 @@ WHOLE = [
     RuleCase("lars", "lars", ("v",), {"lr": 0.7, "trust": 0.02, "momentum": 0.85, "wd": 0.07, "eps": 1e-6}),
     RuleCase("lars-optax", "lars", ("v",), {"trust": 0.02, "wd": 0.07, "variant": "optax", "exclude_1d": True}),
     RuleCase("lars-clip", "lars", ("v",), {"lr": 0.05, "wd": 0.07, "variant": "clip", "max_unorm": 0.03}),
+    RuleCase("lamb", "lamb", ("m", "v"), ADAM | {"wd": 0.06, "phi_low": 0.3, "phi_high": 4.0}),
+    RuleCase("lamb-apex", "lamb", ("m", "v"), ADAM | {"wd": 0.06, "variant": "apex", "bias_correction": False}),
+    RuleCase(
+        "lamb-clip",
+        "lamb",
+        ("m", "v"),
+        ADAM | {"wd": 0.06, "variant": "clip", "max_unorm": 0.1, "exclude_1d": True},
+    ),
 ]
 """Rules that see whole tensors: sums over rows, blocks or all, and products of matrices."""
 
@@ -115,11 +123,16 @@ STATEFUL = [c for c in RULES if c.states]
 
 
 class CodecCase(NamedTuple):
-    """A codec with options."""
+    """A codec with options: the code of zero, the relative error of half an extreme, whether zeros stay zeros, and
+    which powers of two change no code."""
 
     label: str
     stem: str
     options: dict[str, Any]
+    zero: int = 0
+    rough: float = 0.04
+    zeros: bool = True
+    octaves: int = 1
 
     def record(self, ref: ModuleType) -> Any:
         """The subject's record with these options."""
@@ -137,10 +150,14 @@ CODECS = [
     CodecCase("int8_linear", "int8_linear", {}),
     CodecCase("int8_linear-7", "int8_linear", {"block": 7}),
     CodecCase("int8_linear-unsigned", "int8_linear", {"signed": False, "block": 32}),
-    CodecCase("dynamic8", "dynamic8", {}),
-    CodecCase("dynamic8-7", "dynamic8", {"block": 7}),
-    CodecCase("dynamic8-flat", "dynamic8", {"block": 64, "layout": "flat"}),
+    CodecCase("dynamic8", "dynamic8", {}, 127),
+    CodecCase("dynamic8-7", "dynamic8", {"block": 7}, 127),
+    CodecCase("dynamic8-flat", "dynamic8", {"block": 64, "layout": "flat"}, 127),
     CodecCase("dynamic8-unsigned", "dynamic8", {"signed": False, "block": 32}),
+    CodecCase("fp8", "fp8", {}),
+    CodecCase("fp8-7", "fp8", {"block": 7}),
+    CodecCase("fp8-e5m2", "fp8", {"format": "e5m2", "block": 32}),
+    CodecCase("fp8-tensor", "fp8", {"scale": "tensor"}),
 ]
 WEIGHTS = [
     CodecCase("bf16_sr", "bf16_sr", {}),
@@ -151,8 +168,10 @@ WEIGHTS = [
 ]
 """Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
 
-BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16")]
-STEMS = ["f32", "bf16", "int8_linear", "dynamic8"]
+BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16") and c.options.get("scale") != "tensor"]
+"""Codecs whose blocks know nothing of one another."""
+
+STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8"]
 
 
 def label(case: Any) -> str:

@@ -22,6 +22,7 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "rules/lamb",
     "rules/lars",
     "rules/muon",
     "codecs/fp8",

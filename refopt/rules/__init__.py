@@ -7,6 +7,7 @@ from refopt.rules.adam_mini import rule as adam_mini
 from refopt.rules.adamw import rule as adamw
 from refopt.rules.ademamix import rule as ademamix
 from refopt.rules.came import rule as came
+from refopt.rules.lamb import rule as lamb
 from refopt.rules.lars import rule as lars
 from refopt.rules.lion import rule as lion
 from refopt.rules.muon import rule as muon
@@ -17,7 +18,23 @@ from refopt.rules.sm3 import rule as sm3
 
 RULES = {
     r.stem: r
-    for r in (sgd, adam, adamw, lion, rmsprop, adafactor, adagrad, sm3, signum, came, ademamix, adam_mini, muon, lars)
+    for r in (
+        sgd,
+        adam,
+        adamw,
+        lion,
+        rmsprop,
+        adafactor,
+        adagrad,
+        sm3,
+        signum,
+        came,
+        ademamix,
+        adam_mini,
+        muon,
+        lars,
+        lamb,
+    )
 }
 
 __all__ = [
@@ -29,6 +46,7 @@ __all__ = [
     "adamw",
     "ademamix",
     "came",
+    "lamb",
     "lars",
     "lion",
     "muon",

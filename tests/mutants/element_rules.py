@@ -7,6 +7,7 @@ from tests.mutants.load import Mutant
 RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum.py"
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 ON_SIGNUM = "rules.test_signum:test_"
+LAMB, ON_LAMB = "rules/lamb.py", "rules.test_lamb:test_"
 LARS, ON_LARS = "rules/lars.py", "rules.test_lars:test_"
 ADEMAMIX, ON_ADEMAMIX = "rules/ademamix.py", "rules.test_ademamix:test_"
 
@@ -312,5 +313,75 @@ MUTANTS = [
         "wd = 0.0 if bare else wd",
         "wd = wd if bare else wd",
         ON_LARS + "vectors_can_be_left_out",
+    ),
+    Mutant(
+        "lamb-is-a-clip",
+        LAMB,
+        "        q = min(max(wn, phi_low)",
+        "        q = min(un, max(wn, phi_low)",
+        ON_LAMB + "a_step_is_as_long_as_the_weights_times_lr",
+    ),
+    Mutant(
+        "lamb-decay-outside-the-ratio",
+        LAMB,
+        "    wn, un = norm64(p), norm64(u)\n",
+        "    wn, un = norm64(p), norm64(u - f32(wd) * p)\n",
+        ON_LAMB + "the_equations_in_float64",
+    ),
+    Mutant(
+        "lamb-zeros-never-move",
+        LAMB,
+        "if bare or not (wn > 0 and un > 0) or",
+        "if bare or not un > 0 or",
+        ON_LAMB + "a_layer_of_zeros_takes_adams_step",
+    ),
+    Mutant(
+        "lamb-norm-of-the-last-row-missing",
+        LAMB,
+        "norm64(p), norm64(u)\n",
+        "norm64(p), norm64(u[:-1] if u.ndim > 1 and len(u) > 1 else u)\n",
+        ON_LAMB + "a_step_is_as_long_as_the_weights_times_lr",
+    ),
+    Mutant(
+        "lamb-upper-bound-ignored",
+        LAMB,
+        "inf if phi_high is None else phi_high",
+        "inf if phi_high is None else inf",
+        ON_LAMB + "phi_keeps_the_norm_of_the_weights_between_its_bounds",
+    ),
+    Mutant(
+        "lamb-clip-decays-first",
+        LAMB,
+        '    if variant == "clip":\n        p = p * decay\n',
+        '    if variant == "clip":\n        p = (p + s * u) * decay - s * u\n',
+        ON_LAMB + "the_clip_variant_cuts_and_never_stretches",
+    ),
+    Mutant(
+        "lamb-clip-stretches",
+        LAMB,
+        "q = min(1.0, max_unorm * wn / un)",
+        "q = max_unorm * wn / un",
+        ON_LAMB + "the_clip_variant_cuts_and_never_stretches",
+    ),
+    Mutant(
+        "lamb-eps-inside-the-correction",
+        LAMB,
+        "d = np.sqrt(v) * ir2 + eps",
+        "d = (np.sqrt(v) + eps) * ir2",
+        ON_LAMB + "the_equations_in_float64",
+    ),
+    Mutant(
+        "lamb-moments-of-the-decayed-gradient",
+        LAMB,
+        "    m = beta1 * state",
+        "    g = g + f32(wd) * p\n    m = beta1 * state",
+        ON_LAMB + "the_moments_are_adamws",
+    ),
+    Mutant(
+        "lamb-bounds-may-cross",
+        LAMB,
+        "low > high:",
+        "low > high + 10:",
+        ON_LAMB + "what_has_no_meaning_is_refused_by_name",
     ),
 ]
