@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16.py"
-ECC = "codecs/bf16_ecc.py"
+ECC, FP8 = "codecs/bf16_ecc.py", "codecs/fp8.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -190,5 +190,75 @@ MUTANTS = [
         """    return replace(codec, parts=(codec.parts[0], Part("error", np.dtype(f"i{codec.mode['bits'] // 8}"))))""",
         '    return replace(codec, mode={"bits": 8})',
         "codecs.test_bf16_ecc:test_sixteen_bits_lose_a_unit_of_float32_at_most",
+    ),
+    Mutant(
+        "fp8-ties-up",
+        FP8,
+        "np.rint(np.ldexp(a, mantissa - e))",
+        "np.floor(np.ldexp(a, mantissa - e) + f32(0.5))",
+        "codecs.test_fp8:test_boundaries_between_words_are_those_of_ml_dtypes",
+    ),
+    Mutant(
+        "fp8-truncates",
+        FP8,
+        "np.rint(np.ldexp(a, mantissa - e))",
+        "np.trunc(np.ldexp(a, mantissa - e))",
+        "codecs.test_fp8:test_the_error_is_half_a_step_of_the_mantissa",
+    ),
+    Mutant(
+        "fp8-no-subnormals",
+        FP8,
+        "np.where(a < f32(2.0**least), least, np.frexp(a)[1] - 1)",
+        "np.frexp(a)[1] - 1",
+        "codecs.test_fp8:test_what_lies_between_takes_the_word_of_ml_dtypes",
+    ),
+    Mutant(
+        "fp8-one-binade-of-subnormals-lost",
+        FP8,
+        """"e4m3": (3, -6,""",
+        """"e4m3": (3, -5,""",
+        "codecs.test_fp8:test_every_word_decodes_as_in_ml_dtypes",
+    ),
+    Mutant(
+        "fp8-largest-is-240",
+        FP8,
+        "448.0, 0x7E)",
+        "240.0, 0x77)",
+        "codecs.test_fp8:test_both_extremes_take_the_largest_word",
+    ),
+    Mutant(
+        "fp8-largest-overflows-to-nan",
+        FP8,
+        "np.minimum((e - least) * 2**mantissa + k, last)",
+        "(e - least) * 2**mantissa + k + (a >= f32(largest))",
+        "codecs.test_fp8:test_both_extremes_take_the_largest_word",
+    ),
+    Mutant(
+        "fp8-scale-by-the-reciprocal",
+        FP8,
+        "scales = a / largest",
+        "scales = a * (f32(1) / largest)",
+        "codecs.test_fp8:test_the_scale_is_divided_once",
+    ),
+    Mutant(
+        "fp8-sign-dropped",
+        FP8,
+        "np.concatenate([half, -half])",
+        "np.concatenate([half, half])",
+        "codecs.test_fp8:test_every_word_decodes_as_in_ml_dtypes",
+    ),
+    Mutant(
+        "fp8-tensor-scale-of-the-last-block",
+        FP8,
+        "np.array([0, size])",
+        "np.array([int(bounds[-2]), size])",
+        "codecs.test_fp8:test_one_scale_for_all_is_one_block_of_all",
+    ),
+    Mutant(
+        "fp8-tensor-is-cut-into-pages",
+        FP8,
+        "replace(codec, scope=per,",
+        """replace(codec, scope="block" if per == "block" else codec.scope,""",
+        "codecs.test_fp8:test_one_scale_for_all_is_one_block_of_all",
     ),
 ]
