@@ -71,7 +71,7 @@ def test_boundaries_between_words_are_those_of_ml_dtypes(ref: ModuleType, form: 
         assert (encoded(ref, v, form) == want).all()
     y = y[: mid.size]
     tie = y * f32(LARGEST[form]) == mid
-    assert tie.mean() > 0.9 and (encoded(ref, y[tie], form) & 1 == 0).all()
+    assert tie.mean() > 0.8 and (encoded(ref, y[tie], form) & 1 == 0).all()
 
 
 @formats
