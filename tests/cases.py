@@ -62,6 +62,7 @@ PLANES = ((5, 3), (3, 40), (1, 7), (17, 16))
 MATRICES = ((5, 3), (3, 40), (2, 3, 17), (1, 7))
 FACTORS = {"eps1": 1e-12, "eps2": 0.03, "clip": 0.8, "decay_rate": -0.6}
 CAME = {"lr": 0.003, "beta1": 0.8, "beta2": 0.97, "beta3": 0.99, "eps1": 1e-12, "eps2": 1e-6, "clip": 0.8, "wd": 0.2}
+GALORE = ADAM | {"wd": 0.2, "rank": 2, "gap": 2, "scale": 0.7}
 
 WHOLE = [
     RuleCase("adafactor", "adafactor", ("R", "C"), FACTORS | {"wd": 0.3}, MATRICES),
@@ -100,6 +101,10 @@ WHOLE = [
         {"lr": 0.003, "nesterov": False, "adjust_lr": "match_rms_adamw", "eps_at": "added", "wd": 0.3},
         PLANES,
     ),
+    RuleCase("galore", "galore", ("P", "m", "v"), GALORE, ((3, 5), (3, 40), (16, 17))),
+    RuleCase("galore-right", "galore", ("Q", "m", "v"), GALORE | {"proj_type": "right"}, ((5, 3), (3, 40), (16, 17))),
+    RuleCase("galore-full", "galore", ("P", "Q", "m", "v"), GALORE | {"proj_type": "full"}, ((5, 3), (3, 40))),
+    RuleCase("galore-sgd", "galore", ("P",), GALORE | {"inner": "sgd"}, ((3, 5), (3, 40))),
     RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
     RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
     RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),
@@ -113,6 +118,12 @@ WHOLE = [
         "lamb",
         ("m", "v"),
         ADAM | {"wd": 0.06, "variant": "clip", "max_unorm": 0.1, "exclude_1d": True},
+    ),
+    RuleCase(
+        "schedule_free",
+        "schedule_free",
+        ("z", "v", "weight_sum", "lr_max"),
+        ADAM | {"wd": 0.06, "r": 0.5, "lr_power": 1.5, "warmup": 3},
     ),
 ]
 """Rules that see whole tensors: sums over rows, blocks or all, and products of matrices."""

@@ -22,6 +22,9 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "codecs/q4",
+    "rules/galore",
+    "rules/schedule_free",
     "rules/lamb",
     "rules/lars",
     "rules/muon",

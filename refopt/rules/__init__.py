@@ -7,11 +7,13 @@ from refopt.rules.adam_mini import rule as adam_mini
 from refopt.rules.adamw import rule as adamw
 from refopt.rules.ademamix import rule as ademamix
 from refopt.rules.came import rule as came
+from refopt.rules.galore import rule as galore
 from refopt.rules.lamb import rule as lamb
 from refopt.rules.lars import rule as lars
 from refopt.rules.lion import rule as lion
 from refopt.rules.muon import rule as muon
 from refopt.rules.rmsprop import rule as rmsprop
+from refopt.rules.schedule_free import rule as schedule_free
 from refopt.rules.sgd import rule as sgd
 from refopt.rules.signum import rule as signum
 from refopt.rules.sm3 import rule as sm3
@@ -34,6 +36,8 @@ RULES = {
         muon,
         lars,
         lamb,
+        schedule_free,
+        galore,
     )
 }
 
@@ -46,11 +50,13 @@ __all__ = [
     "adamw",
     "ademamix",
     "came",
+    "galore",
     "lamb",
     "lars",
     "lion",
     "muon",
     "rmsprop",
+    "schedule_free",
     "sgd",
     "signum",
     "sm3",

@@ -7,6 +7,7 @@ from tests.mutants.load import Mutant
 RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum.py"
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 ON_SIGNUM = "rules.test_signum:test_"
+FREE, ON_FREE = "rules/schedule_free.py", "rules.test_schedule_free:test_"
 LAMB, ON_LAMB = "rules/lamb.py", "rules.test_lamb:test_"
 LARS, ON_LARS = "rules/lars.py", "rules.test_lars:test_"
 ADEMAMIX, ON_ADEMAMIX = "rules/ademamix.py", "rules.test_ademamix:test_"
@@ -383,5 +384,68 @@ MUTANTS = [
         "low > high:",
         "low > high + 10:",
         ON_LAMB + "what_has_no_meaning_is_refused_by_name",
+    ),
+    Mutant(
+        "schedule-free-base-steps-from-the-new",
+        FREE,
+        '    p = p + c * (state["z"] - p)\n    p = p + along * u\n    z = state["z"] - lr_t * u\n',
+        '    z = state["z"] - lr_t * u\n    p = p + c * (z - p)\n    p = p + along * u\n',
+        ON_FREE + "it_is_the_papers_three_sequences",
+    ),
+    Mutant(
+        "schedule-free-momentum-sign",
+        FREE,
+        "beta1 * (1.0 - c) - 1.0",
+        "beta1 * c - 1.0",
+        ON_FREE + "it_is_the_papers_three_sequences",
+    ),
+    Mutant(
+        "schedule-free-warm-up-one-late",
+        FREE,
+        "min(1.0, t / warmup)",
+        "min(1.0, (t - 1) / warmup)",
+        ON_FREE + "it_is_the_papers_three_sequences",
+    ),
+    Mutant(
+        "schedule-free-weight-of-the-current-rate",
+        FREE,
+        "lr_max**lr_power",
+        "f64(lr_t) ** lr_power",
+        ON_FREE + "a_lower_rate_keeps_the_weight_of_the_highest",
+    ),
+    Mutant(
+        "schedule-free-rate-folds-the-correction",
+        FREE,
+        "    lr_max = np.maximum",
+        "    lr_t = lr_t * sqrt(1.0 - ipow(beta2, t))\n    lr_max = np.maximum",
+        ON_FREE + "it_is_the_papers_three_sequences",
+    ),
+    Mutant(
+        "schedule-free-decay-at-the-base",
+        FREE,
+        "u = u + wd * p",
+        'u = u + wd * state["z"]',
+        ON_FREE + "decay_is_taken_at_the_live_weights",
+    ),
+    Mutant(
+        "schedule-free-base-starts-at-zero",
+        FREE,
+        '{"z": p.copy(), "v"',
+        '{"z": np.zeros(p.shape, f32), "v"',
+        ON_FREE + "it_is_the_papers_three_sequences",
+    ),
+    Mutant(
+        "schedule-free-average-the-other-way",
+        FREE,
+        "f32(1.0 - 1.0 / beta1)",
+        "f32(1.0 - beta1)",
+        ON_FREE + "there_and_back_is_the_identity_to_rounding",
+    ),
+    Mutant(
+        "schedule-free-divides-by-no-weight",
+        FREE,
+        "w / weight_sum if weight_sum > 0 else f64(0)",
+        "w / weight_sum",
+        ON_FREE + "a_rate_of_zero_moves_nothing",
     ),
 ]
