@@ -169,6 +169,11 @@ CODECS = [
     CodecCase("fp8-7", "fp8", {"block": 7}),
     CodecCase("fp8-e5m2", "fp8", {"format": "e5m2", "block": 32}),
     CodecCase("fp8-tensor", "fp8", {"scale": "tensor"}),
+    CodecCase("q4", "q4", {}, 7, 0.15),
+    CodecCase("q4-7-low", "q4", {"block": 7, "first": "low"}, 7, 0.15),
+    CodecCase("q4-unsigned", "q4", {"signed": False, "block": 32}, 0, 0.15, zeros=False),
+    CodecCase("q4-rank1", "q4", {"scale": "rank1"}, 7, 0.15),
+    CodecCase("q4-rank1-unsigned", "q4", {"scale": "rank1", "signed": False}, 0, 0.15, zeros=False),
 ]
 WEIGHTS = [
     CodecCase("bf16_sr", "bf16_sr", {}),
@@ -179,10 +184,10 @@ WEIGHTS = [
 ]
 """Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
 
-BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16") and c.options.get("scale") != "tensor"]
+BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16") and c.options.get("scale") not in ("tensor", "rank1")]
 """Codecs whose blocks know nothing of one another."""
 
-STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8"]
+STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8", "q4"]
 
 
 def label(case: Any) -> str:

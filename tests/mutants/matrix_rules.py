@@ -6,10 +6,11 @@ from tests.mutants.load import Mutant
 
 ADAFACTOR, SM3, CAME = "rules/adafactor.py", "rules/sm3.py", "rules/came.py"
 ADAM_MINI, MUON = "rules/adam_mini.py", "rules/muon.py"
+GALORE = "rules/galore.py"
 WHOLE = "rules.test_every_whole_rule:test_"
 OF_ADAFACTOR, OF_SM3 = "rules.test_adafactor:test_", "rules.test_sm3:test_"
 OF_CAME, OF_ADAM_MINI = "rules.test_came:test_", "rules.test_adam_mini:test_"
-OF_MUON = "rules.test_muon:test_"
+OF_MUON, OF_GALORE = "rules.test_muon:test_", "rules.test_galore:test_"
 
 MUTANTS = [
     Mutant(
@@ -340,5 +341,91 @@ MUTANTS = [
         "    Z = ommu * g + mu * B if nesterov else B\n",
         "    Z = ommu * g + mu * B if nesterov else B\n    g[...] = Z\n",
         WHOLE + "update_mutates_none_of_its_inputs",
+    ),
+    Mutant(
+        "galore-signs-as-they-come",
+        GALORE,
+        "np.where(largest < 0, -1.0, 1.0)",
+        "np.where(largest < 0, -1.0, -1.0)",
+        OF_GALORE + "the_largest_entry_of_a_direction_is_positive",
+    ),
+    Mutant(
+        "galore-weakest-directions",
+        GALORE,
+        "    kept = vectors[:, :rank]\n",
+        "    kept = vectors[:, -rank:]\n",
+        OF_GALORE + "bases_span_the_strongest_directions",
+    ),
+    Mutant(
+        "galore-rows-of-V",
+        GALORE,
+        "canonical(Vt.T, rank)",
+        "canonical(np.resize(Vt, (g.shape[1], len(Vt))), rank)",
+        OF_GALORE + "bases_span_the_strongest_directions",
+    ),
+    Mutant(
+        "galore-looks-one-step-late",
+        GALORE,
+        "if (t - 1) % int(gap) == 0 else",
+        "if t == 1 or t % int(gap) == 0 else",
+        OF_GALORE + "directions_are_found_at_the_first_step_and_every_gap_after",
+    ),
+    Mutant(
+        "galore-clears-moments-with-the-directions",
+        GALORE,
+        "    R = N = project(P, g, Q)\n",
+        "    R = N = project(P, g, Q)\n"
+        "    if adam and (t - 1) % int(gap) == 0:\n"
+        "        state = state | {'m': 0 * R, 'v': 0 * R}\n",
+        OF_GALORE + "new_directions_leave_the_moments_as_they_are",
+    ),
+    Mutant(
+        "galore-decays-first",
+        GALORE,
+        "    p = p - step * (alpha * U)\n    p = p - decay * p\n",
+        "    p = p - decay * p\n    p = p - step * (alpha * U)\n",
+        OF_GALORE + "decay_comes_after_the_step",
+    ),
+    Mutant(
+        "galore-scales-the-decay",
+        GALORE,
+        "decay = f32(lr * wd)",
+        "decay = f32(lr * wd * scale)",
+        OF_GALORE + "scale_stretches_the_step_and_leaves_the_decay",
+    ),
+    Mutant(
+        "galore-eps-after-the-correction",
+        GALORE,
+        "(np.sqrt(v) + eps)",
+        "(np.sqrt(v) + eps * f32(sqrt(1.0 - ipow(float(beta2), t))))",
+        OF_GALORE + "eps_is_added_before_the_bias_correction",
+    ),
+    Mutant(
+        "galore-std-on-the-longer-side",
+        GALORE,
+        "shape[0] >= shape[1]",
+        "shape[0] < shape[1]",
+        OF_GALORE + "std_projects_to_the_shorter_side",
+    ),
+    Mutant(
+        "galore-square-goes-left",
+        GALORE,
+        "shape[0] >= shape[1]",
+        "shape[0] > shape[1]",
+        OF_GALORE + "std_projects_to_the_shorter_side",
+    ),
+    Mutant(
+        "galore-rank-cut-in-silence",
+        GALORE,
+        '    if hyper["rank"] > min(shape):\n',
+        '    if hyper["rank"] > max(shape):\n',
+        OF_GALORE + "what_cannot_be_is_refused_by_name",
+    ),
+    Mutant(
+        "galore-returns-the-projected-gradient",
+        GALORE,
+        "    U = project_back(P, N, Q)\n",
+        "    U = project_back(P, R, Q)\n",
+        OF_GALORE + "between_two_looks_it_is_its_equations_in_float64",
     ),
 ]
