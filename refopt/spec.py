@@ -178,7 +178,8 @@ class Box:
 @dataclass(frozen=True)
 class Part:
     """One array of a codec. `per` tells how many entries it has: one an "element", half an element rounded up in
-    each block ("nibble"), one a "block", one a "tensor", one for each index of each "axis"."""
+    each block ("nibble"), one a "block", one a "tensor", one for each index of each "axis" (a "block" where the tensor
+    has a single axis, or none)."""
 
     name: str
     dtype: Any
@@ -189,7 +190,8 @@ class Part:
         n, blocks = math.prod(shape), len(bounds) - 1
         if self.per == "nibble":
             return int(((np.diff(bounds) + 1) // 2).sum())
-        return {"element": n, "block": blocks, "tensor": 1, "axis": sum(shape)}[self.per]
+        axis = sum(shape) if len(shape) >= 2 else blocks
+        return {"element": n, "block": blocks, "tensor": 1, "axis": axis}[self.per]
 
 
 CODES = Part("codes", np.uint8)

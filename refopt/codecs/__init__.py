@@ -9,7 +9,20 @@ from refopt.codecs.dynamic8 import codec as dynamic8
 from refopt.codecs.f32 import codec as f32
 from refopt.codecs.fp8 import codec as fp8
 from refopt.codecs.int8_linear import codec as int8_linear
+from refopt.codecs.q4 import codec as q4
 
-CODECS = {c.stem: c for c in (f32, bf16, int8_linear, dynamic8, bf16_sr, bf16_kahan, bf16_rem16, bf16_ecc, fp8)}
+CODECS = {c.stem: c for c in (f32, bf16, int8_linear, dynamic8, bf16_sr, bf16_kahan, bf16_rem16, bf16_ecc, fp8, q4)}
 
-__all__ = ["CODECS", "bf16", "bf16_ecc", "bf16_kahan", "bf16_rem16", "bf16_sr", "dynamic8", "f32", "fp8", "int8_linear"]
+__all__ = [
+    "CODECS",
+    "bf16",
+    "bf16_ecc",
+    "bf16_kahan",
+    "bf16_rem16",
+    "bf16_sr",
+    "dynamic8",
+    "f32",
+    "fp8",
+    "int8_linear",
+    "q4",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.load import Mutant
 
 SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16.py"
-ECC, FP8 = "codecs/bf16_ecc.py", "codecs/fp8.py"
+ECC, FP8, Q4 = "codecs/bf16_ecc.py", "codecs/fp8.py", "codecs/q4.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -260,5 +260,89 @@ MUTANTS = [
         "replace(codec, scope=per,",
         """replace(codec, scope="block" if per == "block" else codec.scope,""",
         "codecs.test_fp8:test_one_scale_for_all_is_one_block_of_all",
+    ),
+    Mutant(
+        "q4-second-moment-with-a-zero",
+        Q4,
+        "np.clip(np.rint(y * f32(16)), 1, 16) - 1",
+        "np.clip(np.rint(y * f32(15)), 0, 15)",
+        "codecs.test_q4:test_a_second_moment_never_becomes_zero",
+    ),
+    Mutant(
+        "q4-second-moment-ties-up",
+        Q4,
+        "np.rint(y * f32(16))",
+        "np.floor(y * f32(16) + f32(0.5))",
+        "codecs.test_q4:test_ties_of_a_second_moment_go_to_the_even_sixteenth",
+    ),
+    Mutant(
+        "q4-momentum-ties-away",
+        Q4,
+        'np.abs(y), side="left"',
+        'np.abs(y), side="right"',
+        "codecs.test_q4:test_ties_of_a_momentum_go_toward_zero",
+    ),
+    Mutant(
+        "q4-negative-extreme-wraps",
+        Q4,
+        "np.maximum(ZERO - steps, 0)",
+        "ZERO - steps",
+        "codecs.test_q4:test_a_negative_extreme_shrinks",
+    ),
+    Mutant(
+        "q4-cells-of-a-decade-too-many",
+        Q4,
+        "Fraction(10) ** (i - 2)",
+        "Fraction(10) ** (i - 3)",
+        "codecs.test_q4:test_the_levels_are_the_published_fractions_rounded_once",
+    ),
+    Mutant(
+        "q4-rank1-takes-the-larger-maximum",
+        Q4,
+        "s = np.minimum(s, part",
+        "s = np.maximum(np.where(np.isinf(s), 0, s), part",
+        "codecs.test_q4:test_a_second_moment_never_becomes_zero",
+    ),
+    Mutant(
+        "q4-rank1-product-of-maxima",
+        Q4,
+        "s = np.minimum(s, part",
+        "s = np.where(np.isinf(s), f32(1), s) * (part",
+        "codecs.test_q4:test_swapping_axes_swaps_codes",
+    ),
+    Mutant(
+        "q4-rank1-of-the-first-axis-alone",
+        Q4,
+        "bits.max(axis=tuple(b for b in axes if b != a), initial=0) for a in axes",
+        "bits.max(axis=tuple(b for b in axes if b != 0), initial=0)[np.arange(shape[a]) % shape[0]] for a in axes",
+        "codecs.test_q4:test_scales_of_slices_are_their_largest_magnitudes",
+    ),
+    Mutant(
+        "q4-rank1-zero-rows-divide",
+        Q4,
+        "live = s > 0",
+        "live = s == s",
+        "codecs.test_q4:test_a_zero_row_stays_zero",
+    ),
+    Mutant(
+        "q4-order-of-halves-forgotten",
+        Q4,
+        """arrays["codes"], bounds, codec.mode["first"] == "low")""",
+        """arrays["codes"], bounds)""",
+        "codecs.test_every_codec:test_codes_follow_the_order_of_their_block",
+    ),
+    Mutant(
+        "q4-left-over-half-is-code-zero",
+        Q4,
+        "zero = ZERO if codec.signed else 0",
+        "zero = 0",
+        "codecs.test_q4:test_two_codes_share_a_byte_and_every_block_begins_one",
+    ),
+    Mutant(
+        "q4-rank1-pages",
+        Q4,
+        """replace(codec, scope="tensor", needs""",
+        """replace(codec, scope="block", needs""",
+        "codecs.test_q4:test_a_run_with_scales_of_slices_is_decode_rule_encode",
     ),
 ]
