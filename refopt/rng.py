@@ -48,3 +48,12 @@ def r16(key: int, first: int, count: int) -> Array:
     mixed = words(key, first // 4, (first + count - 1) // 4 - first // 4 + 1)
     word = mixed[(i // np.uint64(4)).astype(np.int64) - first // 4]
     return (word >> (np.uint64(16) * (i % np.uint64(4))) & np.uint64(0xFFFF)).astype(np.uint16)
+
+
+def normals(key: int, count: int) -> Array:
+    """Standard normal numbers, float64: Box and Muller's transform of pairs of words, from word 2^48 on, where no r16
+    of the same key comes. They end at 8.6, the root of -2 log 2^-53."""
+    upper = (words(key, 1 << 48, count + count % 2) >> np.uint64(11)).astype(np.float64)
+    radius = np.sqrt(-2.0 * np.log((upper[0::2] + 1.0) * 2.0**-53))
+    angle = 2.0 * np.pi * (upper[1::2] * 2.0**-53)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(-1)[:count]

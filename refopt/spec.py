@@ -110,7 +110,7 @@ class Rule:
     tensor enters, "matrix" when a product of matrices does (`update` is given whole tensors in their shape). `tier`
     is the promise between oracle and fast path: T0 and T1 agree bit for bit, T2 to a stated tolerance. `together`
     checks hyper-parameters against one another, `fits(call, shape, hyper)` a parameter's shape. A rule that is
-    `random` is given `tensor`, the parameter's number, so that no two parameters draw the same bits.
+    `random` is given `seed`, and `tensor`, the parameter's number, so that no two parameters draw the same bits.
     """
 
     stem: str

@@ -148,6 +148,10 @@ class Optimizer:
         """The most bytes that weights, gradients and states take in a step, by where they are."""
         return self.place.peak(self.loads(params), self.place.buffers)
 
+    def drawn(self, k: int) -> dict[str, int]:
+        """What a rule that draws random bits is given for tensor k."""
+        return {"tensor": k, "seed": self.seed} if self.rule.random else {}
+
     def due(self, g: Array | None, s: dict[str, Any]) -> tuple[Array | None, Array | None]:
         """(the gradient that a step given `g` applies, the one that waits for the next)."""
         pending = s.get("pending")
@@ -253,7 +257,7 @@ class Optimizer:
         places = {n: (shapes[n], first, last) if window and shapes[n] == shape else None for n in shapes}
         cells = {n: Cell(self.codec_of(n, size), s[n], make, f"{k}.{n}", places[n]) for n in shapes}
         weights = Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, t, k), make, window)
-        now = {"t": t} | ({"tensor": k} if self.rule.random else {}) | hyper
+        now = {"t": t} | self.drawn(k) | hyper
         self._moved("g", "g", g.nbytes)
         with np.errstate(all="ignore"):
             for a, b in self._pages(shape, first, last):

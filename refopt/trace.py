@@ -69,7 +69,7 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) 
         for st in opt.states:
             old[st.name] = yield from _opened(st.name, s[st.name])
         with np.errstate(all="ignore"):
-            _, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper)
+            _, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper | opt.drawn(k))
         if opt.codecs["p"].stem != "f32":
             yield Line("p", f"{opt.codecs['p'].stem}(p)", _leaves("trace", "params", after_p)[k])
         for st in opt.states:
