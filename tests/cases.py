@@ -37,6 +37,7 @@ RULES = [
     RuleCase("sgd", "sgd", (), {"lr": 0.03, "wd": 0.07}),
     RuleCase("sgd-momentum", "sgd", ("buf",), HEAVY | {"dampening": 0.2}),
     RuleCase("sgd-nesterov", "sgd", ("buf",), HEAVY | {"nesterov": True}),
+    RuleCase("sgd-inside", "sgd", ("buf",), HEAVY | {"nesterov": True, "lr_at": "inside", "decay": "decoupled"}),
     RuleCase("adam", "adam", ("m", "v"), ADAM | {"wd": 0.06}),
     RuleCase("adamw", "adamw", ("m", "v"), ADAM | {"wd": 0.11}),
     RuleCase("lion", "lion", ("m",), {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),

@@ -17,6 +17,9 @@ wd      weight decay        coupled (L2), >= 0             0
 
 State: ``buf``, float32, the parameter's shape; 4 bytes a parameter, none when ``momentum=0``.
 
+``lr_at="inside"`` multiplies g by lr on its way into b, as Sutskever and Keras do: a new lr then leaves history alone.
+``decay="decoupled"`` shrinks the old weights instead (SGDW). With the defaults it is torch's, bit for bit.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([1, -2]), np.float32([0.5, 0.25])
@@ -53,11 +56,18 @@ def update(
     dampening: float = 0.0,
     nesterov: bool = False,
     wd: float = 0.0,
+    lr_at: str = "outside",
+    decay: str = "coupled",
 ) -> tuple[Array, dict[str, Array]]:
     """One step. The first (t=1) takes g whole: dampening starts at the second, as in torch."""
+    keep = f32(1.0 - lr * wd)
     lr, mu, wd, damp = f32(lr), f32(momentum), f32(wd), f32(1.0 - dampening)
-    if wd:
+    if decay == "decoupled":
+        p = p * keep
+    elif wd:
         g = g + wd * p
+    if lr_at == "inside":
+        g, lr = lr * g, f32(1)
     d = g
     if mu:
         b = g.copy() if t == 1 else mu * state["buf"] + damp * g
@@ -87,6 +97,20 @@ rule = Rule(
         Hyper("dampening", "tau", 0.0, "share of the gradient dropped after the first step", low=0, torch="dampening"),
         Hyper("nesterov", "nesterov", False, "step along g + mu b instead of b", torch="nesterov"),
         Hyper("wd", "wd", 0.0, "weight decay, coupled: g + wd p", low=0, torch="weight_decay"),
+        Hyper(
+            "lr_at",
+            "lr",
+            "outside",
+            "outside: lr times b (torch, bitsandbytes); inside: lr times g goes into b (Keras, Sutskever)",
+            choices=("outside", "inside"),
+        ),
+        Hyper(
+            "decay",
+            "wd",
+            "coupled",
+            "coupled: g + wd p (torch); decoupled: p (1 - lr wd) (FlashOptim's SGDW, optimi)",
+            choices=("coupled", "decoupled"),
+        ),
     ),
     init=init,
     update=update,

@@ -53,13 +53,16 @@ class Composed(torch.optim.Optimizer):
     ) -> None:
         call = type(self).__name__
         record = settings.rule_named(rule, call)
-        known = settings.torch_words(record)
+        known, others = settings.torch_words(record), settings.dialect(record, hyper, call)
+        hyper = {name: value for name, value in hyper.items() if name not in others}
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
         if place != "resident":
             raise ValueError(f"{call}: place must be 'resident', got {place!r}; other places have no fast path yet")
-        table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
+        table = settings.codec_names(
+            record, codecs, {s.name: usual or "f32" for s in settings.kept_states(record)}, call
+        )
         ours = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size, "maximize": bool(maximize)}
         settings.check_group(record, ours, call)
         settings.hyper_of(record, known | hyper, call)
@@ -154,7 +157,7 @@ class Composed(torch.optim.Optimizer):
             settings.hyper_of(self.rule, {**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:
-                    known = states.layout_of(self.rule.states, ours, p)
+                    known = states.layout_of(settings.kept_states(self.rule), ours, p)
                     states.check(known, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
@@ -163,7 +166,7 @@ class Composed(torch.optim.Optimizer):
                 group.setdefault(name, ours[name])
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    known = states.layout_of(self.rule.states, group, p)
+                    known = states.layout_of(settings.kept_states(self.rule), group, p)
                     self.state[p] = states.restore(known, saved["state"][index], p)
         self._plans.clear()
 

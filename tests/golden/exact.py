@@ -85,9 +85,15 @@ def sgd(
     dampening: float = 0,
     nesterov: bool = False,
     wd: float = 0,
+    lr_at: str = "outside",
+    decay: str = "coupled",
 ) -> tuple[Single, State]:
-    if wd:
+    if decay == "decoupled":
+        p = p * Single(1 - Fraction(lr) * Fraction(wd))
+    elif wd:
         g = g + Single(wd) * p
+    if lr_at == "inside":
+        g, lr = Single(lr) * g, 1
     if not momentum:
         return p - Single(lr) * g, {}
     mu = Single(momentum)

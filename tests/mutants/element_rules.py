@@ -8,6 +8,7 @@ RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 ON_SIGNUM = "rules.test_signum:test_"
 FREE, ON_FREE = "rules/schedule_free.py", "rules.test_schedule_free:test_"
+SGD, ON_SGD = "rules/sgd.py", "rules.test_sgd:test_"
 LAMB, ON_LAMB = "rules/lamb.py", "rules.test_lamb:test_"
 LARS, ON_LARS = "rules/lars.py", "rules.test_lars:test_"
 ADEMAMIX, ON_ADEMAMIX = "rules/ademamix.py", "rules.test_ademamix:test_"
@@ -447,5 +448,19 @@ MUTANTS = [
         "w / weight_sum if weight_sum > 0 else f64(0)",
         "w / weight_sum",
         ON_FREE + "a_rate_of_zero_moves_nothing",
+    ),
+    Mutant(
+        "sgd-lr-inside-and-outside",
+        SGD,
+        "g, lr = lr * g, f32(1)",
+        "g, lr = lr * g, lr",
+        ON_SGD + "with_lr_inside_a_change_of_learning_rate_leaves_history_alone",
+    ),
+    Mutant(
+        "sgd-decays-both-ways",
+        SGD,
+        "    elif wd:\n",
+        "    if wd:\n",
+        ON_SGD + "decoupled_decay_shrinks_the_weight_and_stays_out_of_the_buffer",
     ),
 ]

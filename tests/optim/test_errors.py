@@ -39,6 +39,8 @@ ARGUMENTS = [
     ("AdamW8bit", {"codecs": {"p": "bf16"}}, ValueError, "'p'"),
     ("AdamW8bit", {"codecs": 8}, (TypeError, ValueError), "8"),
     ("AdamW8bit", {"place": "paged"}, ValueError, "place.*'resident'.*'paged'|place='paged'.*'resident'"),
+    ("SGD", {"momentum": 0.9, "lr_at": "inside"}, ValueError, r"lr_at='inside' has no kernel.*refopt\.Optimizer\('sgd'\)"),
+    ("SGD", {"decay": "decoupled"}, ValueError, "decay='decoupled' has no kernel, only 'coupled' has"),
     ("Composed", {"rule": "adamv"}, ValueError, "no rule 'adamv'.*adamw"),
     ("Composed", {"rule": "rmsprop"}, ValueError, "no kernel for rule 'rmsprop'.*adamw"),
     ("Composed", {"rule": refopt.rules.rmsprop}, ValueError, "no kernel for rule 'rmsprop'.*adamw"),
@@ -67,6 +69,25 @@ def test_what_torch_refuses_is_refused() -> None:
         rc.optim.AdamW(p)
     with pytest.raises(ValueError, match=r"duplicate|more than one"):
         rc.optim.AdamW([{"params": [p]}, {"params": [p]}])
+
+
+def test_an_option_without_a_kernel_may_be_named_at_its_default() -> None:
+    p = parameter(torch.ones(3))
+    opt = rc.optim.SGD([p], lr=0.5, decay="coupled", lr_at="outside")
+    assert not {"decay", "lr_at"} & opt.param_groups[0].keys()
+    p.grad = torch.ones(3)
+    opt.step()
+    assert p.tolist() == [0.5] * 3
+
+
+def test_an_option_without_a_kernel_that_is_set_later_is_refused_before_the_step() -> None:
+    p = parameter(torch.ones(3))
+    opt = rc.optim.SGD([p], lr=0.5)
+    opt.param_groups[0]["lr_at"] = "inside"
+    p.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"SGD.step: lr_at='inside' has no kernel"):
+        opt.step()
+    assert p.tolist() == [1.0] * 3
 
 
 GROUPS = [

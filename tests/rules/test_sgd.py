@@ -65,3 +65,36 @@ def test_decay_goes_through_the_buffer(ref: ModuleType) -> None:
     moved, state = follow(ref.Optimizer("sgd", lr=0.5, momentum=0.5, wd=0.25), [p], [[zero], [zero]])
     assert state[0]["buf"].tolist() == [0.25 + 0.25 * 1.75]
     assert moved[0].tolist() == [2.0 - 0.5 * 0.5 - 0.5 * 0.6875]
+
+
+def test_with_lr_inside_a_change_of_learning_rate_leaves_history_alone(ref: ModuleType) -> None:
+    """Steps of 1, then of 0.5 + 10: what the buffer holds was multiplied by the rate of its own time."""
+    p, g = np.zeros(1, f32), np.ones(1, f32)
+    opt = ref.Optimizer("sgd", lr=1.0, momentum=0.5, lr_at="inside")
+    p, state = opt.step([p], [g], opt.init([p]))
+    (moved,), state = opt.step(p, [g], state, lr=10.0)
+    assert (moved[0], state[0]["buf"][0]) == (-11.5, 10.5)
+
+
+@given(run=runs())
+def test_with_one_learning_rate_its_place_changes_rounding_alone(ref: ModuleType, run: Any) -> None:
+    """A power of two: not even that."""
+    p, grads = run
+    hyper = {"lr": 0.125, "momentum": 0.8, "nesterov": True, "wd": 0.5}
+    one, _ = follow(ref.Optimizer("sgd", **hyper), p, grads)
+    other, _ = follow(ref.Optimizer("sgd", lr_at="inside", **hyper), p, grads)
+    same_bits(other, one, "p")
+
+
+def test_decoupled_decay_shrinks_the_weight_and_stays_out_of_the_buffer(ref: ModuleType) -> None:
+    p, zero = f32([4.0]), np.zeros(1, f32)
+    opt = ref.Optimizer("sgd", lr=0.5, momentum=0.5, wd=0.25, decay="decoupled")
+    moved, state = follow(opt, [p], [[zero], [zero]])
+    assert moved[0].tolist() == [4.0 * 0.875**2]
+    assert state[0]["buf"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("bad", [{"lr_at": "within"}, {"decay": "L2"}, {"momentum": 1.0}])
+def test_what_has_no_meaning_is_refused_by_name(ref: ModuleType, bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"sgd.*{next(iter(bad))} must be"):
+        ref.Optimizer("sgd", **bad)
