@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 HEAVY, ADAM = {"lr": 0.03, "momentum": 0.85, "wd": 0.07}, {"lr": 0.013, "beta1": 0.8, "beta2": 0.97, "eps": 1e-7}
 MIX = ADAM | {"beta3": 0.995, "alpha": 3.5, "wd": 0.11}
+SIGNS = {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}
 SQUARES = {"lr": 0.013, "alpha": 0.96, "eps": 1e-7, "wd": 0.06}
 
 
@@ -40,7 +41,9 @@ RULES = [
     RuleCase("sgd-inside", "sgd", ("buf",), HEAVY | {"nesterov": True, "lr_at": "inside", "decay": "decoupled"}),
     RuleCase("adam", "adam", ("m", "v"), ADAM | {"wd": 0.06}),
     RuleCase("adamw", "adamw", ("m", "v"), ADAM | {"wd": 0.11}),
-    RuleCase("lion", "lion", ("m",), {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),
+    RuleCase("lion", "lion", ("m",), SIGNS),
+    RuleCase("lion-after", "lion", ("m",), SIGNS | {"decay_order": "after"}),
+    RuleCase("lion-additive", "lion", ("m",), SIGNS | {"decay_order": "additive"}),
     RuleCase("rmsprop", "rmsprop", ("v",), SQUARES | {"eps_at": "inside"}),
     RuleCase("rmsprop-centered", "rmsprop", ("v", "a", "buf"), SQUARES | {"momentum": 0.85, "centered": True}),
     RuleCase("adagrad", "adagrad", ("s",), {"lr": 0.013, "lr_decay": 0.03, "wd": 0.06, "eps": 1e-7}),
@@ -64,6 +67,7 @@ MATRICES = ((5, 3), (3, 40), (2, 3, 17), (1, 7))
 FACTORS = {"eps1": 1e-12, "eps2": 0.03, "clip": 0.8, "decay_rate": -0.6}
 CAME = {"lr": 0.003, "beta1": 0.8, "beta2": 0.97, "beta3": 0.99, "eps1": 1e-12, "eps2": 1e-6, "clip": 0.8, "wd": 0.2}
 GALORE = ADAM | {"wd": 0.2, "rank": 2, "gap": 2, "scale": 0.7}
+APOLLO = ADAM | {"wd": 0.2, "rank": 2, "gap": 2, "scale": 1.7}
 
 WHOLE = [
     RuleCase("adafactor", "adafactor", ("R", "C"), FACTORS | {"wd": 0.3}, MATRICES),
@@ -106,6 +110,15 @@ WHOLE = [
     RuleCase("galore-right", "galore", ("Q", "m", "v"), GALORE | {"proj_type": "right"}, ((5, 3), (3, 40), (16, 17))),
     RuleCase("galore-full", "galore", ("P", "Q", "m", "v"), GALORE | {"proj_type": "full"}, ((5, 3), (3, 40))),
     RuleCase("galore-sgd", "galore", ("P",), GALORE | {"inner": "sgd"}, ((3, 5), (3, 40))),
+    RuleCase("apollo", "apollo", ("m", "v", "prev"), APOLLO, ((5, 3), (3, 40), (16, 17))),
+    RuleCase(
+        "apollo-mini",
+        "apollo",
+        ("m", "v", "prev"),
+        APOLLO | {"rank": 1, "scale": 9.0, "scale_type": "tensor", "scale_front": True, "proj_type": "right"},
+        PLANES,
+    ),
+    RuleCase("apollo-unlimited", "apollo", ("m", "v"), APOLLO | {"limiter": False}, ((5, 3), (3, 40), (16, 17))),
     RuleCase("sm3", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.8}),
     RuleCase("sm3-plain", "sm3", ("mu",), {"lr": 0.03, "momentum": 0.0, "eps": 1e-8}),
     RuleCase("sm3-I", "sm3", ("mu", "m"), {"lr": 0.03, "momentum": 0.7, "variant": "I"}),

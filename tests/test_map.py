@@ -22,6 +22,8 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "rules/apollo",
+    "codecs/compand8",
     "codecs/q4",
     "rules/galore",
     "rules/schedule_free",

@@ -6,6 +6,7 @@ from refopt.rules.adam import rule as adam
 from refopt.rules.adam_mini import rule as adam_mini
 from refopt.rules.adamw import rule as adamw
 from refopt.rules.ademamix import rule as ademamix
+from refopt.rules.apollo import rule as apollo
 from refopt.rules.came import rule as came
 from refopt.rules.galore import rule as galore
 from refopt.rules.lamb import rule as lamb
@@ -38,6 +39,7 @@ RULES = {
         lamb,
         schedule_free,
         galore,
+        apollo,
     )
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "adam_mini",
     "adamw",
     "ademamix",
+    "apollo",
     "came",
     "galore",
     "lamb",

@@ -6,11 +6,12 @@ from tests.mutants.load import Mutant
 
 ADAFACTOR, SM3, CAME = "rules/adafactor.py", "rules/sm3.py", "rules/came.py"
 ADAM_MINI, MUON = "rules/adam_mini.py", "rules/muon.py"
-GALORE = "rules/galore.py"
+GALORE, APOLLO = "rules/galore.py", "rules/apollo.py"
 WHOLE = "rules.test_every_whole_rule:test_"
 OF_ADAFACTOR, OF_SM3 = "rules.test_adafactor:test_", "rules.test_sm3:test_"
 OF_CAME, OF_ADAM_MINI = "rules.test_came:test_", "rules.test_adam_mini:test_"
 OF_MUON, OF_GALORE = "rules.test_muon:test_", "rules.test_galore:test_"
+OF_APOLLO = "rules.test_apollo:test_"
 
 MUTANTS = [
     Mutant(
@@ -427,5 +428,89 @@ MUTANTS = [
         "    U = project_back(P, N, Q)\n",
         "    U = project_back(P, R, Q)\n",
         OF_GALORE + "between_two_looks_it_is_its_equations_in_float64",
+    ),
+    Mutant(
+        "apollo-scale-without-its-root",
+        APOLLO,
+        "root = f32(lr * wd), f32(sqrt(scale))",
+        "root = f32(lr * wd), f32(scale)",
+        OF_APOLLO + "scale_enters_as_its_root_on_either_side_of_the_limiter",
+    ),
+    Mutant(
+        "apollo-channels-of-the-shorter-side",
+        APOLLO,
+        "squares(x.T if left else x)",
+        "squares(np.resize(x, (len(x), len(x))) if left else x)",
+        OF_APOLLO + "it_is_its_equations_in_float64",
+    ),
+    Mutant(
+        "apollo-limiter-remembers-the-unlimited-norm",
+        APOLLO,
+        "prev = np.asarray(f32(norm / grown))",
+        "prev = np.asarray(f32(norm))",
+        OF_APOLLO + "the_limiter_lets_the_norm_fall_and_remembers_the_limited_one",
+    ),
+    Mutant(
+        "apollo-limiter-holds-the-norm-up",
+        APOLLO,
+        'np.maximum(norm / (float(state["prev"]) + 1e-8), GROWTH) / GROWTH',
+        'norm / (float(state["prev"]) + 1e-8) / GROWTH',
+        OF_APOLLO + "the_limiter_lets_the_norm_fall_and_remembers_the_limited_one",
+    ),
+    Mutant(
+        "apollo-one-projection-for-all-tensors",
+        APOLLO,
+        "(t - 1) // int(gap) + 1, tensor,",
+        "(t - 1) // int(gap) + 1, 0,",
+        OF_APOLLO + "projections_are_drawn_anew_every_gap_for_each_tensor_and_seed",
+    ),
+    Mutant(
+        "apollo-one-projection-for-ever",
+        APOLLO,
+        "(t - 1) // int(gap) + 1, tensor,",
+        "1, tensor,",
+        OF_APOLLO + "projections_are_drawn_anew_every_gap_for_each_tensor_and_seed",
+    ),
+    Mutant(
+        "apollo-projection-changes-one-step-early",
+        APOLLO,
+        "(t - 1) // int(gap) + 1, tensor,",
+        "t // int(gap) + 1, tensor,",
+        OF_APOLLO + "it_is_its_equations_in_float64",
+    ),
+    Mutant(
+        "apollo-projection-not-scaled",
+        APOLLO,
+        "n * rank) / sqrt(rank))",
+        "n * rank) / 1.0)",
+        OF_APOLLO + "a_projection_keeps_lengths_on_average",
+    ),
+    Mutant(
+        "apollo-steps-by-the-projected-update",
+        APOLLO,
+        "    S = factor(N, R, left, scale_type) * g\n",
+        "    S = (P @ N if left else N @ P.T).astype(f32)\n",
+        OF_APOLLO + "each_channel_moves_along_its_own_gradient",
+    ),
+    Mutant(
+        "apollo-forgets-the-seed",
+        "step.py",
+        '{"tensor": k, "seed": self.seed}',
+        '{"tensor": k, "seed": 0}',
+        OF_APOLLO + "projections_are_drawn_anew_every_gap_for_each_tensor_and_seed",
+    ),
+    Mutant(
+        "apollo-traces-the-first-tensor",
+        "trace.py",
+        "opt.hyper | opt.drawn(k)",
+        "opt.hyper | opt.drawn(0)",
+        OF_APOLLO + "the_trace_draws_what_the_step_draws",
+    ),
+    Mutant(
+        "normals-of-cosines-alone",
+        "rng.py",
+        "radius * np.sin(angle)",
+        "radius * np.cos(angle)",
+        OF_APOLLO + "normals_are_normal",
     ),
 ]
