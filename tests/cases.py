@@ -40,7 +40,17 @@ RULES = [
     RuleCase("sgd-nesterov", "sgd", ("buf",), HEAVY | {"nesterov": True}),
     RuleCase("sgd-inside", "sgd", ("buf",), HEAVY | {"nesterov": True, "lr_at": "inside", "decay": "decoupled"}),
     RuleCase("adam", "adam", ("m", "v"), ADAM | {"wd": 0.06}),
+    RuleCase("adam-decoupled", "adam", ("m", "v"), ADAM | {"wd": 0.06, "eps_at": "uncorrected", "decay": "decoupled"}),
+    RuleCase("adam-amsgrad", "adam", ("m", "v", "w"), ADAM | {"wd": 0.06, "amsgrad": True, "bias_correction": False}),
     RuleCase("adamw", "adamw", ("m", "v"), ADAM | {"wd": 0.11}),
+    RuleCase("adamw-after", "adamw", ("m", "v"), ADAM | {"wd": 0.11, "eps_at": "inside", "decay_order": "after"}),
+    RuleCase("adamw-amsgrad", "adamw", ("m", "v", "w"), ADAM | {"wd": 0.11, "amsgrad": True, "eps_at": "uncorrected"}),
+    RuleCase(
+        "adamw-additive",
+        "adamw",
+        ("m", "v"),
+        ADAM | {"wd": 0.11, "decay_order": "additive", "bias_correction": False},
+    ),
     RuleCase("lion", "lion", ("m",), SIGNS),
     RuleCase("lion-after", "lion", ("m",), SIGNS | {"decay_order": "after"}),
     RuleCase("lion-additive", "lion", ("m",), SIGNS | {"decay_order": "additive"}),
@@ -183,6 +193,8 @@ CODECS = [
     CodecCase("fp8-7", "fp8", {"block": 7}),
     CodecCase("fp8-e5m2", "fp8", {"format": "e5m2", "block": 32}),
     CodecCase("fp8-tensor", "fp8", {"scale": "tensor"}),
+    CodecCase("compand8", "compand8", {"scale": "bf16"}),
+    CodecCase("compand8-unsigned", "compand8", {"scale": "bf16", "signed": False, "block": 7}, octaves=2),
     CodecCase("q4", "q4", {}, 7, 0.15),
     CodecCase("q4-7-low", "q4", {"block": 7, "first": "low"}, 7, 0.15),
     CodecCase("q4-unsigned", "q4", {"signed": False, "block": 32}, 0, 0.15, zeros=False),
@@ -201,7 +213,7 @@ WEIGHTS = [
 BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16") and c.options.get("scale") not in ("tensor", "rank1")]
 """Codecs whose blocks know nothing of one another."""
 
-STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8", "q4"]
+STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8", "q4", "compand8"]
 
 
 def label(case: Any) -> str:

@@ -6,6 +6,7 @@ from tests.mutants.load import Mutant
 
 SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16.py"
 ECC, FP8, Q4 = "codecs/bf16_ecc.py", "codecs/fp8.py", "codecs/q4.py"
+COMPAND = "codecs/compand8.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -344,5 +345,82 @@ MUTANTS = [
         """replace(codec, scope="tensor", needs""",
         """replace(codec, scope="block", needs""",
         "codecs.test_q4:test_a_run_with_scales_of_slices_is_decode_rule_encode",
+    ),
+    Mutant(
+        "compand-scale-normalised-unrounded",
+        COMPAND,
+        "    y, _ = blocks.normalise(x, value(scales), bounds)",
+        "    y, _ = blocks.normalise(x, a, bounds)",
+        "codecs.test_compand8:test_the_code_is_the_definition_in_fractions",
+    ),
+    Mutant(
+        "compand-halves-up",
+        COMPAND,
+        "np.rint(z * f32(127))",
+        "np.floor(z * f32(127) + f32(0.5))",
+        "codecs.test_compand8:test_halves_go_to_the_even_code",
+    ),
+    Mutant(
+        "compand-scale-overflows",
+        COMPAND,
+        "np.minimum(near, LARGEST[form])",
+        "near",
+        "codecs.test_compand8:test_half_precision_scales_lose_small_blocks_and_cap_large_ones",
+    ),
+    Mutant(
+        "compand-y-not-clamped",
+        COMPAND,
+        "    y = np.clip(y, f32(-1), f32(1))\n",
+        "",
+        "codecs.test_compand8:test_half_precision_scales_lose_small_blocks_and_cap_large_ones",
+    ),
+    Mutant(
+        "compand-v-not-squared",
+        COMPAND,
+        "return w if codec.signed else w * w",
+        "return w",
+        "codecs.test_compand8:test_every_byte_decodes_to_its_fraction_rounded_once",
+    ),
+    Mutant(
+        "compand-v-without-root",
+        COMPAND,
+        "x, a = np.sqrt(np.maximum(x, f32(0))), np.sqrt(a)",
+        "x, a = np.maximum(x, f32(0)), a",
+        "codecs.test_compand8:test_adam_takes_a_curve_for_each_moment",
+    ),
+    Mutant(
+        "compand-inverse-of-another-curve",
+        COMPAND,
+        "Fraction(q, 254 - abs(q))",
+        "Fraction(q, 127) * Fraction(127 + abs(q), 254)",
+        "codecs.test_compand8:test_every_byte_decodes_to_its_fraction_rounded_once",
+    ),
+    Mutant(
+        "compand-bf16-scale-truncated",
+        COMPAND,
+        "bits + np.uint32(0x7FFF) + (bits >> 16 & 1) >> 16",
+        "bits >> 16",
+        "codecs.test_compand8:test_scales_are_rounded_to_the_nearest_of_their_words",
+    ),
+    Mutant(
+        "compand-flashoptim-keeps-its-divisor",
+        COMPAND,
+        "blocks.spread(np.maximum(a, f32(1e-12)), bounds)",
+        "blocks.spread(half(a).astype(f32), bounds)",
+        "codecs.test_compand8:test_flashoptim_is_its_formulas_in_torch",
+    ),
+    Mutant(
+        "compand-flashoptim-ties-to-even",
+        COMPAND,
+        "np.floor(z * f32(127 if signed else 255) + f32(0.5))",
+        "np.rint(z * f32(127 if signed else 255))",
+        "codecs.test_compand8:test_flashoptim_rounds_halves_up_and_divides_by_what_it_does_not_keep",
+    ),
+    Mutant(
+        "compand-scales-in-bf16-read-as-half",
+        COMPAND,
+        'replace(codec, parts=(CODES, Part("scales", dtype, "block")))',
+        'replace(codec, parts=(CODES, Part("scales", np.float32, "block")))',
+        "codecs.test_compand8:test_the_bytes_are_one_an_element_and_two_a_block",
     ),
 ]
