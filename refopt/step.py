@@ -34,17 +34,17 @@ Window = tuple[tuple[int, ...], int, int]
 class Optimizer:
     """Any rule, with a codec for each thing it stores, in a place. Pure: nothing that is passed in is changed.
 
-    rule      a stem ("adamw") or a record (`rules.adamw`)
-    codecs    None, one codec for every state, or {role: codec}; roles are `p` and the rule's states
-    place     "resident", "paged", "host", or a record such as `places.disk(path="/scratch")`
-    min_size  tensors with fewer elements keep float32 states
-    maximize  climb instead of descend; gscale multiplies every gradient first (1 / loss scale)
-    reads     "fresh": the weights move by the states as computed; "stored": by what their codecs keep of them
-    seed      of the random bits of codecs and rules that draw them (`refopt.rng`)
-    nonfinite "propagate" (IEEE), "raise" (NonFiniteError before anything is computed) or "skip" (that parameter)
-    delay     1: each step applies the gradient of the step before, which waits in the state (ZeRO-Offload's delayed
-              update); `finish` applies the last. The first `warm` steps of a tensor are without delay
-    hyper     the rule's own names, or torch's: weight_decay, betas
+    - rule: a stem ("adamw") or a record (`rules.adamw`)
+    - codecs: None, one codec for every state, or {role: codec}; roles are `p` and the rule's states
+    - place: "resident", "paged", "host", or a record such as `places.disk(path="/scratch")`
+    - min_size: tensors with fewer elements keep float32 states
+    - maximize: climb instead of descend; gscale: multiplies every gradient first (1 / loss scale)
+    - reads: "fresh": the weights move by the states as computed; "stored": by what their codecs keep of them
+    - seed: of the random bits of codecs and rules that draw them (`refopt.rng`)
+    - nonfinite: "propagate" (IEEE), "raise" (NonFiniteError before anything is computed) or "skip" (that parameter)
+    - delay: 1: each step applies the gradient of the step before, which waits in the state (ZeRO-Offload's delayed
+      update); `finish` applies the last. The first `warm` steps of a tensor are without delay
+    - hyper: the rule's own names, or torch's: weight_decay, betas
 
     `params` and `grads` are a float32 array, or a list, tuple or dict of them; a gradient of None is skipped and its
     step count stays. The state is a list of dicts, one a tensor: `t`, each state as an array or a Box and, with a
