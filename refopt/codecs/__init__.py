@@ -10,6 +10,7 @@ from refopt.codecs.dynamic8 import codec as dynamic8
 from refopt.codecs.f32 import codec as f32
 from refopt.codecs.fp8 import codec as fp8
 from refopt.codecs.int8_linear import codec as int8_linear
+from refopt.codecs.nf4 import codec as nf4
 from refopt.codecs.q4 import codec as q4
 
 CODECS = {
@@ -26,6 +27,7 @@ CODECS = {
         fp8,
         q4,
         compand8,
+        nf4,
     )
 }
 
@@ -41,5 +43,6 @@ __all__ = [
     "f32",
     "fp8",
     "int8_linear",
+    "nf4",
     "q4",
 ]

@@ -7,6 +7,7 @@ from tests.mutants.load import Mutant
 SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16.py"
 ECC, FP8, Q4 = "codecs/bf16_ecc.py", "codecs/fp8.py", "codecs/q4.py"
 COMPAND = "codecs/compand8.py"
+NF4 = "codecs/nf4.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -422,5 +423,61 @@ MUTANTS = [
         'replace(codec, parts=(CODES, Part("scales", dtype, "block")))',
         'replace(codec, parts=(CODES, Part("scales", np.float32, "block")))',
         "codecs.test_compand8:test_the_bytes_are_one_an_element_and_two_a_block",
+    ),
+    Mutant(
+        "nf4-ties-up",
+        NF4,
+        'y, side="left"',
+        'y, side="right"',
+        "codecs.test_nf4:test_ties_go_to_the_lower_index",
+    ),
+    Mutant(
+        "nf4-mirrored-table",
+        NF4,
+        "        -0.09105003625154495,",
+        "        -0.07958029955625534,",
+        "codecs.test_nf4:test_the_values_are_normal_quantiles_to_six_units",
+    ),
+    Mutant(
+        "nf4-derived-table",
+        NF4,
+        "return TABLE[blocks.unpack",
+        "return quantiles().astype(f32)[blocks.unpack",
+        "codecs.test_nf4:test_the_values_are_the_published_constants",
+    ),
+    Mutant(
+        "nf4-midpoints-of-paper-levels",
+        NF4,
+        "(TABLE[:-1] + TABLE[1:]) * f32(0.5)",
+        "np.linspace(-0.9375, 0.9375, 15).astype(f32)",
+        "codecs.test_nf4:test_the_code_is_the_nearest_value",
+    ),
+    Mutant(
+        "nf4-zero-is-code-eight",
+        NF4,
+        "blocks.pack_nibbles(codes, bounds, ZERO)",
+        "blocks.pack_nibbles(codes, bounds, ZERO + 1)",
+        "codecs.test_nf4:test_a_left_over_half_is_a_zero_and_every_block_begins_a_byte",
+    ),
+    Mutant(
+        "nf4-low-half-first",
+        NF4,
+        "blocks.pack_nibbles(codes, bounds, ZERO)",
+        "blocks.pack_nibbles(codes, bounds, ZERO, True)",
+        "codecs.test_nf4:test_the_published_block_and_its_bytes",
+    ),
+    Mutant(
+        "nf4-offset-of-sixteen-cells",
+        NF4,
+        "1 - (1 / 30 + 1 / 32) / 2, 7",
+        "1 - 1 / 32, 7",
+        "codecs.test_nf4:test_the_values_are_normal_quantiles_to_six_units",
+    ),
+    Mutant(
+        "nf4-any-block",
+        NF4,
+        "if codec.block not in BLOCKS:",
+        "if codec.block < 32:",
+        "codecs.test_nf4:test_blocks_of_other_sizes_are_refused",
     ),
 ]
