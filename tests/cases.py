@@ -199,6 +199,7 @@ CODECS = [
     CodecCase("q4-7-low", "q4", {"block": 7, "first": "low"}, 7, 0.15),
     CodecCase("nf4", "nf4", {}, 7, 0.15),
     CodecCase("nf4-rows", "nf4", {"block": 32, "layout": None}, 7, 0.15),
+    CodecCase("fp4", "fp4", {}, 0, 0.04),
     CodecCase("q4-unsigned", "q4", {"signed": False, "block": 32}, 0, 0.15, zeros=False),
     CodecCase("q4-rank1", "q4", {"scale": "rank1"}, 7, 0.15),
     CodecCase("q4-rank1-unsigned", "q4", {"scale": "rank1", "signed": False}, 0, 0.15, zeros=False),

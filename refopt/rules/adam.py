@@ -17,7 +17,11 @@ eps     guard          added to sqrt(v), >= 0               1e-8
 wd      weight decay   coupled (L2), >= 0                   0
 ======  =============  ===================================  =========
 
-State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter.
+State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter. ``amsgrad`` (Reddi et al. 2018) divides by
+the largest v so far and keeps it: ``w``, 4 bytes more.
+
+Libraries differ, and each difference has a name here. ``decay="decoupled"``: AdamW. ``eps_at``: whether eps meets
+sqrt(v) after the correction, before it, or v itself. ``bias_correction=False``: none.
 
 >>> import numpy as np
 >>> from refopt import rules
@@ -39,9 +43,9 @@ from refopt.scalars import f32, ipow
 from refopt.spec import Array, Hyper, Rule, State
 
 
-def init(p: Array, **hyper: Any) -> dict[str, Array]:
-    """Both moments, zeros."""
-    return {"m": np.zeros(p.shape, f32), "v": np.zeros(p.shape, f32)}
+def init(p: Array, amsgrad: bool = False, **hyper: Any) -> dict[str, Array]:
+    """Both moments, and the largest second one if ``amsgrad``, zeros."""
+    return {name: np.zeros(p.shape, f32) for name in ("m", "v", *(["w"] if amsgrad else []))}
 
 
 def update(
@@ -55,20 +59,35 @@ def update(
     beta2: float = 0.999,
     eps: float = 1e-8,
     wd: float = 0.0,
+    amsgrad: bool = False,
+    bias_correction: bool = True,
+    eps_at: str = "outside",
+    decay: str = "coupled",
 ) -> tuple[Array, dict[str, Array]]:
     """One step; the bias corrections are folded into `step` and `ir2`, as one host scalar each."""
+    bc1, bc2 = (1.0 - ipow(beta1, t), 1.0 - ipow(beta2, t)) if bias_correction else (1.0, 1.0)
     omb1, omb2 = f32(1.0 - beta1), f32(1.0 - beta2)
-    step = f32(lr / (1.0 - ipow(beta1, t)))
-    ir2 = f32(1.0 / sqrt(1.0 - ipow(beta2, t)))
+    step, ir2, keep = f32(lr / bc1), f32(1.0 / sqrt(bc2)), f32(1.0 - lr * wd)
     beta1, beta2, eps, wd = f32(beta1), f32(beta2), f32(eps), f32(wd)
-    if wd:
+    if decay == "decoupled":
+        p = p * keep
+    elif wd:
         g = g + wd * p
     m = beta1 * state["m"] + omb1 * g
     v = beta2 * state["v"] + omb2 * (g * g)
-    d = np.sqrt(v) * ir2 + eps
+    z, new = v, {"m": m, "v": v}
+    if amsgrad:
+        w = np.maximum(state["w"], v)
+        z, new = w, new | {"w": w}
+    if eps_at == "uncorrected":
+        d = (np.sqrt(z) + eps) * ir2
+    elif eps_at == "inside":
+        d = np.sqrt(z + eps) * ir2
+    else:
+        d = np.sqrt(z) * ir2 + eps
     r = f32(1) / d
     p = p - step * (m * r)
-    return p, {"m": m, "v": v}
+    return p, new
 
 
 rule = Rule(
@@ -78,6 +97,7 @@ rule = Rule(
     states=(
         State("m", "first moment", torch="exp_avg"),
         State("v", "second moment", nonnegative=True, torch="exp_avg_sq"),
+        State("w", "largest v so far", True, "max_exp_avg_sq", when=lambda hyper: hyper["amsgrad"]),
     ),
     hypers=(
         Hyper("lr", "lr", 1e-3, "learning rate", low=0),
@@ -85,6 +105,23 @@ rule = Rule(
         Hyper("beta2", "beta2", 0.999, "decay of v", low=0, high=1, torch="betas[1]"),
         Hyper("eps", "eps", 1e-8, "added to sqrt(v)", low=0, torch="eps"),
         Hyper("wd", "wd", 0.0, "weight decay, coupled: g + wd p", low=0, torch="weight_decay"),
+        Hyper("amsgrad", "amsgrad", False, "divide by the largest v so far", torch="amsgrad"),
+        Hyper("bias_correction", "bias_correction", True, "divide m and v by 1 - beta^t (False: apex, DeepSpeed)"),
+        Hyper(
+            "eps_at",
+            "eps",
+            "outside",
+            "outside: corrected sqrt(v), then + eps (torch, bitsandbytes); uncorrected: sqrt(v) + eps, then corrected "
+            "(GaLore, APOLLO); inside: sqrt(v + eps), then corrected (apex's eps_inside_sqrt)",
+            choices=("outside", "uncorrected", "inside"),
+        ),
+        Hyper(
+            "decay",
+            "wd",
+            "coupled",
+            "coupled: g + wd p (torch); decoupled: p (1 - lr wd) (bitsandbytes; torch's decoupled_weight_decay)",
+            choices=("coupled", "decoupled"),
+        ),
     ),
     init=init,
     update=update,

@@ -18,6 +18,8 @@ wd      weight decay      decoupled: p shrinks by 1 - lr wd        0
 
 State: ``m``, float32, the parameter's shape; 4 bytes a parameter.
 
+``decay_order`` says whether the old weights shrink before the step, what is left after it, or sgn(c) gets wd p added.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([1, -2]), np.float32([0.5, 0.25])
@@ -52,15 +54,22 @@ def update(
     beta1: float = 0.9,
     beta2: float = 0.99,
     wd: float = 0.0,
+    decay_order: str = "before",
 ) -> tuple[Array, dict[str, Array]]:
     """One step; both interpolations use the same raw g, the state's after the parameter has moved."""
     omb1, omb2 = f32(1.0 - beta1), f32(1.0 - beta2)
     decay = f32(1.0 - lr * wd)
-    lr, beta1, beta2 = f32(lr), f32(beta1), f32(beta2)
+    lr, beta1, beta2, wd = f32(lr), f32(beta1), f32(beta2), f32(wd)
     m = state["m"]
-    p = p * decay
+    if decay_order == "before":
+        p = p * decay
     c = beta1 * m + omb1 * g
-    p = p - lr * sgn(c)
+    u = sgn(c)
+    if decay_order == "additive":
+        u = u + wd * p
+    p = p - lr * u
+    if decay_order == "after":
+        p = p * decay
     m = beta2 * m + omb2 * g
     return p, {"m": m}
 
@@ -75,6 +84,13 @@ rule = Rule(
         Hyper("beta1", "beta1", 0.9, "share of m in the step", low=0, high=1, torch="betas[0]"),
         Hyper("beta2", "beta2", 0.99, "share of m in the next m", low=0, high=1, torch="betas[1]"),
         Hyper("wd", "wd", 0.0, "weight decay, decoupled: p (1 - lr wd)", low=0, torch="weight_decay"),
+        Hyper(
+            "decay_order",
+            "wd",
+            "before",
+            "before: the old p shrinks (google/automl); after: the new p does; additive: wd p joins the sign (optax)",
+            choices=("before", "after", "additive"),
+        ),
     ),
     init=init,
     update=update,

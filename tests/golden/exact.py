@@ -102,15 +102,34 @@ def sgd(
 
 
 def _adam(
-    p: Single, g: Single, s: State, t: int, lr: float, beta1: float, beta2: float, eps: float
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    amsgrad: bool = False,
+    bias_correction: bool = True,
+    eps_at: str = "outside",
+    additive: float = 0,
 ) -> tuple[Single, State]:
     b1, b2 = Fraction(beta1), Fraction(beta2)
+    bc1, bc2 = (1 - b1**t, 1 - b2**t) if bias_correction else (Fraction(1), Fraction(1))
     m = Single(b1) * s["m"] + Single(1 - b1) * g
     v = Single(b2) * s["v"] + Single(1 - b2) * (g * g)
-    ir2 = Single(1) / _wide_root(1 - b2**t)
-    d = v.root() * ir2 + Single(eps)
+    w = Single(max(s["w"].x, v.x)) if amsgrad else v
+    ir2, guard = Single(1) / _wide_root(bc2), Single(eps)
+    if eps_at == "inside":
+        d = (w + guard).root() * ir2
+    else:
+        d = (w.root() + guard) * ir2 if eps_at == "uncorrected" else w.root() * ir2 + guard
     r = ONE / d
-    return p - Single(Fraction(lr) / (1 - b1**t)) * (m * r), {"m": m, "v": v}
+    new = {"m": m, "v": v} | ({"w": w} if amsgrad else {})
+    if additive:
+        return p - Single(lr) * (m * Single(1 / bc1) * r + Single(additive) * p), new
+    return p - Single(Fraction(lr) / bc1) * (m * r), new
 
 
 class _wide_root(Single):
@@ -131,8 +150,12 @@ def adam(
     beta2: float = 0.999,
     eps: float = 1e-8,
     wd: float = 0,
+    decay: str = "coupled",
+    **dialect: Any,
 ) -> tuple[Single, State]:
-    return _adam(p, g + Single(wd) * p if wd else g, s, t, lr, beta1, beta2, eps)
+    if decay == "decoupled":
+        return adamw(p, g, s, t, lr, beta1, beta2, eps, wd, **dialect)
+    return _adam(p, g + Single(wd) * p if wd else g, s, t, lr, beta1, beta2, eps, **dialect)
 
 
 def adamw(
@@ -145,17 +168,34 @@ def adamw(
     beta2: float = 0.999,
     eps: float = 1e-8,
     wd: float = 0.01,
+    decay_order: str = "before",
+    **dialect: Any,
 ) -> tuple[Single, State]:
-    return _adam(p * Single(1 - Fraction(lr) * Fraction(wd)), g, s, t, lr, beta1, beta2, eps)
+    decay = Single(1 - Fraction(lr) * Fraction(wd))
+    if decay_order == "additive":
+        return _adam(p, g, s, t, lr, beta1, beta2, eps, additive=wd, **dialect)
+    p, new = _adam(p * decay if decay_order == "before" else p, g, s, t, lr, beta1, beta2, eps, **dialect)
+    return p * decay if decay_order == "after" else p, new
 
 
 def lion(
-    p: Single, g: Single, s: State, t: int, lr: float, beta1: float = 0.9, beta2: float = 0.99, wd: float = 0
+    p: Single,
+    g: Single,
+    s: State,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    wd: float = 0,
+    decay_order: str = "before",
 ) -> tuple[Single, State]:
-    b1, b2 = Fraction(beta1), Fraction(beta2)
-    p = p * Single(1 - Fraction(lr) * Fraction(wd))
+    b1, b2, decay = Fraction(beta1), Fraction(beta2), Single(1 - Fraction(lr) * Fraction(wd))
+    p = p * decay if decay_order == "before" else p
     c = Single(b1) * s["m"] + Single(1 - b1) * g
-    return p - Single(lr) * c.sign(), {"m": Single(b2) * s["m"] + Single(1 - b2) * g}
+    u = c.sign() + Single(wd) * p if decay_order == "additive" else c.sign()
+    p = p - Single(lr) * u
+    p = p * decay if decay_order == "after" else p
+    return p, {"m": Single(b2) * s["m"] + Single(1 - b2) * g}
 
 
 def rmsprop(
@@ -283,7 +323,8 @@ def kept(rule: str, hyper: dict[str, Any]) -> tuple[str, ...]:
         return ("m",) if hyper.get("beta", 1) else ()
     if rule == "ademamix":
         return (*(["m1"] if hyper.get("beta1", 1) else []), "m2", "v")
-    return {"sgd": buf, "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}[rule]
+    adam = ("m", "v", *(["w"] if hyper.get("amsgrad") else []))
+    return {"sgd": buf, "adam": adam, "adamw": adam, "lion": ("m",)}[rule]
 
 
 def cells(signed: bool) -> list[Fraction]:
@@ -367,7 +408,7 @@ def _stored(
     coded: dict[str, dict[str, Any]] = {}
     for k in names:
         if k in codecs:
-            codes, scale, decoded = CODECS[codecs[k]]([s[k] for s in states], k not in ("v", "s"))
+            codes, scale, decoded = CODECS[codecs[k]]([s[k] for s in states], k not in ("v", "s", "w"))
             coded[k] = {"codes": codes} | ({"scales": word(scale)} if scale else {})
             states = [s | {k: x} for s, x in zip(states, decoded, strict=True)]
     return states, coded

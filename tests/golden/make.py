@@ -22,8 +22,8 @@ GRADS = [
 ]
 PAIRS = [
     {},
-    {"m": "dynamic8", "v": "dynamic8", "buf": "dynamic8", "s": "bf16", "m2": "dynamic8"},
-    {"m": "int8_linear", "v": "bf16", "buf": "int8_linear", "s": "int8_linear", "m2": "bf16"},
+    {"m": "dynamic8", "v": "dynamic8", "buf": "dynamic8", "s": "bf16", "w": "int8_linear", "m2": "dynamic8"},
+    {"m": "int8_linear", "v": "bf16", "buf": "int8_linear", "s": "int8_linear", "w": "dynamic8", "m2": "bf16"},
 ]
 
 

@@ -8,6 +8,8 @@ RMSPROP, ADAGRAD, SIGNUM = "rules/rmsprop.py", "rules/adagrad.py", "rules/signum
 ON_RMSPROP, ON_ADAGRAD = "rules.test_rmsprop:test_", "rules.test_adagrad:test_"
 ON_SIGNUM = "rules.test_signum:test_"
 FREE, ON_FREE = "rules/schedule_free.py", "rules.test_schedule_free:test_"
+ADAM, ON_ADAM = "rules/adam.py", "rules.test_adam:test_"
+ADAMW, ON_ADAMW = "rules/adamw.py", "rules.test_adamw:test_"
 SGD, ON_SGD = "rules/sgd.py", "rules.test_sgd:test_"
 LAMB, ON_LAMB = "rules/lamb.py", "rules.test_lamb:test_"
 LARS, ON_LARS = "rules/lars.py", "rules.test_lars:test_"
@@ -462,5 +464,68 @@ MUTANTS = [
         "    elif wd:\n",
         "    if wd:\n",
         ON_SGD + "decoupled_decay_shrinks_the_weight_and_stays_out_of_the_buffer",
+    ),
+    Mutant(
+        "adam-amsgrad-ignored",
+        ADAM,
+        'z, new = w, new | {"w": w}',
+        'z, new = v, new | {"w": w}',
+        ON_ADAM + "amsgrad_divides_by_the_largest_second_moment",
+    ),
+    Mutant(
+        "adamw-amsgrad-of-the-old-moment",
+        ADAMW,
+        'np.maximum(state["w"], v)',
+        'np.maximum(state["w"], state["v"])',
+        ON_ADAMW + "amsgrad_divides_by_the_largest_second_moment",
+    ),
+    Mutant(
+        "adamw-amsgrad-becomes-v",
+        ADAMW,
+        'z, new = w, new | {"w": w}',
+        'z, new = w, new | {"w": w, "v": w}',
+        ON_ADAMW + "amsgrad_divides_by_the_largest_second_moment",
+    ),
+    Mutant(
+        "adam-amsgrad-loses-nan",
+        ADAM,
+        'np.maximum(state["w"], v)',
+        'np.fmax(state["w"], v)',
+        ON_ADAM + "amsgrad_keeps_a_nan",
+    ),
+    Mutant(
+        "adam-decays-twice",
+        ADAM,
+        "    elif wd:\n",
+        "    if wd:\n",
+        ON_ADAM + "with_decoupled_decay_it_is_adamw",
+    ),
+    Mutant(
+        "adam-corrects-v-all-the-same",
+        ADAM,
+        "if bias_correction else (1.0, 1.0)",
+        "if bias_correction else (1.0, 1.0 - ipow(beta2, 1 * t))",
+        ON_ADAM + "the_correction_can_be_left_out",
+    ),
+    Mutant(
+        "adamw-additive-decay-corrected",
+        ADAMW,
+        "u = (m * ibc1) * r + wd * p",
+        "u = (m * r + wd * p) * ibc1",
+        ON_ADAMW + "the_orders_of_decay_differ_by_the_square_of_lr",
+    ),
+    Mutant(
+        "adamw-eps-inside-after-the-correction",
+        ADAMW,
+        "d = np.sqrt(z + eps) * ir2",
+        "d = np.sqrt(z * ir2 * ir2 + eps)",
+        ON_ADAMW + "each_place_of_eps_is_its_own",
+    ),
+    Mutant(
+        "adamw-decay-before-and-after",
+        ADAMW,
+        'if decay_order == "before":',
+        'if decay_order != "additive":',
+        ON_ADAMW + "the_orders_of_decay_differ_by_the_square_of_lr",
     ),
 ]

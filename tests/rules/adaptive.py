@@ -6,6 +6,7 @@ from math import sqrt
 from types import ModuleType
 
 import numpy as np
+import pytest
 
 from tests.strategies import f32
 
@@ -65,3 +66,56 @@ def check_no_memory_is_sign_descent(ref: ModuleType, stem: str) -> None:
     rng = np.random.default_rng(3)
     grads = rng.standard_normal((5, 30))
     np.testing.assert_allclose(updates(ref, stem, grads, 0.0, 0.0), 1.0, rtol=5e-7)
+
+
+def check_amsgrad_divides_by_the_largest_second_moment(ref: ModuleType, stem: str) -> None:
+    """w never shrinks; v goes on as ever, and the step divides by w alone."""
+    rule, rng, zero = ref.rules.RULES[stem], np.random.default_rng(9), np.zeros(40, f32)
+    words = {"lr": 1.0, "beta1": 0.5, "beta2": 0.8, "eps": 0.0, "wd": 0.0, "amsgrad": True}
+    state, seen = rule.init(zero, **words), [np.zeros(40, f32)]
+    for t in range(1, 30):
+        g = (rng.standard_normal(40) * 10 ** rng.uniform(-2, 2)).astype(f32)
+        v = f32(0.8) * state["v"] + f32(1 - 0.8) * (g * g)
+        p, state = rule.update(zero, g, state, t=t, **words)
+        np.testing.assert_array_equal(state["v"], v)
+        seen.append(v)
+        np.testing.assert_array_equal(state["w"], np.max(seen, 0))
+        want = state["m"] / (1 - 0.5**t) / np.sqrt(state["w"].astype(np.float64) / (1 - 0.8**t))
+        np.testing.assert_allclose(-p, want, rtol=2e-6)
+
+
+def check_amsgrad_keeps_a_nan(ref: ModuleType, stem: str) -> None:
+    rule, bad = ref.rules.RULES[stem], {"m": f32([0.0]), "v": f32([1.0]), "w": f32([np.nan])}
+    p, state = rule.update(f32([1.0]), f32([1.0]), bad, t=3, amsgrad=True)
+    assert np.isnan(p).all() and np.isnan(state["w"]).all()
+
+
+def check_each_place_of_eps_is_its_own(ref: ModuleType, stem: str, eps_at: str) -> None:
+    """Third step of a constant gradient g: m = (1 - b1^3) g, sqrt(v) = c g with c^2 = 1 - b2^3; the guard as large."""
+    rule, g, b2 = ref.rules.RULES[stem], f32([1e-3]), 0.75
+    c = sqrt(1 - b2**3)
+    eps = (c * 1e-3) ** 2 if eps_at == "inside" else 1e-3
+    want = {"outside": 1 / 2, "uncorrected": c / (c + 1), "inside": 1 / sqrt(2)}[eps_at]
+    words = {"lr": 1.0, "beta1": 0.5, "beta2": b2, "eps": eps, "wd": 0.0, "eps_at": eps_at}
+    state = rule.init(g)
+    for t in (1, 2, 3):
+        p, state = rule.update(np.zeros(1, f32), g, state, t=t, **words)
+    np.testing.assert_allclose(-p, [want], rtol=1e-5)
+
+
+def check_the_correction_can_be_left_out(ref: ModuleType, stem: str) -> None:
+    """The first step is then (1 - beta1) / sqrt(1 - beta2) long: 0.2 / 0.5."""
+    rule, g = ref.rules.RULES[stem], f32([3.0, -1e-2])
+    words = {"lr": 1.0, "beta1": 0.8, "beta2": 0.75, "eps": 0.0, "wd": 0.0, "bias_correction": False}
+    p, _ = rule.update(np.zeros(2, f32), g, rule.init(g), t=1, **words)
+    np.testing.assert_allclose(p, [-0.4, 0.4], rtol=1e-6)
+
+
+def check_dialects_are_named(ref: ModuleType, stem: str) -> None:
+    for bad, error in (
+        ({"eps_at": "around"}, ValueError),
+        ({"amsgrad": 1}, TypeError),
+        ({"bias_correction": 0}, TypeError),
+    ):
+        with pytest.raises(error, match=f"{stem}.*{next(iter(bad))} must be"):
+            ref.Optimizer(stem, **bad)

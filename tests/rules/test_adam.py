@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bits import same_bits
+from tests.bits import same_bits, same_state, unsigned_zero
 from tests.rules import adaptive
 from tests.strategies import f32, follow, runs
 
@@ -52,4 +52,46 @@ def test_decay_goes_into_both_moments(ref: ModuleType, run: Any) -> None:
     _, state = follow(ref.Optimizer("adam", wd=0.06), [p], [[grads[0]]])
     _, same = follow(ref.Optimizer("adam"), [p], [[grads[0] + f32(0.06) * p]])
     same_bits(state[0]["m"], same[0]["m"], "m")
+    same_bits(state[0]["v"], same[0]["v"], "v")
+
+
+def test_amsgrad_divides_by_the_largest_second_moment(ref: ModuleType) -> None:
+    adaptive.check_amsgrad_divides_by_the_largest_second_moment(ref, "adam")
+
+
+def test_amsgrad_keeps_a_nan(ref: ModuleType) -> None:
+    adaptive.check_amsgrad_keeps_a_nan(ref, "adam")
+
+
+@pytest.mark.parametrize("eps_at", ["outside", "uncorrected", "inside"])
+def test_each_place_of_eps_is_its_own(ref: ModuleType, eps_at: str) -> None:
+    adaptive.check_each_place_of_eps_is_its_own(ref, "adam", eps_at)
+
+
+def test_the_correction_can_be_left_out(ref: ModuleType) -> None:
+    adaptive.check_the_correction_can_be_left_out(ref, "adam")
+
+
+def test_dialects_are_named(ref: ModuleType) -> None:
+    adaptive.check_dialects_are_named(ref, "adam")
+
+
+@given(run=runs(), amsgrad=st.booleans(), eps_at=st.sampled_from(["outside", "uncorrected", "inside"]))
+def test_with_decoupled_decay_it_is_adamw(ref: ModuleType, run: Any, amsgrad: bool, eps_at: str) -> None:
+    p, grads = run
+    words = {"lr": 0.02, "betas": (0.7, 0.96), "wd": 0.3, "amsgrad": amsgrad, "eps_at": eps_at}
+    one, state = follow(ref.Optimizer("adam", decay="decoupled", **words), [p], [[g] for g in grads])
+    other, same = follow(ref.Optimizer("adamw", **words), [p], [[g] for g in grads])
+    same_bits(one[0], other[0], "p")
+    same_state(state[0], same[0])
+
+
+@given(run=runs(), beta2=st.sampled_from([0.9, 0.99]))
+def test_without_first_moment_and_correction_it_is_rmsprop(ref: ModuleType, run: Any, beta2: float) -> None:
+    p, grads = run
+    words = {"lr": 0.02, "eps": 1e-6, "wd": 0.3}
+    adam = ref.Optimizer("adam", betas=(0.0, beta2), bias_correction=False, **words)
+    one, state = follow(adam, [p], [[g] for g in grads])
+    other, same = follow(ref.Optimizer("rmsprop", alpha=beta2, **words), [p], [[g] for g in grads])
+    same_bits(unsigned_zero(one[0]), unsigned_zero(other[0]), "p")
     same_bits(state[0]["v"], same[0]["v"], "v")

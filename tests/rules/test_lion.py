@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +92,29 @@ def test_with_decay_weights_stay_inside_one_over_wd(ref: ModuleType, seed: int, 
     steady = rng.choice([-1, 1], 20).astype(f32)
     p, _ = follow(ref.Optimizer("lion", lr=0.1, wd=wd), p, [steady] * 60)
     assert np.abs(p).max() <= (1 / wd) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("order", ["before", "after", "additive"])
+@given(run=runs(), beta=st.sampled_from([0.5, 0.9]))
+def test_in_every_order_of_decay_equal_betas_make_signum(ref: ModuleType, run: Any, order: str, beta: float) -> None:
+    p, grads = run
+    words = {"lr": 0.01, "wd": 0.3, "decay_order": order}
+    one, state = follow(ref.Optimizer("lion", betas=(beta, beta), **words), [p], [[g] for g in grads])
+    other, same = follow(ref.Optimizer("signum", beta=beta, **words), [p], [[g] for g in grads])
+    same_bits(one[0], other[0], "p")
+    same_bits(state[0]["m"], same[0]["m"], "m")
+
+
+@pytest.mark.parametrize(
+    ("order", "up", "down"), [("before", 3.0, 4.0), ("after", 3.0625, 3.9375), ("additive", 3.0, 4.0)]
+)
+def test_the_orders_of_decay_differ_by_the_square_of_lr(ref: ModuleType, order: str, up: float, down: float) -> None:
+    """p = 4, lr = 1/2, wd = 1/4: 4 (7/8) - 1/2, (4 - 1/2) 7/8, 4 - (1 + 4/4) / 2."""
+    opt = ref.Optimizer("lion", lr=0.5, wd=0.25, decay_order=order)
+    moves = [float(follow(opt, f32([4.0]), [f32([g])])[0][0]) for g in (1.0, -1.0)]
+    assert moves == [up, down]
+
+
+def test_the_order_of_decay_is_one_of_three(ref: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"lion.*decay_order must be one of 'before', .*, got 'first'"):
+        ref.Optimizer("lion", decay_order="first")

@@ -27,6 +27,9 @@ PEERS = [
     ("adagrad", "Adagrad", {}),
     ("adagrad", "Adagrad", {"lr": 0.003, "lr_decay": 0.1, "weight_decay": 0.06, "eps": 1e-7, "maximize": True}),
     ("adagrad", "Adagrad", {"lr": 0.003, "init_acc": 0.2}),
+    ("adam", "Adam", {"lr": 0.003, "weight_decay": 0.06, "amsgrad": True} | BETAS),
+    ("adam", "Adam", {"lr": 0.003, "weight_decay": 0.06, "decoupled_weight_decay": True} | BETAS),
+    ("adamw", "AdamW", {"lr": 0.003, "weight_decay": 0.11, "amsgrad": True} | BETAS),
     ("adam", "Adam", {}),
     ("adamw", "AdamW", {}),
 ]
@@ -49,6 +52,8 @@ def test_fifty_steps_agree_with_torch(ref: ModuleType, stem: str, name: str, hyp
     grads = [(rng.standard_normal(2000) * 10 ** rng.uniform(-4, 0)).astype(f32) for _ in range(50)]
     words = {s.name: s.torch for s in ref.rules.RULES[stem].hypers if s.torch and "[" not in s.torch}
     want, torchs = theirs(name, p, grads, {words.get(k, k): x for k, x in hyper.items()})
+    if hyper.get("decoupled_weight_decay"):
+        hyper = {k: x for k, x in hyper.items() if k != "decoupled_weight_decay"} | {"decay": "decoupled"}
     got, state = follow(ref.Optimizer(stem, **hyper), [p], [[g] for g in grads])
     np.testing.assert_allclose(got[0], want, rtol=2e-6)
     for s in ref.rules.RULES[stem].states:
