@@ -22,6 +22,7 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "codecs/fp4",
     "codecs/nf4",
     "rules/apollo",
     "codecs/compand8",

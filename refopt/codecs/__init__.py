@@ -8,6 +8,7 @@ from refopt.codecs.bf16_sr import codec as bf16_sr
 from refopt.codecs.compand8 import codec as compand8
 from refopt.codecs.dynamic8 import codec as dynamic8
 from refopt.codecs.f32 import codec as f32
+from refopt.codecs.fp4 import codec as fp4
 from refopt.codecs.fp8 import codec as fp8
 from refopt.codecs.int8_linear import codec as int8_linear
 from refopt.codecs.nf4 import codec as nf4
@@ -28,6 +29,7 @@ CODECS = {
         q4,
         compand8,
         nf4,
+        fp4,
     )
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "compand8",
     "dynamic8",
     "f32",
+    "fp4",
     "fp8",
     "int8_linear",
     "nf4",

@@ -8,6 +8,7 @@ SR, KAHAN, REM = "codecs/bf16_sr.py", "codecs/bf16_kahan.py", "codecs/bf16_rem16
 ECC, FP8, Q4 = "codecs/bf16_ecc.py", "codecs/fp8.py", "codecs/q4.py"
 COMPAND = "codecs/compand8.py"
 NF4 = "codecs/nf4.py"
+FP4 = "codecs/fp4.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -479,5 +480,40 @@ MUTANTS = [
         "if codec.block not in BLOCKS:",
         "if codec.block < 32:",
         "codecs.test_nf4:test_blocks_of_other_sizes_are_refused",
+    ),
+    Mutant(
+        "fp4-codes-in-order-of-values",
+        FP4,
+        "(0, 1, 128, 192, 64, 96, 32, 48)",
+        "(0, 1, 32, 48, 64, 96, 128, 192)",
+        "codecs.test_fp4:test_the_values_are_the_fractions_of_their_bits",
+    ),
+    Mutant(
+        "fp4-ranks-instead-of-codes",
+        FP4,
+        'codes = ORDER[np.searchsorted(MIDPOINTS, np.abs(y), side="left")] |',
+        'codes = np.searchsorted(MIDPOINTS, np.abs(y), side="left").astype(np.uint8) |',
+        "codecs.test_fp4:test_the_code_is_the_nearest_value",
+    ),
+    Mutant(
+        "fp4-ties-up",
+        FP4,
+        'side="left"',
+        'side="right"',
+        "codecs.test_fp4:test_ties_go_to_the_smaller_magnitude_at_the_published_thresholds",
+    ),
+    Mutant(
+        "fp4-sign-of-zero",
+        FP4,
+        "(y < 0)",
+        "np.signbit(y)",
+        "codecs.test_fp4:test_a_negative_number_that_rounds_to_zero_is_minus_zero",
+    ),
+    Mutant(
+        "fp4-no-subnormal",
+        FP4,
+        "MIDPOINTS = (TABLE[ORDER][:-1] + TABLE[ORDER][1:]) * f32(0.5)",
+        "MIDPOINTS = (TABLE[ORDER][:-1] + TABLE[ORDER][1:]) * f32(0.5)\nMIDPOINTS[0] = MIDPOINTS[1]",
+        "codecs.test_fp4:test_the_code_is_the_nearest_value",
     ),
 ]
