@@ -200,6 +200,8 @@ CODECS = [
     CodecCase("nf4", "nf4", {}, 7, 0.15),
     CodecCase("nf4-rows", "nf4", {"block": 32, "layout": None}, 7, 0.15),
     CodecCase("fp4", "fp4", {}, 0, 0.04),
+    CodecCase("double", "double", {}, 7, 0.15),
+    CodecCase("double-fp4", "double", {"base": "fp4", "block": 32}, 0, 0.04),
     CodecCase("q4-unsigned", "q4", {"signed": False, "block": 32}, 0, 0.15, zeros=False),
     CodecCase("q4-rank1", "q4", {"scale": "rank1"}, 7, 0.15),
     CodecCase("q4-rank1-unsigned", "q4", {"scale": "rank1", "signed": False}, 0, 0.15, zeros=False),

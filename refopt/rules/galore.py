@@ -84,10 +84,10 @@ def init(p: Array, **hyper: Any) -> dict[str, Array]:
 
 
 def canonical(vectors: Array, rank: int) -> Array:
-    """The first `rank` columns, each with its largest entry positive; float32."""
-    kept = vectors[:, :rank]
+    """The first `rank` columns, each with its largest entry positive; rounded first, so that equals are equal."""
+    kept = vectors[:, :rank].astype(f32)
     largest = np.take_along_axis(kept, np.abs(kept).argmax(0)[None], 0)
-    return (kept * np.where(largest < 0, -1.0, 1.0)).astype(f32)
+    return kept * np.where(largest < 0, f32(-1), f32(1))
 
 
 def bases(g: Array, rank: int) -> tuple[Array, Array]:

@@ -346,15 +346,15 @@ MUTANTS = [
     Mutant(
         "galore-signs-as-they-come",
         GALORE,
-        "np.where(largest < 0, -1.0, 1.0)",
-        "np.where(largest < 0, -1.0, -1.0)",
+        "np.where(largest < 0, f32(-1), f32(1))",
+        "f32(1)",
         OF_GALORE + "the_largest_entry_of_a_direction_is_positive",
     ),
     Mutant(
         "galore-weakest-directions",
         GALORE,
-        "    kept = vectors[:, :rank]\n",
-        "    kept = vectors[:, -rank:]\n",
+        "vectors[:, :rank]",
+        "vectors[:, -rank:]",
         OF_GALORE + "bases_span_the_strongest_directions",
     ),
     Mutant(

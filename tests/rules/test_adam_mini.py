@@ -92,10 +92,12 @@ def block_mean(ref: ModuleType) -> Any:
 
     def pack(x: Any, bounds: Any, codec: Any, shape: Any) -> Any:
         rows = x.astype(float).reshape(shape[0] or 1, -1)
-        return {"codes": (rows.sum(1) / max(1, rows.shape[1])).astype(f32)}
+        kept = np.zeros(sum(shape), f32)
+        kept[: shape[0]] = rows.sum(1)[: shape[0]] / max(1, rows.shape[1])
+        return {"codes": kept}
 
     def unpack(arrays: Any, bounds: Any, codec: Any, shape: Any) -> Any:
-        return np.repeat(arrays["codes"], math.prod(shape) // shape[0])
+        return np.repeat(arrays["codes"][: shape[0]], math.prod(shape) // shape[0])
 
     part = ref.spec.Part("codes", f32, "axis")
     return ref.spec.Codec("block_mean", "block means", "", "tensor", (part,), pack, unpack, needs=("shape",))
@@ -109,7 +111,7 @@ def test_the_second_moment_is_adams_through_a_block_mean_codec(ref: ModuleType, 
     assert not opt.init([p])[0]["v"].decode().any()
     one, a = follow(opt, [p], [[g] for g in grads])
     other, b = follow(ref.Optimizer("adam_mini", **HYPER), [p], [[g] for g in grads])
-    np.testing.assert_allclose(a[0]["v"].codes, b[0]["v"], rtol=1e-6)
+    np.testing.assert_allclose(a[0]["v"].codes[: len(p)], b[0]["v"], rtol=1e-6)
     np.testing.assert_allclose(one[0], other[0], rtol=1e-6, atol=1e-7)
 
 

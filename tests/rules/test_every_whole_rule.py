@@ -55,9 +55,16 @@ def test_update_mutates_none_of_its_inputs(ref: ModuleType, case: RuleCase, data
 @given(data=st.data())
 def test_flipping_every_sign_flips_the_result(ref: ModuleType, case: RuleCase, data: Any) -> None:
     p, grads = data.draw(runs(shapes=shapes(case)))
+    exact = ref.rules.RULES[case.stem].tier != "T2"
+    if not exact:  # a decomposition may tell equal directions apart by the sign of its rounding errors
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+        grads = [rng.standard_normal(p.shape).astype(f32) for _ in grads]
     one, _ = follow(case.optimizer(ref), [p], [[g] for g in grads])
     other, _ = follow(case.optimizer(ref), [-p], [[-g] for g in grads])
-    same_bits(unsigned_zero(-other[0]), unsigned_zero(one[0]), "p")
+    if exact:
+        same_bits(unsigned_zero(-other[0]), unsigned_zero(one[0]), "p")
+    else:
+        np.testing.assert_allclose(-other[0], one[0], rtol=1e-4, atol=1e-4 * case.hyper["lr"])
 
 
 @every_whole_rule

@@ -88,7 +88,7 @@ def test_where_every_weight_has_its_own_accumulator_it_is_adagrad(ref: ModuleTyp
         same_bits(unsigned_zero(got), unsigned_zero(want), "u")
 
 
-@given(run=runs(steps=5, shapes=SHAPES))
+@given(run=runs(steps=5, shapes=[s for s in SHAPES if len(s) > 1]))
 def test_it_is_adagrad_whose_sum_goes_through_a_cover_codec(ref: ModuleType, run: Any) -> None:
     """Bit for bit: it steps by the fresh sum, its codec keeps the cover. An eps of 1e-38 makes 0 of 0 / 0."""
     p, grads = run
@@ -100,18 +100,17 @@ def test_it_is_adagrad_whose_sum_goes_through_a_cover_codec(ref: ModuleType, run
         one, state = plain.step(one, [g], state)
         other, coded = full.step(other, [g], coded)
         same_bits(unsigned_zero(other[0]), unsigned_zero(one[0]), "p")
-        same_bits(coded[0]["s"].codes, state[0]["mu"].reshape(-1), "mu")
+        same_bits(coded[0]["s"].codes, state[0]["mu"], "mu")
 
 
 def cover(ref: ModuleType) -> Any:
     """A codec that keeps the greatest element under each index of each axis, and reads the least of them."""
 
     def pack(x: Any, bounds: Any, codec: Any, shape: Any) -> Any:
-        return {"codes": covered(x.reshape(shape)).reshape(-1)}
+        return {"codes": covered(x.reshape(shape))}
 
     def unpack(arrays: Any, bounds: Any, codec: Any, shape: Any) -> Any:
-        mu = arrays["codes"]
-        return covers(mu if len(shape) > 1 else mu.reshape(shape), shape).reshape(-1)
+        return covers(arrays["codes"], shape).reshape(-1)
 
     part = ref.spec.Part("codes", f32, "axis")
     return ref.spec.Codec("cover", "cover", "", "tensor", (part,), pack, unpack, needs=("shape",))
