@@ -215,7 +215,10 @@ WEIGHTS = [
 ]
 """Formats of weights: codecs of `p` alone, stepped by an Optimizer."""
 
-BLOCKED = [c for c in CODECS if c.stem not in ("f32", "bf16") and c.options.get("scale") not in ("tensor", "rank1")]
+ORDERED = [c for c in CODECS if c.stem != "double"]
+"""Codecs that keep signs and order."""
+
+BLOCKED = [c for c in ORDERED if c.stem not in ("f32", "bf16") and c.options.get("scale") not in ("tensor", "rank1")]
 """Codecs whose blocks know nothing of one another."""
 
 STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8", "q4", "compand8"]

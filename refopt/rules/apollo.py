@@ -11,17 +11,17 @@ g       gradient       of the loss by p
 P       projection     normal numbers over sqrt(r); drawn anew every `gap` steps, from the
                        seed, the tensor's number and the number of the period; not stored
 R       projected g    P^T g ("left") or g P ("right")
-        proj_type      "std": right where m >= n, else left; "reverse_std", "left", "right"   "std"
+side    proj_type      "std": right where m >= n, else left; "reverse_std", "left", "right"   "std"
 r       rank           columns of P, 1 to min(m, n)                                           256
 T       gap            steps between two draws of P, >= 1                                     200
 m, v    moments        of R, as Adam's; they stay when P changes
-N       what Adam does m / (sqrt(v) + eps)
+N       update of R    m / (sqrt(v) + eps), as Adam's
 f       factor         norm of N / norm of R; of each channel (column for "left", row for
                        "right") or of all (scale_type "tensor")                               "channel"
 S       scaled g       f g, times sqrt(scale)
-        scale          enters as its root                                                     1
-        scale_front    S is scaled before the limiter, not after                              False
-        limiter        the norm of S grows by 1 % a step at most (Fira, arXiv 2410.01623)     True
+s       scale          enters as its root                                                     1
+front   scale_front    S is scaled before the limiter, not after                              False
+limit   limiter        the norm of S grows by 1 % a step at most (Fira, arXiv 2410.01623)     True
 prev    norm of S      of the step before, as limited
 lr      learning rate  step length, >= 0                                                      1e-3
 beta1   decay of m     [0, 1)                                                                 0.9

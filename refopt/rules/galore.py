@@ -10,7 +10,7 @@ p       parameter      the weights, a matrix m x n
 g       gradient       of the loss by p
 P, Q    bases          r left singular vectors of g (m x r), r right ones (n x r)
 R       projection     P^T g ("left"), g Q ("right"), P^T g Q ("full")
-        proj_type      which; "std" projects the longer side's gradient to the shorter side:  "std"
+side    proj_type      which; "std" projects the longer side's gradient to the shorter side:  "std"
                        right where m >= n, else left; "reverse_std" the other way round
 r       rank           directions kept, 1 to min(m, n)                                        128
 T       gap            steps between two looks for directions, >= 1                           200

@@ -9,14 +9,14 @@ symbol  name             meaning                                                
 p       parameter        the weights, a matrix m x n; embeddings and heads take AdamW
 g       gradient         of the loss by p
 B       momentum matrix  running mean of g
-Z       what is made     orthogonal: B, or a look-ahead with nesterov
+Z       input            what is made orthogonal: B, or a look-ahead
 X       direction        near U V^T of Z = U S V^T: singular values 0.68 to 1.20
 kappa   shape factor     "original": sqrt(max(1, m / n)); "match_rms_adamw": 0.2 sqrt(max(m,    "original"
                          n)), as long as a step of AdamW (adjust_lr)
 lr      learning rate    step length, >= 0                                                      0.02
 mu      momentum         share of B kept, [0, 1)                                                0.95
-        nesterov         Z = (1 - mu) g + mu B                                                  True
-        ns_steps         Newton-Schulz steps, 0 to 99                                           5
+ahead   nesterov         Z = (1 - mu) g + mu B                                                  True
+k       ns_steps         Newton-Schulz steps, 0 to 99                                           5
 eps     guard            "floor": least norm of Z that counts (torch); "added": to the norm     1e-7 "floor"
                          (Jordan) (eps_at)
 wd      weight decay     decoupled: p shrinks by 1 - lr wd, without kappa                       0
