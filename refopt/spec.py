@@ -178,8 +178,8 @@ class Box:
 @dataclass(frozen=True)
 class Part:
     """One array of a codec. `per` tells how many entries it has: one an "element", half an element rounded up in
-    each block ("nibble"), one a "block", one a "tensor", one for each index of each "axis" (a "block" where the tensor
-    has a single axis, or none)."""
+    each block ("nibble"), one a "block", one a "group" of 256 blocks, one a "tensor", one for each index of each
+    "axis" (a "block" where the tensor has a single axis, or none)."""
 
     name: str
     dtype: Any
@@ -191,7 +191,7 @@ class Part:
         if self.per == "nibble":
             return int(((np.diff(bounds) + 1) // 2).sum())
         axis = sum(shape) if len(shape) >= 2 else blocks
-        return {"element": n, "block": blocks, "tensor": 1, "axis": axis}[self.per]
+        return {"element": n, "block": blocks, "group": -(-blocks // 256), "tensor": 1, "axis": axis}[self.per]
 
 
 CODES = Part("codes", np.uint8)

@@ -6,6 +6,7 @@ from refopt.codecs.bf16_kahan import codec as bf16_kahan
 from refopt.codecs.bf16_rem16 import codec as bf16_rem16
 from refopt.codecs.bf16_sr import codec as bf16_sr
 from refopt.codecs.compand8 import codec as compand8
+from refopt.codecs.double import codec as double
 from refopt.codecs.dynamic8 import codec as dynamic8
 from refopt.codecs.f32 import codec as f32
 from refopt.codecs.fp4 import codec as fp4
@@ -30,6 +31,7 @@ CODECS = {
         compand8,
         nf4,
         fp4,
+        double,
     )
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "bf16_rem16",
     "bf16_sr",
     "compand8",
+    "double",
     "dynamic8",
     "f32",
     "fp4",

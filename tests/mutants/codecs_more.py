@@ -9,6 +9,7 @@ ECC, FP8, Q4 = "codecs/bf16_ecc.py", "codecs/fp8.py", "codecs/q4.py"
 COMPAND = "codecs/compand8.py"
 NF4 = "codecs/nf4.py"
 FP4 = "codecs/fp4.py"
+DOUBLE = "codecs/double.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -515,5 +516,47 @@ MUTANTS = [
         "MIDPOINTS = (TABLE[ORDER][:-1] + TABLE[ORDER][1:]) * f32(0.5)",
         "MIDPOINTS = (TABLE[ORDER][:-1] + TABLE[ORDER][1:]) * f32(0.5)\nMIDPOINTS[0] = MIDPOINTS[1]",
         "codecs.test_fp4:test_the_code_is_the_nearest_value",
+    ),
+    Mutant(
+        "double-offset-not-added-back",
+        DOUBLE,
+        ' + arrays["offset"][0]',
+        "",
+        "codecs.test_double:test_equal_scales_are_exact",
+    ),
+    Mutant(
+        "double-no-offset",
+        DOUBLE,
+        "reduce.mean(a) if a.size else f32(0)",
+        "f32(0)",
+        "codecs.test_double:test_equal_scales_are_exact",
+    ),
+    Mutant(
+        "double-second-level-unsigned",
+        DOUBLE,
+        "dynamic8.pack(a - offset, groups(a.size), dynamic8)",
+        "dynamic8.pack(a - offset, groups(a.size), dynamic8(signed=False))",
+        "codecs.test_double:test_codes_are_the_base_s_and_scales_its_own_coded_once_more",
+    ),
+    Mutant(
+        "double-groups-of-64",
+        DOUBLE,
+        "GROUP = 256",
+        "GROUP = 64",
+        "codecs.test_double:test_the_bytes_are_those_of_both_levels",
+    ),
+    Mutant(
+        "double-base-forgotten-on-decoding",
+        DOUBLE,
+        'return BASES[codec.mode["base"]].unpack',
+        'return BASES["nf4"].unpack',
+        "codecs.test_double:test_equal_scales_are_exact",
+    ),
+    Mutant(
+        "double-mean-by-numpy-in-float32",
+        DOUBLE,
+        "reduce.mean(a)",
+        "f32(np.cumsum(a, dtype=f32)[-1] / f32(a.size))",
+        "codecs.test_double:test_the_mean_is_the_canonical_sum_of_more_scales_than_a_chunk",
     ),
 ]
