@@ -54,8 +54,8 @@ class Stem(Generated):
 def facts(row: str, record: Any) -> list[str]:
     """What the record says beyond the module's text."""
     if row == "rules":
-        head = ["| argument | in the paper | default | range | in torch.optim |", "|---|---|---|---|---|"]
-        states = "; ".join(f"`{s.name}` ({s.doc}; torch: `{s.torch}`)" for s in record.states)
+        head = ["| argument | in the paper | default | range | meaning | in torch.optim |", "|---|---|---|---|---|---|"]
+        states = "; ".join(f"`{s.name}` ({s.doc}{f'; torch: `{s.torch}`' if s.torch else ''})" for s in record.states)
         promise = f"Scope: {record.scope}. Tier: {record.tier}. States: {states}."
         return [*head, *(hyper(h) for h in record.hypers), "", promise, ""]
     if row == "codecs":
@@ -65,12 +65,13 @@ def facts(row: str, record: Any) -> list[str]:
 
 
 def hyper(h: Any) -> str:
-    if isinstance(h.default, bool):
-        bounds = "True, False"
+    if isinstance(h.default, bool) or h.choices:
+        bounds = ", ".join(map(repr, h.choices or (True, False)))
     else:
         low = "" if h.low is None else f">= {h.low:g}"
         bounds = ", ".join(filter(None, [low, "" if h.high is None else f"< {h.high:g}"]))
-    return f"| `{h.name}` | {h.symbol} | {h.default!r} | {bounds} | `{h.torch or h.name}` |"
+    torch = f"`{h.torch or h.name}`" if h.torch or h.name == "lr" else ""
+    return f"| `{h.name}` | {h.symbol} | {h.default!r} | {bounds} | {h.doc} | {torch} |"
 
 
 def forms(row: str, stem: str) -> list[str]:
