@@ -10,7 +10,7 @@ their squares are exact in float64.
 >>> r256(x).hex()
 '0x1.45d8aaab00400p+17'
 >>> print(rms(np.float32([3, 4])))
-3.5355339
+3.535534
 """
 
 from __future__ import annotations
