@@ -66,13 +66,14 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) 
         yield Line("p", f"params[{k}]", p)
         yield Line("g", f"grads[{k}] * gscale", g * opt.gscale)
         old: dict[str, Array] = {}
-        for st in opt.states:
+        states = [st for st in opt.states if st.name in opt.rule.shapes(p.shape, opt.hyper)]
+        for st in states:
             old[st.name] = yield from _opened(st.name, s[st.name])
         with np.errstate(all="ignore"):
             _, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper | opt.drawn(k))
         if opt.codecs["p"].stem != "f32":
             yield Line("p", f"{opt.codecs['p'].stem}(p)", _leaves("trace", "params", after_p)[k])
-        for st in opt.states:
+        for st in states:
             yield from _closed(st.name, opt.codec_of(st.name, p.size), new[st.name])
     return after_p, after
 

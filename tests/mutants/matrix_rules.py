@@ -513,4 +513,11 @@ MUTANTS = [
         "radius * np.cos(angle)",
         OF_APOLLO + "normals_are_normal",
     ),
+    Mutant(
+        "trace-of-states-that-a-shape-has-not",
+        "trace.py",
+        "states = [st for st in opt.states if st.name in opt.rule.shapes(p.shape, opt.hyper)]",
+        "states = opt.states",
+        WHOLE + "the_trace_shows_the_steps_bits",
+    ),
 ]

@@ -128,3 +128,21 @@ def test_an_empty_tensor_stays_as_it_is(ref: ModuleType, case: RuleCase) -> None
         assert moved[0].shape == bare.shape == shape and state[0]["t"] == 2
         empty = [k for k, x in same.items() if x.size == 0]
         same_state({k: state[0][k] for k in empty}, {k: same[k] for k in empty})
+
+
+@every_whole_rule
+def test_the_trace_shows_the_steps_bits(ref: ModuleType, case: RuleCase) -> None:
+    """The last p, and every state as it is stored, of a second step; and every line of the rule that was run."""
+    rng = np.random.default_rng(5)
+    for shape in shapes(case):
+        p, g = (rng.standard_normal(shape).astype(f32) for _ in range(2))
+        opt = case.optimizer(ref, "dynamic8")
+        ps, state = opt.step([p], [g], opt.init([p]))
+        after, new = opt.step(ps, [g], state)
+        shown = {line.name: line for line in ref.trace(opt, ps, [g], state)}
+        same_bits(shown["p"].value, after[0], "p")
+        for role, stored in new[0].items():
+            if role != "t":
+                arrays = getattr(stored, "arrays", None)
+                for name, x in ({f"{role}.{k}": a for k, a in arrays.items()} if arrays else {role: stored}).items():
+                    same_bits(np.asarray(shown[name].value).reshape(-1), x.reshape(-1), name)
