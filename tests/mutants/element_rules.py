@@ -302,14 +302,14 @@ MUTANTS = [
         LARS,
         "un > max_unorm * wn > 0",
         "un > 0 < max_unorm * wn",
-        ON_LARS + "the_clip_variant_cuts_and_never_stretches",
+        ON_LARS + "the_clip_variant_is_sgd_below_its_limit",
     ),
     Mutant(
         "lars-clip-by-the-gradient-alone",
         LARS,
         'un = norm64(mu * state["v"] + g)',
         "un = norm64(g)",
-        ON_LARS + "the_clip_variant_cuts_and_never_stretches",
+        ON_LARS + "the_clip_variant_measures_the_momentum_too",
     ),
     Mutant(
         "lars-vectors-still-decay",

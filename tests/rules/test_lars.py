@@ -129,6 +129,15 @@ def test_the_clip_variant_cuts_and_never_stretches(ref: ModuleType, run: Any) ->
     np.testing.assert_allclose(moved, p - q * state["v"].astype(np.float64), rtol=1e-5, atol=1e-6 * q * u)
 
 
+def test_the_clip_variant_measures_the_momentum_too(ref: ModuleType) -> None:
+    """u = (6, 8) / 2 + 0 is 5 long, the limit 1: the step is u / 5."""
+    p, state = f32([[3, 4]]), {"v": f32([[6, 8]])}
+    moved, _ = ref.rules.lars.update(
+        p, np.zeros((1, 2), f32), state, t=2, lr=1.0, variant="clip", momentum=0.5, max_unorm=0.2
+    )
+    np.testing.assert_allclose(moved, [[2.4, 3.2]], rtol=1e-6)
+
+
 def test_the_clip_variant_measures_without_decay(ref: ModuleType) -> None:
     """|p| = 5, |g| = 1, limit 1: not cut, though g + wd p is longer."""
     p, g = f32([[3, 4]]), f32([[0.6, 0.8]])

@@ -119,7 +119,7 @@ def test_the_command_prints_json_that_ends_in_the_steps_numbers(
 def test_the_command_prints_every_equation(capsys: Any) -> None:
     assert main(["lion"]) == 0
     out = capsys.readouterr().out
-    assert "Chen et al." in out and "step t=1" in out and "p = p - lr * sgn(c)" in out
+    assert "Chen et al." in out and "step t=1" in out and "u = sgn(c)" in out
 
 
 @pytest.mark.parametrize(
