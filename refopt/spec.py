@@ -191,7 +191,7 @@ class Part:
         if self.per == "nibble":
             return int(((np.diff(bounds) + 1) // 2).sum())
         axis = sum(shape) if len(shape) >= 2 else blocks
-        return {"element": n, "block": blocks, "group": -(-blocks // 256), "tensor": 1, "axis": axis}[self.per]
+        return {"element": n, "group": -(-blocks // 256), "block": blocks, "tensor": 1, "axis": axis}[self.per]
 
 
 CODES = Part("codes", np.uint8)

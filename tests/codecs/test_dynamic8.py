@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 
 from tests.bits import same_bits
@@ -142,3 +143,92 @@ def test_flipping_signs_does_not_flip_every_code(ref: ModuleType) -> None:
 
 def test_a_negative_element_of_an_unsigned_block_is_clamped(ref: ModuleType) -> None:
     assert ref.codecs.dynamic8.encode(f32([2.0, -1.0]), signed=False).codes.tolist() == [255, 0]
+
+
+def midpoints_of(c: Any) -> Any:
+    return (c[:-1] + c[1:]) * f32(0.5)
+
+
+@both
+@pytest.mark.parametrize("ties", ["zero", "lower", "even", "upper"])
+@pytest.mark.parametrize("compat", [None, "bitsandbytes"])
+def test_each_rule_for_ties_takes_the_code_that_it_says(ref: ModuleType, signed: bool, ties: str, compat: Any) -> None:
+    """All 255 midpoints; a float to either side the rules agree, each at the nearest value."""
+    codec = ref.codecs.dynamic8(signed=signed, ties=ties, compat=compat, block=2**20)
+    c = ref.Box(codec, (256,), {"codes": np.arange(256, dtype=np.uint8), "scales": np.ones(1, f32)}).decode()
+    mid, k = midpoints_of(c), np.arange(255)
+    want = {"zero": np.where(mid < 0, k + 1, k), "lower": k, "even": k + k % 2, "upper": k + 1}[ties]
+    if compat and signed:  # between -5.5e-7 and 0 the sign bit decides
+        want = np.where(k == 126, 126, want)
+
+    def codes(y: Any) -> Any:
+        return codec.encode(np.append(y, f32(1))).codes[:-1]
+
+    assert (codes(mid) == want).all()
+    beside = k != 126 if compat and signed else k >= 0
+    assert (codes(np.nextafter(mid, f32(-2))) == k)[beside].all()
+    assert (codes(np.nextafter(mid, f32(2))) == k + 1)[beside].all()
+
+
+@both
+@given(x=arrays([(129,), (3, 40)], low=-9, high=3))
+def test_the_rule_named_zero_is_the_default(ref: ModuleType, signed: bool, x: Any) -> None:
+    x = x if signed else np.abs(x)
+    one, other = ref.codecs.dynamic8.encode(x, signed=signed), ref.codecs.dynamic8.encode(x, signed=signed, ties="zero")
+    same_bits(one.codes, other.codes, "codes")
+    general = ref.codecs.dynamic8.pack.__globals__["nearest"]
+    y = x.reshape(-1) / np.maximum(np.abs(x).max(), f32(1e-20))
+    whole = ref.codecs.dynamic8.encode(np.append(y, f32(1)), signed=signed, block=2**20).codes[:-1]
+    assert (general(y, table(ref, signed), "zero") == whole).all()
+
+
+THEIR_HASHES = {
+    True: "e732639a65f497b4ad684bb166a4467708255edd5207757de8b8f0c7e1fda89c",
+    False: "305f002cc11278fb769d13b25b9fd0c7c83c8402c40a878fe086f4039fde6398",
+}
+
+
+def their_table(ref: ModuleType, signed: bool) -> Any:
+    codec = ref.codecs.dynamic8(signed=signed, compat="bitsandbytes")
+    return ref.Box(codec, (256,), {"codes": np.arange(256, dtype=np.uint8), "scales": np.ones(1, f32)}).decode()
+
+
+@both
+def test_the_table_of_bitsandbytes_is_what_torch_computes(ref: ModuleType, signed: bool) -> None:
+    got = their_table(ref, signed)
+    assert hashlib.sha256(got.astype("<f4").tobytes()).hexdigest() == THEIR_HASHES[signed]
+    values = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2 ** (i + (not signed)) + 1)
+        cells = (10.0 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
+        values += cells + [-c for c in cells if signed]
+    same_bits(got, torch.tensor(values).sort().values.numpy(), "table")
+
+
+@both
+def test_their_table_is_a_unit_or_two_from_the_fractions(ref: ModuleType, signed: bool) -> None:
+    off = np.abs(their_table(ref, signed).view(np.int32) - table(ref, signed).view(np.int32))
+    assert ((off > 0).sum(), off.max()) == ((72, 1) if signed else (100, 2))
+
+
+def test_a_code_of_bitsandbytes_has_the_sign_bit_of_its_element(ref: ModuleType) -> None:
+    x = f32([1.0, 1e-8, -1e-8, 0.0, -0.0, -1.0])
+    box = ref.codecs.dynamic8.encode(x, compat="bitsandbytes")
+    assert box.codes.tolist() == [255, 127, 126, 127, 126, 0]
+    assert ref.codecs.dynamic8.encode(x).codes.tolist() == [255, 127, 127, 127, 127, 0]
+    assert ref.codecs.dynamic8.encode(np.abs(x), signed=False, compat="bitsandbytes").codes[1:5].tolist() == [0] * 4
+
+
+def test_a_dead_block_of_bitsandbytes_keeps_its_zero(ref: ModuleType) -> None:
+    """Code 127 and scale 0; the sign of -0 goes."""
+    box = ref.codecs.dynamic8.encode(f32([-0.0, -1e-40, 1e-40]), compat="bitsandbytes")
+    assert box.codes.tolist() == [127] * 3 and box.scales.tolist() == [0]
+
+
+def test_a_state_by_another_rule_is_refused_by_name(ref: ModuleType) -> None:
+    p = np.ones(4, f32)
+    opt = ref.Optimizer("lion", ref.codecs.dynamic8(compat="bitsandbytes", ties="even"))
+    state = ref.Optimizer("lion", "dynamic8").init(p)
+    with pytest.raises(ref.StateError, match=r"dynamic8\(block=256\).*dynamic8\(block=256, ties='even', compat='bits"):
+        opt.step(p, p, state)
+    assert state[0]["t"] == 0 and opt.init(p)[0]["m"].codec.mode["ties"] == "even"

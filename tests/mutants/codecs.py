@@ -60,7 +60,7 @@ MUTANTS = [
     Mutant(
         "dynamic8-unsigned-decoded-as-signed",
         DYNAMIC,
-        "table(codec.signed)[",
+        "levels(codec)[",
         "table(True)[",
         "codecs.test_dynamic8:test_every_code_comes_back_beside_a_positive_extreme",
     ),

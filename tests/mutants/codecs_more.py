@@ -10,6 +10,7 @@ COMPAND = "codecs/compand8.py"
 NF4 = "codecs/nf4.py"
 FP4 = "codecs/fp4.py"
 DOUBLE = "codecs/double.py"
+DYNAMIC = "codecs/dynamic8.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -558,5 +559,47 @@ MUTANTS = [
         "reduce.mean(a)",
         "f32(np.cumsum(a, dtype=f32)[-1] / f32(a.size))",
         "codecs.test_double:test_the_mean_is_the_canonical_sum_of_more_scales_than_a_chunk",
+    ),
+    Mutant(
+        "ties-even-takes-the-odd-code",
+        DYNAMIC,
+        "np.where(low % 2 == 0, low, high)",
+        "np.where(low % 2 == 1, low, high)",
+        "codecs.test_dynamic8:test_each_rule_for_ties_takes_the_code_that_it_says",
+    ),
+    Mutant(
+        "ties-zero-away-from-zero",
+        DYNAMIC,
+        "np.where(y < 0, high, low)",
+        "np.where(y < 0, low, high)",
+        "codecs.test_dynamic8:test_each_rule_for_ties_takes_the_code_that_it_says",
+    ),
+    Mutant(
+        "ties-upper-is-lower",
+        DYNAMIC,
+        'np.searchsorted(mid, y, side="right")',
+        "np.searchsorted(mid, y)",
+        "codecs.test_dynamic8:test_each_rule_for_ties_takes_the_code_that_it_says",
+    ),
+    Mutant(
+        "bitsandbytes-edges-from-one-end",
+        DYNAMIC,
+        "np.where(j < (k + 1) // 2,",
+        "np.where(j <= k,",
+        "codecs.test_dynamic8:test_the_table_of_bitsandbytes_is_what_torch_computes",
+    ),
+    Mutant(
+        "bitsandbytes-signs-not-forced",
+        DYNAMIC,
+        'if codec.mode["compat"] and codec.signed else codes',
+        'if codec.mode["compat"] == 1 else codes',
+        "codecs.test_dynamic8:test_a_code_of_bitsandbytes_has_the_sign_bit_of_its_element",
+    ),
+    Mutant(
+        "bitsandbytes-read-by-our-table",
+        DYNAMIC,
+        'return (bitsandbytes_table if codec.mode["compat"] else table)(codec.signed)',
+        "return table(codec.signed)",
+        "codecs.test_dynamic8:test_their_table_is_a_unit_or_two_from_the_fractions",
     ),
 ]
