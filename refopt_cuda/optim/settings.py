@@ -129,10 +129,12 @@ def stem(codec: Any, call: str) -> str:
     """The stem of a codec given by name or by record."""
     name = codec.stem if isinstance(codec, Codec) else codec
     if not isinstance(name, str) or name not in CODECS:
-        raise ValueError(f"{call}: no codec {name!r}; there are {', '.join(CODECS)}")
+        none = "no kernel for codec" if name in tuple(RECORDS) else "no codec"
+        raise ValueError(f"{call}: {none} {name!r}; there are {', '.join(CODECS)}")
     if isinstance(codec, Codec) and codec != RECORDS[name]:
         usual = RECORDS[name]
         changed = [f"{o}={getattr(codec, o)!r}" for o in OPTIONS if getattr(codec, o) != getattr(usual, o)]
+        changed += [f"{o}={value!r}" for o, value in codec.mode.items() if value != usual.mode.get(o)]
         raise ValueError(
             f"{call}: codecs has {name} with {', '.join(changed)}; of a codec's options only the block size can be "
             f"chosen, for all states: pass block={codec.block or usual.block}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import pytest
 from tests.strategies import f32
 
 
-def largest_update(ref: ModuleType, codec: str | None, signed: bool, decades: float) -> float:
+def largest_update(ref: ModuleType, codec: str | None, signed: bool, decades: float, **options: Any) -> float:
     """max |update| / lr over 300 steps of noise whose size differs by `decades` in one block of 256; m stays exact."""
     rng = np.random.default_rng(0)
     size = 10 ** (-rng.random(256) * decades)
     p, rule, worst = np.zeros(256, f32), ref.rules.adam, 0.0
-    state, coded = rule.init(p), codec and ref.codecs.CODECS[codec](signed=signed)
+    state, coded = rule.init(p), codec and ref.codecs.CODECS[codec](**options | ({} if signed else {"signed": False}))
     for t in range(1, 301):
         g = (size * rng.standard_normal(256)).astype(f32)
         moved, state = rule.update(p, g, state, t=t, lr=1.0)
@@ -44,3 +45,29 @@ def test_a_dynamic_v_holds_three_decades(ref: ModuleType, decades: float) -> Non
 
 def test_a_dynamic_v_does_not_hold_four_decades(ref: ModuleType) -> None:
     assert largest_update(ref, "dynamic8", False, 4) > 1e3
+
+
+@pytest.mark.parametrize("decades", [0.5, 1, 2, 3, 4])
+def test_four_bits_without_a_zero_hold_every_decade(ref: ModuleType, decades: float) -> None:
+    """Sixteen even steps are enough where the least of them is not zero."""
+    assert largest_update(ref, "q4", False, decades) < 2
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "bf16"}, {"compat": "flashoptim"}], ids=str)
+@pytest.mark.parametrize(("decades", "holds"), [(0.5, True), (1, True), (2, True), (3, False), (4, False)])
+def test_a_square_root_holds_two_decades(ref: ModuleType, decades: float, holds: bool, options: Any) -> None:
+    """v spans twice as many as g, and its root is coded in 255 even steps."""
+    worst = largest_update(ref, "compand8", False, decades, **options)
+    assert worst < 2 if holds else worst > 1e3
+
+
+@pytest.mark.parametrize(("decades", "holds"), [(0.5, True), (1, True), (2, True), (3, False), (4, False)])
+def test_three_bits_of_mantissa_leave_too_few_exponents(ref: ModuleType, decades: float, holds: bool) -> None:
+    """e4m3 makes zero what is below 2.2e-6 of the largest; at two decades other seeds give up to 5."""
+    worst = largest_update(ref, "fp8", True, decades)
+    assert worst < 2 if holds else worst > 1e3
+
+
+@pytest.mark.parametrize("decades", [0.5, 1, 2, 3, 4])
+def test_two_bits_of_mantissa_leave_exponents_enough(ref: ModuleType, decades: float) -> None:
+    assert largest_update(ref, "fp8", True, decades, format="e5m2") < 2
