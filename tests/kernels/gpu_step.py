@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ class Pair:
         device = [None if w is None else _shifted(w, shift) for w in words]
         ts = [s["t"] + 1 for s in self.state]
         rows = sorted(set(ts))
-        scalars = np.stack([RULES[self.rule].scalars(t, **self.opt.hyper) for t in rows])
+        row = RULES[self.rule].scalars
+        takes = {n: v for n, v in self.opt.hyper.items() if n in signature(row).parameters}
+        scalars = np.stack([row(t, **takes) for t in rows])
         pointers = [SKIP if d is None else d.data.ptr + shift for d in device]
         self.launch.run(pointers, scalars, [rows.index(t) for t in ts], cupy.cuda.get_current_stream().ptr)
         self.expect(words)
