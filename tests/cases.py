@@ -202,6 +202,8 @@ CODECS = [
     CodecCase("fp4", "fp4", {}, 0, 0.04),
     CodecCase("double", "double", {}, 7, 0.15),
     CodecCase("double-fp4", "double", {"base": "fp4", "block": 32}, 0, 0.04),
+    CodecCase("fp8_expand", "fp8_expand", {}, octaves=2),
+    CodecCase("fp8_expand-7", "fp8_expand", {"block": 7}, octaves=2),
     CodecCase("q4-unsigned", "q4", {"signed": False, "block": 32}, 0, 0.15, zeros=False),
     CodecCase("q4-rank1", "q4", {"scale": "rank1"}, 7, 0.15),
     CodecCase("q4-rank1-unsigned", "q4", {"scale": "rank1", "signed": False}, 0, 0.15, zeros=False),
@@ -221,7 +223,7 @@ ORDERED = [c for c in CODECS if c.stem != "double"]
 BLOCKED = [c for c in ORDERED if c.stem not in ("f32", "bf16") and c.options.get("scale") not in ("tensor", "rank1")]
 """Codecs whose blocks know nothing of one another."""
 
-STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8", "q4", "compand8"]
+STEMS = ["f32", "bf16", "int8_linear", "dynamic8", "fp8", "q4", "compand8", "fp8_expand"]
 
 
 def label(case: Any) -> str:

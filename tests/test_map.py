@@ -22,6 +22,7 @@ ROWS: dict[str, dict[str, Any]] = {
 STEMS = [(row, stem) for row, records in ROWS.items() for stem in records]
 
 WITHOUT_KERNEL = {
+    "codecs/fp8_expand",
     "codecs/double",
     "codecs/fp4",
     "codecs/nf4",
@@ -78,7 +79,10 @@ UPWARD = {
 }
 """Imports that run upward or across, each inside a function, and why."""
 
-MADE_OF = {"refopt.codecs.double": {"refopt.codecs.dynamic8", "refopt.codecs.fp4", "refopt.codecs.nf4"}}
+MADE_OF = {
+    "refopt.codecs.double": {"refopt.codecs.dynamic8", "refopt.codecs.fp4", "refopt.codecs.nf4"},
+    "refopt.codecs.fp8_expand": {"refopt.codecs.fp8"},
+}
 """Stems that are others put together, and which."""
 
 

@@ -11,6 +11,7 @@ from refopt.codecs.dynamic8 import codec as dynamic8
 from refopt.codecs.f32 import codec as f32
 from refopt.codecs.fp4 import codec as fp4
 from refopt.codecs.fp8 import codec as fp8
+from refopt.codecs.fp8_expand import codec as fp8_expand
 from refopt.codecs.int8_linear import codec as int8_linear
 from refopt.codecs.nf4 import codec as nf4
 from refopt.codecs.q4 import codec as q4
@@ -32,6 +33,7 @@ CODECS = {
         nf4,
         fp4,
         double,
+        fp8_expand,
     )
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "f32",
     "fp4",
     "fp8",
+    "fp8_expand",
     "int8_linear",
     "nf4",
     "q4",

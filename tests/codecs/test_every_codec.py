@@ -116,7 +116,7 @@ def test_a_dead_block_is_exactly_zero(ref: ModuleType, case: CodecCase, fill: fl
         out = box.decode()
     assert (codes(box)[: codec.block] == case.zero).all() and (codes(box)[-1:] == case.zero).all()
     assert words(box.scales)[0] == 0 and words(box.scales)[2] == 0
-    assert not words(out[: codec.block]).any() and out[codec.block] == 1.0
+    assert not words(out[: codec.block]).any() and abs(out[codec.block] - 1) <= (2e-6 if case.octaves > 1 else 0)
 
 
 @blocked

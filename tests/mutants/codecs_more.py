@@ -11,6 +11,7 @@ NF4 = "codecs/nf4.py"
 FP4 = "codecs/fp4.py"
 DOUBLE = "codecs/double.py"
 DYNAMIC = "codecs/dynamic8.py"
+EXPAND = "codecs/fp8_expand.py"
 WEIGHTS = "codecs.test_weights:test_"
 
 MUTANTS = [
@@ -601,5 +602,68 @@ MUTANTS = [
         'return (bitsandbytes_table if codec.mode["compat"] else table)(codec.signed)',
         "return table(codec.signed)",
         "codecs.test_dynamic8:test_their_table_is_a_unit_or_two_from_the_fractions",
+    ),
+    Mutant(
+        "expand-power-not-inverted",
+        EXPAND,
+        "* s) ** (1 / k) * c",
+        "* s) ** k * c",
+        "codecs.test_fp8_expand:test_the_code_is_the_definition_in_fifty_digits",
+    ),
+    Mutant(
+        "expand-equal-magnitudes-unbounded",
+        EXPAND,
+        "    return np.where(ratio <= 2 ** (1 / 16), 1.0, np.clip(k, 1 / 16, 16))",
+        "    return SPAN / np.log2(ratio)",
+        "codecs.test_fp8_expand:test_equal_magnitudes_come_back",
+    ),
+    Mutant(
+        "expand-zero-decodes-to-the-centre",
+        EXPAND,
+        "np.where(v == 0, 0 * s, (np.abs(v) * s) ** (1 / k) * c)",
+        "(np.abs(v) * s) ** (1 / np.maximum(k, 1)) * c + (v == 0) * c",
+        "codecs.test_fp8_expand:test_equal_magnitudes_come_back",
+    ),
+    Mutant(
+        "expand-least-counts-zeros",
+        EXPAND,
+        "np.where(a > 0, a, np.inf)",
+        "np.maximum(a, 1e-30)",
+        "codecs.test_fp8_expand:test_the_code_is_the_definition_in_fifty_digits",
+    ),
+    Mutant(
+        "expand-span-of-448-alone",
+        EXPAND,
+        "np.log2(LARGEST**2 / 2)",
+        "np.log2(LARGEST)",
+        "codecs.test_fp8_expand:test_the_code_is_the_definition_in_fifty_digits",
+    ),
+    Mutant(
+        "expand-power-rounded-up",
+        EXPAND,
+        "np.floor(16 * SPAN",
+        "np.ceil(16 * SPAN",
+        "codecs.test_fp8_expand:test_the_code_is_the_definition_in_fifty_digits",
+    ),
+    Mutant(
+        "expand-centre-is-the-mean",
+        EXPAND,
+        "(np.sqrt(top) * np.sqrt(low))",
+        "((top + low) / 2)",
+        "codecs.test_fp8_expand:test_the_code_is_the_definition_in_fifty_digits",
+    ),
+    Mutant(
+        "expand-scale-without-the-power",
+        EXPAND,
+        "s = ((top / c) ** k / LARGEST)",
+        "s = ((top / c) / LARGEST)",
+        "codecs.test_fp8_expand:test_nothing_but_zero_becomes_zero",
+    ),
+    Mutant(
+        "expand-bad-block-decodes-to-zero",
+        EXPAND,
+        "np.where(v == 0, 0 * s,",
+        "np.where(v == 0, 0 * v,",
+        "codecs.test_fp8_expand:test_a_zero_of_a_bad_block_is_nan",
     ),
 ]

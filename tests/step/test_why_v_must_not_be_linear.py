@@ -71,3 +71,8 @@ def test_three_bits_of_mantissa_leave_too_few_exponents(ref: ModuleType, decades
 @pytest.mark.parametrize("decades", [0.5, 1, 2, 3, 4])
 def test_two_bits_of_mantissa_leave_exponents_enough(ref: ModuleType, decades: float) -> None:
     assert largest_update(ref, "fp8", True, decades, format="e5m2") < 2
+
+
+@pytest.mark.parametrize("decades", [0.5, 1, 2, 3, 4])
+def test_a_power_that_squeezes_the_block_holds_every_decade(ref: ModuleType, decades: float) -> None:
+    assert largest_update(ref, "fp8_expand", True, decades) < 2
