@@ -4,9 +4,21 @@ Every optimizer is a Rule, with a Codec for each thing it stores, in a Place.
 """
 
 from refopt import codecs, places, rules
+from refopt.partition import Partition
 from refopt.spec import Box, NonFiniteError, ShapeError, StateError
 from refopt.step import Optimizer
 from refopt.trace import trace
 
 __version__ = "0.1.0"
-__all__ = ["Box", "NonFiniteError", "Optimizer", "ShapeError", "StateError", "codecs", "places", "rules", "trace"]
+__all__ = [
+    "Box",
+    "NonFiniteError",
+    "Optimizer",
+    "Partition",
+    "ShapeError",
+    "StateError",
+    "codecs",
+    "places",
+    "rules",
+    "trace",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,30 @@ def stretch_bytes(codec: Codec, dtype: Any, shape: tuple[int, ...], a: int, b: i
     return sum((s.stop - s.start) * wide[n] for n, s in at.items())
 
 
+@dataclass(frozen=True)
+class Share:
+    """A rank's share of a stored array: the codec, and its arrays' stretches, flat. It cannot be decoded alone."""
+
+    codec: Codec
+    arrays: dict[str, Any] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays.values())
+
+
+def differ(codec: Codec, other: Codec) -> bool:
+    """Whether one could not read what the other wrote."""
+    return any(getattr(codec, x) != getattr(other, x) for x in ("stem", "block", "layout", "signed", "mode"))
+
+
 class Cell:
     """One stored array of a tensor. `fetch` brings a page in, `load` decodes it, `store` encodes into it, `flush` takes
     it out, to where the new state is kept; the old one is never written.
 
     A page is elements [a, b) of the flattened tensor, from the start of a block to the end of one; an array of another
-    shape than its parameter is only ever one page. `have` is a Box, an array, or a rank's share of either: a dict of
-    flat arrays with elements [first, last) of a tensor of the given shape.
+    shape than its parameter is only ever one page. `have` is a Box, an array, or a rank's Share of either, and then
+    `window` says of what: elements [first, last) of a tensor of that shape.
     """
 
     def __init__(self, codec: Codec, have: Any, make: Make = memory, name: str = "", window: Any = None) -> None:
@@ -64,8 +82,8 @@ class Cell:
         self.shape, first, last = window or (have.shape, 0, math.prod(have.shape))
         self.size = math.prod(self.shape)
         self.bounds = codec.bounds(self.shape)
-        self.boxed = isinstance(have, Box) or (isinstance(have, dict) and codec.stem != "f32")
-        arrays = have if isinstance(have, dict) else have.arrays if isinstance(have, Box) else {"codes": have}
+        self.boxed = isinstance(have, Box) or (isinstance(have, Share) and codec.stem != "f32")
+        arrays = have.arrays if isinstance(have, Box | Share) else {"codes": have}
         self.arrays = {n: a.reshape(-1) for n, a in arrays.items()}
         self.new = make(name, {n: (a.dtype, a.size) for n, a in self.arrays.items()})
         self.first = {n: s.start for n, s in cut(codec, self.shape, self.bounds, first, last).items()}
@@ -100,8 +118,8 @@ class Cell:
 
     def stored(self) -> Any:
         """The new state, in the form of the old."""
-        if isinstance(self.have, dict):
-            return dict(self.new)
+        if isinstance(self.have, Share):
+            return Share(self.codec, dict(self.new))
         if not self.boxed:
             return self.new["codes"].reshape(self.shape)
         return Box(self.codec, self.shape, self.codec.shaped(self.shape, dict(self.new)))

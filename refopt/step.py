@@ -19,7 +19,7 @@ from refopt import places as _places
 from refopt import rng
 from refopt import rules as _rules
 from refopt.assign import assign, called, lookup, page_list
-from refopt.cells import Cell, Make, Weights, memory, put, shelf, stretch_bytes
+from refopt.cells import Cell, Make, Weights, differ, memory, put, shelf, stretch_bytes
 from refopt.codecs import blocks
 from refopt.lines import stepping
 from refopt.spec import Array, Box, Codec, Load, Move, NonFiniteError, Peak, Place, Rule, ShapeError, State, StateError
@@ -148,6 +148,14 @@ class Optimizer:
         """The most bytes that weights, gradients and states take in a step, by where they are."""
         return self.place.peak(self.loads(params), self.place.buffers)
 
+    def bounds(self, shape: tuple[int, ...]) -> Array:
+        """Where a tensor of this shape may be cut: between blocks, or not at all if the step must see all of it."""
+        size = math.prod(shape)
+        codecs = [self.codec_of(n, size) for n in self.rule.shapes(shape, self.hyper)]
+        if self.rule.scope != "element" or any(c.scope == "tensor" for c in codecs):
+            return np.array([0, size] if size else [0])
+        return blocks.bounds(shape, self.block, self.layout)
+
     def drawn(self, k: int) -> dict[str, int]:
         """What a rule that draws random bits is given for tensor k."""
         return {"tensor": k, "seed": self.seed} if self.rule.random else {}
@@ -213,11 +221,14 @@ class Optimizer:
                 self._check_state(k, p, st, s, shapes[st.name])
         if len(self.codecs["p"].parts) > 1 and not isinstance(s.get("p"), Box):
             raise StateError(f"step: state[{k}] has no 'p'; {called(self.codecs['p'])} keeps part of the weights there")
+        if isinstance(s.get("p"), Box) and differ(s["p"].codec, self.codecs["p"]):
+            have, want = called(s["p"].codec), called(self.codecs["p"])
+            raise StateError(f"step: state[{k}]['p'] is kept by {have}, this optimizer's weights are {want}")
 
     def _check_state(self, k: int, p: Array, st: State, s: dict[str, Any], shape: tuple[int, ...]) -> None:
         want, have = self.codec_of(st.name, p.size), s[st.name]
         codec = have.codec if isinstance(have, Box) else _codecs.f32
-        if any(getattr(codec, x) != getattr(want, x) for x in ("stem", "block", "layout", "signed", "mode")):
+        if differ(codec, want):
             raise StateError(
                 f"step: state[{k}][{st.name!r}] is stored as {called(codec)}, this optimizer has {called(want)}"
             )
@@ -229,12 +240,19 @@ class Optimizer:
                 raise TypeError(f"step: state[{k}][{st.name!r}]: {part} must be {kept[part].dtype}, got {a.dtype}")
 
     def _apply(
-        self, k: int, p: Array, g: Array | None, s: dict[str, Any], hyper: dict[str, Any], make: Make
+        self,
+        k: int,
+        p: Array,
+        g: Array | None,
+        s: dict[str, Any],
+        hyper: dict[str, Any],
+        make: Make = memory,
+        window: Window | None = None,
     ) -> tuple[Array, dict[str, Any]]:
         """Step tensor k by the gradient that is due, and let the other wait."""
         now, later = self.due(g, s)
         if now is not None:
-            p, s = self._step_one(k, p, now, s, hyper, make)
+            p, s = self._step_one(k, p, now, s, hyper, make, window)
         s = {n: x for n, x in s.items() if n != "pending"}
         return p, s if later is None else s | {"pending": later.copy()}
 
@@ -254,8 +272,8 @@ class Optimizer:
         if first == last:
             return p, s | {"t": t}
         size, shapes = math.prod(shape), self.rule.shapes(shape, hyper)
-        places = {n: (shapes[n], first, last) if window and shapes[n] == shape else None for n in shapes}
-        cells = {n: Cell(self.codec_of(n, size), s[n], make, f"{k}.{n}", places[n]) for n in shapes}
+        spans = {n: (f, *self._span(math.prod(f), first, last)) for n, f in shapes.items()}
+        cells = {n: Cell(self.codec_of(n, size), s[n], make, f"{k}.{n}", spans[n]) for n in shapes}
         weights = Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, t, k), make, window)
         now = {"t": t} | self.drawn(k) | hyper
         self._moved("g", "g", g.nbytes)
@@ -270,10 +288,7 @@ class Optimizer:
 
     def _pages(self, shape: tuple[int, ...], first: int, last: int) -> list[tuple[int, int]]:
         """The (first, past last) element of each page; one page where more than a block must be seen at once."""
-        codecs = [self.codec_of(n, math.prod(shape)) for n in self.rule.shapes(shape, self.hyper)]
-        if self.rule.scope != "element" or any(c.scope == "tensor" for c in codecs):
-            return [(first, last)] if first < last else []
-        bounds = blocks.bounds(shape, self.block, self.layout)
+        bounds = self.bounds(shape)
         i, j = (int(n) for n in np.searchsorted(bounds, (first, last)))
         pages = self.place.pages(j - i, self.place.page_blocks)
         return [(int(bounds[i + one]), int(bounds[i + end])) for one, end in pages]

@@ -6,6 +6,7 @@ from tests.mutants.load import Mutant
 
 CELLS, STEP, SPEC = "cells.py", "step.py", "spec.py"
 DISK, HOST, PAGED = "places/disk.py", "places/host.py", "places/paged.py"
+PARTITION, SHARING = "partition.py", "step.test_partition:test_"
 ON_DISK, ON_HOST, PAGING = "places.test_disk:test_", "places.test_host:test_", "places.test_paged:test_"
 
 MUTANTS = [
@@ -113,5 +114,55 @@ MUTANTS = [
         "self.arrays = {n: a.reshape(-1) for n, a in arrays.items()}",
         "self.arrays = {n: np.array(a).reshape(-1) for n, a in arrays.items()}",
         ON_DISK + "memory_never_holds_the_states",
+    ),
+    Mutant(
+        "a-block-across-two-ranks",
+        PARTITION,
+        "owners = np.minimum((offset + starts) // self.stretch, self.ranks - 1)",
+        "owners = np.minimum((offset + starts + self.opt.block // 2) // self.stretch, self.ranks - 1)",
+        SHARING + "every_block_has_one_owner_and_none_is_split",
+    ),
+    Mutant(
+        "stretches-count-from-the-tensor",
+        PARTITION,
+        "(offset + starts) // self.stretch",
+        "starts // self.stretch",
+        SHARING + "every_block_has_one_owner_and_none_is_split",
+    ),
+    Mutant(
+        "a-share-draws-the-bits-of-the-start",
+        CELLS,
+        "rng.r16(self.key, self.a, self.b - self.a)",
+        "rng.r16(self.key, self.a - self.start, self.b - self.a)",
+        SHARING + "formats_of_weights_draw_and_carry_the_same_bits_in_every_share",
+    ),
+    Mutant(
+        "every-rank-keeps-all-gradients",
+        PARTITION,
+        "for least in (3, 2)",
+        "for least in (3, 3)",
+        SHARING + "stages_hold_and_exchange_what_the_paper_says",
+    ),
+    Mutant(
+        "pending-gradients-stay-with-one-rank",
+        PARTITION,
+        'if isinstance(state.get("pending"), Share):',
+        'if isinstance(state.get("pending"), Share) and share["window"][1]:',
+        SHARING + "a_pending_gradient_is_shared_out_too",
+    ),
+    Mutant(
+        "each-rank-skips-by-itself",
+        PARTITION,
+        "for k, g in enumerate(whole)]\n        ps",
+        "for k, g in enumerate(whole)]\n        usable = [g if u is None else u for g, u in zip(whole, usable)]"
+        "\n        ps",
+        SHARING + "a_gradient_with_inf_is_skipped_by_every_rank",
+    ),
+    Mutant(
+        "shares-of-other-steps-mix",
+        PARTITION,
+        "if len(found) > 1:",
+        "if len(found) > self.ranks:",
+        SHARING + "shards_of_another_partition_are_refused_before_anything_changes",
     ),
 ]

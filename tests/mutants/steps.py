@@ -69,8 +69,8 @@ MUTANTS = [
     Mutant(
         "t-advances-without-a-gradient",
         STEP,
-        "        if now is not None:\n            p, s = self._step_one(k, p, now, s, hyper, make)\n",
-        "        if now is not None:\n            p, s = self._step_one(k, p, now, s, hyper, make)\n"
+        "        if now is not None:\n            p, s = self._step_one(k, p, now, s, hyper, make, window)\n",
+        "        if now is not None:\n            p, s = self._step_one(k, p, now, s, hyper, make, window)\n"
         "        else:\n"
         '            s = s | {"t": s["t"] + 1}\n',
         STEPS + "without_a_gradient_nothing_advances",
@@ -185,7 +185,7 @@ MUTANTS = [
     ),
     Mutant(
         "block-size-unchecked",
-        STEP,
+        CELLS,
         '("stem", "block", "layout", "signed", "mode")',
         '("stem", "layout", "signed", "mode")',
         "step.test_errors:test_a_step_that_raises_leaves_everything_unchanged",
