@@ -63,11 +63,14 @@ def test_equal_scales_are_exact(ref: ModuleType, base: str, x: Any, n: int) -> N
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_scales_of_normal_weights_are_kept_to_a_per_cent(ref: ModuleType, seed: int) -> None:
+def test_a_scale_is_off_by_half_a_cell_of_the_largest_difference(ref: ModuleType, seed: int) -> None:
+    """0.0071 of what the group's scales differ from their mean: of normal weights about one per cent of a scale."""
     w = np.random.default_rng(seed).standard_normal((64, 1024)).astype(f32)
-    one, other = ref.codecs.double.encode(w).decode(), ref.codecs.nf4.encode(w).decode()
-    a = np.abs(w).reshape(-1, 64).max(1).repeat(64).reshape(w.shape)
-    assert (np.abs(one - other) <= 0.01 * a).all() and (one != other).any()
+    box = ref.codecs.double.encode(w)
+    one, other = box.decode(), ref.codecs.nf4.encode(w).decode()
+    largest = np.repeat(box.scales2, 256 * 64).reshape(w.shape)
+    assert (np.abs(one - other) <= 0.0071 * largest).all() and (one != other).any()
+    assert np.median(np.abs(one - other) / np.abs(w).max()) < 0.005
 
 
 @bases
