@@ -2,7 +2,7 @@
 
 A rounded weight misses the exact one by at most half a unit in its last place. That error, as a fraction of the half
 unit, needs no exponent of its own: eight bits of it make bfloat16 weights about as good as float32 with 16 bits of
-mantissa, at three bytes instead of six.
+mantissa, at three bytes instead of six::
 
     p = bf16(x)                  nearest, ties to even
     h = 2^(max(E, -126) - 8)     half a unit in the last place of p, E its exponent

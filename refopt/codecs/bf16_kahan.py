@@ -2,7 +2,7 @@
 
 Kahan's sum carries what rounding dropped and hands it in with the next update. Small updates gather in a second
 bfloat16, ``comp``, until they are worth a unit in the last place of the weight. As dear as a lossless remainder and not
-exact, but every operation is one of bfloat16 alone.
+exact, but every operation is one of bfloat16 alone::
 
     u = x - p                  the update, from the weights that the rule stepped: p, not p + c
     c = bf16(c + u)            it joins what was dropped before

@@ -2,7 +2,7 @@
 
 Mixed precision keeps a float32 master copy beside the bfloat16 weights: six bytes, though the upper half of the one
 is nearly the other. Here the master word is cut in two, and the visible half is rounded: four bytes, and the float32
-trajectory bit for bit.
+trajectory bit for bit::
 
     p = (x + 0x8000) >> 16    the visible half, on words: rounded to nearest, ties away from zero
     rem = x - (p << 16)       the lower half as a signed number, -32768 .. 32767

@@ -2,7 +2,7 @@
 
 Rounded to nearest, a weight in bfloat16 never feels an update below 2^-9 of itself: thousands of them leave it where it
 was. Rounded by chance it moves by a whole unit in the last place, as often as the update is a part of one: the mean
-over the random bits is the exact weight, at the price of noise.
+over the random bits is the exact weight, at the price of noise::
 
     x = p + update        what the rule wants to store, float32
     r                     16 random bits of this element, step and tensor (`refopt.rng`): uniform on 0 .. 65535

@@ -2,7 +2,7 @@
 
 Even steps waste themselves on the rare large elements of a block. A curve before the steps, and its inverse after,
 makes small values finer without a table search: softsign for a state of either sign, the square root for a second
-moment. Blocks are short, so their scales are kept in 16 bits.
+moment. Blocks are short, so their scales are kept in 16 bits::
 
     signed     a = max |x|           unsigned   a = max sqrt(v)
     s          a in float16, at most 65504 (`scale="bf16"`: in bfloat16, which neither overflows nor underflows)

@@ -1,7 +1,7 @@
 """Double quantization: 4-bit weights whose scales are coded too (Dettmers et al., QLoRA, arXiv 2305.14314, section 3).
 
 A float32 scale for each 64 weights costs half a bit a weight. The scales of one tensor are alike, so their mean is
-taken off and the rest stored in eight bits, 256 scales to a block: 4.127 bits a weight instead of 4.5.
+taken off and the rest stored in eight bits, 256 scales to a block: 4.127 bits a weight instead of 4.5::
 
     a                 absmax of each block of B weights (`nf4`, or `fp4` with `base="fp4"`); the codes are theirs
     offset            mean of all a: summed in float64 in the canonical order (`refopt.reduce`), rounded once

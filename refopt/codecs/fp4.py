@@ -2,7 +2,7 @@
 
 Three bits of magnitude and one of sign. The code is a bit pattern, not a rank: in the order of codes 0 to 7 the
 magnitudes are 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4, and code + 8 is the negative. The odd one out, 1/192, is a
-subnormal. NF4 is usually better for weights that are nearly normal; checkpoints of both kinds exist.
+subnormal. NF4 is usually better for weights that are nearly normal; checkpoints of both kinds exist::
 
     y = w fl32(1 / absmax)    of the block
     code                      the nearest magnitude, ties to the smaller one, plus 8 where y < 0

@@ -11,6 +11,8 @@ number.
 ``e5m2``  15    2 bits    57344    2^-14       2^-16          Inf 7C FC, NaN 7D+
 ========  ====  ========  =======  ==========  =============  ==================
 
+::
+
     s = absmax / largest         one a block, or one a tensor with `scale="tensor"` (Transformer Engine's FusedAdam)
     code = fp8(y largest)        y = x / absmax; nearest, ties to even, beyond the largest the largest
     x_hat = value[code] s

@@ -2,7 +2,7 @@
 
 The magnitudes of a block rarely span what e4m3 can: exponents lie idle while three bits of mantissa err by 6 %. A power
 stretches the block over all of the format's range, and its inverse divides the error by the exponent. Where a block
-spans more than the format, the same power, below 1, squeezes it in, so that nothing but zero becomes zero.
+spans more than the format, the same power, below 1, squeezes it in, so that nothing but zero becomes zero::
 
     c       centre   sqrt(max |x|) sqrt(min |x|), the least of those that are not zero
     k       power    floor(16 log2(448^2 / 2) / log2(max / min)) / 16, in [1/16, 16]; 1 where max / min <= 2^(1/16)

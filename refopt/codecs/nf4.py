@@ -1,7 +1,7 @@
 """NF4, 4-bit NormalFloat (Dettmers et al., QLoRA, arXiv 2305.14314, section 3). 4 + 32/B bits a weight (B = 64: 4.5).
 
 Trained weights are nearly normal. NF4's sixteen values are quantiles of a normal distribution, so that each is used
-about as often as the others; one of them is an exact zero, and the ends are exactly -1 and 1.
+about as often as the others; one of them is an exact zero, and the ends are exactly -1 and 1::
 
     y = w fl32(1 / absmax)    of the block
     code                      how many midpoints of neighbouring values lie below y: ties to the lower index

@@ -3,7 +3,7 @@ r"""4-bit states, with a scale for each block or for each row and column (Li et 
 Sixteen codes are enough for Adam if they are spent differently on its two moments: `m` needs both signs and small
 values, so its levels come from the dynamic map; `v` must never become zero while `m` is not, or m / sqrt(v) explodes:
 its map is linear *without a zero*. A second moment is large along whole rows or columns, so two vectors of scales can
-serve it better than one a block. 4 + 32/B bits an element (B = 128: 4.25), about 4 with `scale="rank1"`.
+serve it better than one a block. 4 + 32/B bits an element (B = 128: 4.25), about 4 with `scale="rank1"`::
 
     signed    -0.8875 .. 0.8875 in seven steps of either sign, 0 and 1 (there is no -1: a negative extreme shrinks)
     unsigned  1/16, 2/16 .. 1: a zero beside anything larger decodes to scale / 16, a bias to the safe side
