@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.mutants.load import Mutant, copied, package
 
 QUICK = settings(
-    max_examples=25,
     database=None,
     derandomize=True,
     deadline=None,
@@ -29,11 +28,11 @@ def find(law: str) -> Callable[..., None]:
     return getattr(importlib.import_module(f"tests.{module}"), name)
 
 
-def shortened(law: Callable[..., None]) -> Callable[..., None]:
+def shortened(law: Callable[..., None], examples: int) -> Callable[..., None]:
     """A law over drawn inputs with few of them, always the same, and no search for the smallest failure."""
     if not hasattr(law, "hypothesis"):
         return law
-    return QUICK(given(**law.hypothesis._given_kwargs)(law.hypothesis.inner_test))
+    return settings(QUICK, max_examples=examples)(given(**law.hypothesis._given_kwargs)(law.hypothesis.inner_test))
 
 
 def values(row: Any, width: int) -> tuple[Any, ...]:
@@ -53,10 +52,10 @@ def cases(law: Callable[..., None]) -> Iterator[dict[str, Any]]:
         yield {name: value for part in choice for name, value in part.items()}
 
 
-def broken(law: str, ref: ModuleType) -> BaseException | None:
+def broken(law: str, ref: ModuleType, examples: int = 25) -> BaseException | None:
     """What `law` says against `ref`, None if it holds."""
     test = find(law)
-    quick = shortened(test)
+    quick = shortened(test, examples)
     for case in cases(test):
         try:
             quick(ref=ref, **case)
