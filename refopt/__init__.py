@@ -3,7 +3,7 @@
 Every optimizer is a Rule, with a Codec for each thing it stores, in a Place.
 """
 
-from refopt import codecs, places, rules
+from refopt import codecs, memory, models, places, rules
 from refopt.partition import Partition
 from refopt.spec import Box, NonFiniteError, ShapeError, StateError
 from refopt.step import Optimizer
@@ -18,6 +18,8 @@ __all__ = [
     "ShapeError",
     "StateError",
     "codecs",
+    "memory",
+    "models",
     "places",
     "rules",
     "trace",

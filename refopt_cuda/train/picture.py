@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from refopt import models
 from refopt_cuda.train import subjects
 from refopt_cuda.train.job import Result, Yardsticks
 from refopt_cuda.train.plan import GIB
@@ -79,7 +80,7 @@ def _curves(ax: Any, results: list[Result], colour: dict[str, str], y: Yardstick
 
 def _bars(ax: Any, results: list[Result], colour: dict[str, str]) -> None:
     by_name = {r.subject.name: r for r in results}
-    shapes = subjects.llama_2_7b()
+    shapes = models.named("llama-2-7b").shapes
     for k, (name, r) in enumerate(by_name.items()):
         each = r.record.state_bytes / r.plan.sizes.parameters()
         seven = subjects.bytes_for(r.subject, shapes) / GIB

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import refopt
+from refopt import models
 from refopt_cuda.train import picture, subjects
 from refopt_cuda.train.job import Job, Result, Yardsticks
 from refopt_cuda.train.plan import GIB
@@ -100,7 +101,7 @@ def line(r: Result) -> str:
 def cells(r: Result) -> tuple[str, ...]:
     """One run as a row of the table."""
     rec, count = r.record, r.plan.sizes.parameters()
-    seven = subjects.bytes_for(r.subject, subjects.llama_2_7b())
+    seven = subjects.bytes_for(r.subject, models.named("llama-2-7b").shapes)
     name = r.subject.name if len(r.plan.seeds) == 1 else f"{r.subject.name} ({r.seed})"
     return (
         name,

@@ -117,10 +117,3 @@ def bytes_for(subject: Subject, shapes: Iterable[tuple[int, ...]]) -> int:
         p.grad = torch.empty_like(p)
     opt.step()
     return state_bytes(opt)
-
-
-def llama_2_7b() -> list[tuple[int, ...]]:
-    """The shapes of Llama 2 7B's 6,738,415,616 weights."""
-    width, hidden, layers, words = 4096, 11008, 32, 32000
-    layer = [(width, width)] * 4 + [(hidden, width)] * 2 + [(width, hidden)] + [(width,)] * 2
-    return [*layer * layers, (words, width), (words, width), (width,)]

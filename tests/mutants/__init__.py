@@ -1,6 +1,6 @@
 """Deliberately wrong packages, and the laws that must notice. `python -m tests.mutants` lists them with their fate."""
 
-from tests.mutants import codecs, codecs_more, element_rules, matrix_rules, placing, rules, steps
+from tests.mutants import codecs, codecs_more, element_rules, matrix_rules, memory, placing, rules, steps
 
 MUTANTS = [
     *rules.MUTANTS,
@@ -10,4 +10,5 @@ MUTANTS = [
     *codecs_more.MUTANTS,
     *steps.MUTANTS,
     *placing.MUTANTS,
+    *memory.MUTANTS,
 ]
