@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items()))
         return 0
     if args[0] == "trace":
-        from refopt.trace import main as trace
+        from refopt.tracing import main as trace
 
         return trace(args[1:])
     if args[0] == "train":

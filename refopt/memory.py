@@ -28,7 +28,7 @@ master         0.000 GB   0.000 GiB
 states         1.279 GB   1.191 GiB
 scratch        0.090 GB   0.084 GiB
 activations    0.377 GB   0.351 GiB
-total          6.252 GB   5.822 GiB
+total          6.251 GB   5.822 GiB
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from refopt import rules as _rules
 from refopt.assign import assign, called, lookup, page_list
 from refopt.cells import Cell, Make, Weights, differ, memory, put, shelf, stretch_bytes
 from refopt.codecs import blocks
-from refopt.lines import stepping
+from refopt.lines import Stops, stepping
 from refopt.spec import Array, Box, Codec, Load, Move, NonFiniteError, Peak, Place, Rule, ShapeError, State, StateError
 from refopt.trees import Params, leaves, rebuild
 
@@ -118,15 +118,22 @@ class Optimizer:
 
         `now` changes hyper-parameters for this step alone, as a schedule of the learning rate does: `lr=...`.
         """
-        ps, gs = leaves("step", "params", params), leaves("step", "grads", grads, like=params)
-        if not len(ps) == len(gs) == len(state):
-            raise ShapeError(f"step: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
-        hyper = self.rule.check("step", self.hyper | self._translate(now)) if now else self.hyper
-        gs = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
+        ps, gs, hyper = self.checked("step", params, grads, state, now)
         run = enumerate(zip(ps, gs, state, strict=True))
         with shelf(self.place) as make:
             done = [self._apply(k, p, g, s, hyper, make) for k, (p, g, s) in run]
         return rebuild(params, [p for p, _ in done]), [s for _, s in done]
+
+    def checked(
+        self, call: str, params: Params, grads: Params, state: list[dict[str, Any]], now: dict[str, Any]
+    ) -> tuple[list[Array], list[Array | None], dict[str, Any]]:
+        """Weights, usable gradients and hyper-parameters of a step; raises for what must not be stepped."""
+        ps, gs = leaves(call, "params", params), leaves(call, "grads", grads, like=params)
+        if not len(ps) == len(gs) == len(state):
+            raise ShapeError(f"{call}: {len(ps)} params, {len(gs)} grads and {len(state)} states: one each is needed")
+        hyper = self.rule.check(call, self.hyper | self._translate(now)) if now else self.hyper
+        gs = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
+        return ps, gs, hyper
 
     def finish(self, params: Params, state: list[dict[str, Any]], **now: Any) -> tuple[Params, list[dict[str, Any]]]:
         """Apply the gradients that are pending, if any: the last step of a run with `delay=1`."""
@@ -253,8 +260,22 @@ class Optimizer:
         now, later = self.due(g, s)
         if now is not None:
             p, s = self._step_one(k, p, now, s, hyper, make, window)
+        return p, self.waiting(s, later)
+
+    def waiting(self, s: dict[str, Any], later: Array | None) -> dict[str, Any]:
+        """The state with the gradient that waits for the next step, if one does."""
         s = {n: x for n, x in s.items() if n != "pending"}
-        return p, s if later is None else s | {"pending": later.copy()}
+        return s if later is None else s | {"pending": later.copy()}
+
+    def opened(
+        self, k: int, p: Array, s: dict[str, Any], make: Make = memory, window: Window | None = None
+    ) -> tuple[dict[str, Cell], Weights]:
+        """The stored arrays of tensor k, as its next step finds them."""
+        shape, first, last = window or (p.shape, 0, p.size)
+        size, shapes = math.prod(shape), self.rule.shapes(shape, self.hyper)
+        spans = {n: (f, *self._span(math.prod(f), first, last)) for n, f in shapes.items()}
+        cells = {n: Cell(self.codec_of(n, size), s[n], make, f"{k}.{n}", spans[n]) for n in shapes}
+        return cells, Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, s["t"] + 1, k), make, window)
 
     def _step_one(
         self,
@@ -271,10 +292,7 @@ class Optimizer:
         shape, first, last = window or (p.shape, 0, p.size)
         if first == last:
             return p, s | {"t": t}
-        size, shapes = math.prod(shape), self.rule.shapes(shape, hyper)
-        spans = {n: (f, *self._span(math.prod(f), first, last)) for n, f in shapes.items()}
-        cells = {n: Cell(self.codec_of(n, size), s[n], make, f"{k}.{n}", spans[n]) for n in shapes}
-        weights = Weights(self.codecs["p"], p, s.get("p"), rng.key(self.seed, t, k), make, window)
+        cells, weights = self.opened(k, p, s, make, window)
         now = {"t": t} | self.drawn(k) | hyper
         self._moved("g", "g", g.nbytes)
         with np.errstate(all="ignore"):
@@ -333,35 +351,59 @@ class Optimizer:
         return Load(self._visible_bytes(size), size * 4, tuple(pages))
 
     def _run(self, p: Array, g: Array, cells: Mapping[str, Cell], shape: tuple[int, ...], now: dict[str, Any]) -> Array:
-        """The rule over one page: new weights back, new states stored. All but element rules see whole shapes."""
-        old = {n: c.load() for n, c in cells.items()}
-        if self.rule.scope != "element":
-            p, g = p.reshape(shape), g.reshape(shape)
-            old = {n: x.reshape(cells[n].shape) for n, x in old.items()}
+        """The rule over one page: new weights back, new states stored."""
         if self.reads == "stored":
-            return self._run_stored(p, g, old, cells, now).reshape(-1)
+            run = self.lines(p, g, cells, shape, now)
+            while True:
+                try:
+                    next(run)
+                except StopIteration as stop:
+                    return stop.value
+        p, g, old = self._shaped(p, g, cells, shape)
         p, new = self.rule.update(p, g, old, **now)
         for n, c in cells.items():
             c.store(new[n].reshape(-1))
         return p.reshape(-1)
 
-    def _run_stored(
-        self, p: Array, g: Array, old: dict[str, Array], cells: Mapping[str, Cell], now: dict[str, Any]
-    ) -> Array:
-        """The rule, line by line: where a line sets a state, the lines below read what its codec keeps of it."""
+    def lines(
+        self, p: Array, g: Array, cells: Mapping[str, Cell], shape: tuple[int, ...], now: dict[str, Any]
+    ) -> Stops:
+        """The same, stopping after every line of the rule; yields (names, (line number, *values)).
+
+        With reads="stored", where a line sets a state, the lines below read what its codec keeps of it.
+        """
+        p, g, old = self._shaped(p, g, cells, shape)
         run, sent, left = stepping(self.rule.update)(p, g, old, **now), None, set(cells)
         while True:
             try:
-                names, (_, *values) = run.send(sent)
+                names, (number, *values) = run.send(sent)
             except StopIteration as stop:
-                if left:
-                    says = f"step: no line of {self.rule.stem} is named {', '.join(sorted(left))}"
-                    raise ValueError(f"{says}: reads='stored' cannot be had") from None
-                return stop.value[0]
-            for i, n in enumerate(names):
-                if n in cells and values[i] is not old[n]:
-                    form = values[i].shape
-                    cells[n].store(values[i].reshape(-1))
-                    values[i] = cells[n].load().reshape(form)
-                    left.discard(n)
-            sent = tuple(values)
+                p, new = stop.value
+                break
+            if self.reads == "stored":
+                values = [self._kept(n, x, old, cells, left) for n, x in zip(names, values, strict=True)]
+                sent = tuple(values)
+            yield names, (number, *values)
+        if self.reads == "stored" and left:
+            says = f"step: no line of {self.rule.stem} is named {', '.join(sorted(left))}"
+            raise ValueError(f"{says}: reads='stored' cannot be had")
+        for n, c in cells.items() if self.reads == "fresh" else ():
+            c.store(new[n].reshape(-1))
+        return p.reshape(-1)
+
+    def _shaped(
+        self, p: Array, g: Array, cells: Mapping[str, Cell], shape: tuple[int, ...]
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """Weights, gradient and states of a page: in their shapes if it is all of the tensor, else flat."""
+        old = {n: c.load() for n, c in cells.items()}
+        if self.rule.scope == "element" and p.size < math.prod(shape):
+            return p, g, old
+        return p.reshape(shape), g.reshape(shape), {n: x.reshape(cells[n].shape) for n, x in old.items()}
+
+    def _kept(self, n: str, x: Any, old: Mapping[str, Array], cells: Mapping[str, Cell], left: set[str]) -> Any:
+        """What the codec of state n keeps of x; anything else is kept as it is."""
+        if n not in cells or x is old[n]:
+            return x
+        cells[n].store(x.reshape(-1))
+        left.discard(n)
+        return cells[n].load().reshape(x.shape)

@@ -5,43 +5,92 @@ No equation exists twice: `refopt.lines` makes a generator of the rule's `update
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import json
-import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from refopt import codecs as _codecs
-from refopt import rules as _rules
-from refopt.assign import lookup
-from refopt.lines import stepping
-from refopt.spec import Array, Box, Codec, Rule
+from refopt.cells import Cell, Make, shelf
+from refopt.spec import Array, Rule
 from refopt.step import Optimizer
-from refopt.trees import leaves as _leaves
+from refopt.trees import rebuild
 
 
 class Line(NamedTuple):
-    """One traced line: the name it sets, the line of source that set it, the value, and where that line stands."""
+    """One traced line: the name it sets, the line of source that set it, the value, and where that line stands.
+
+    `cuts` are the ends of the blocks of a coded state, in elements; empty for what is not coded in blocks.
+    """
 
     name: str
     equation: str
     value: Any
     where: str = ""
+    cuts: tuple[int, ...] = ()
 
 
 Lines = Generator[Line, None, Any]
 """Traced lines; what the traced code returns is the generator's return value."""
 
 
-def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper: dict[str, Any]) -> Lines:
-    """Run `rule.update` and yield a Line for every name that it sets; the generator's return value is the result."""
+def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]], **now: Any) -> Lines:
+    """The step that `opt.step(params, grads, state)` takes, as it happens; its bits are `step`'s bits.
+
+    Yields `Line(name, equation, value, where)`: what is decoded, every line of the rule, what is encoded. The
+    generator's return value is (params, state), as from `step`. It opens the same arrays and runs the same lines as
+    `step`, so a debugger that steps into it steps through the rule.
+    """
+    ps, gs, hyper = opt.checked("trace", params, grads, state, now)
+    done = []
+    with shelf(opt.place) as make, np.errstate(all="ignore"):
+        for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True)):
+            due, later = opt.due(g, s)
+            if due is not None:
+                p, s = yield from _tensor(opt, k, p, due, s, hyper, make)
+            if later is not None:
+                yield Line("g", f"grads[{k}] waits for the next step", later)
+            done.append((p, opt.waiting(s, later)))
+    return rebuild(params, [p for p, _ in done]), [s for _, s in done]
+
+
+def _tensor(opt: Optimizer, k: int, p: Array, g: Array, s: dict[str, Any], hyper: dict[str, Any], make: Make) -> Lines:
+    """One tensor, all of it as one page."""
+    if not p.size:
+        return p, s | {"t": s["t"] + 1}
+    cells, weights = opt.opened(k, p, s, make)
+    yield Line("p", f"params[{k}]", p)
+    weights.fetch(0, p.size)
+    if weights.further:
+        yield from _arrays("p", "state['p']", weights)
+        yield Line("p", f"{weights.codec.stem}.decode(p)", weights.load().reshape(p.shape))
+    grad = g * opt.gscale
+    yield Line("g", f"grads[{k}] * gscale" if "pending" not in s else f"state[{k}]['pending'] * gscale", grad)
+    for n, c in cells.items():
+        c.fetch(0, c.size)
+        yield from _arrays(n, f"state[{n!r}]", c)
+        if c.boxed:
+            yield Line(n, f"{c.codec.stem}.decode({n})", c.load().reshape(c.shape), cuts=_cuts(c))
+    now = {"t": s["t"] + 1} | opt.drawn(k) | hyper
+    new = yield from _rule(opt.rule, opt.lines(weights.load(), grad.reshape(-1), cells, p.shape, now))
+    weights.store(new)
+    if weights.codec.stem != "f32":
+        yield Line("p", f"{weights.codec.stem}(p)", weights.out.reshape(p.shape).copy())
+    if weights.further:
+        yield from _arrays("p", f"{weights.codec.stem}.encode(p)", weights)
+    for n, c in cells.items():
+        yield from _arrays(n, f"{c.codec.stem}.encode({n})" if c.boxed else f"state[{n!r}]", c)
+    for cell in (*cells.values(), weights):
+        cell.flush()
+    stored = {n: c.stored() for n, c in cells.items()} | weights.extras()
+    return weights.out.reshape(p.shape), {"t": s["t"] + 1} | stored
+
+
+def _rule(rule: Rule, run: Any) -> Lines:
+    """A Line for every name that the rule's lines set."""
     path = inspect.getsourcefile(rule.update) or "<rule>"
     text = Path(path).read_text("utf-8").splitlines()
-    run = stepping(rule.update)(p, g, state, t=t, **hyper)
     while True:
         try:
             names, (number, *values) = next(run)
@@ -52,101 +101,33 @@ def lines(rule: Rule, p: Array, g: Array, state: dict[str, Array], t: int, hyper
             yield Line(name, equation, value, f"{path}:{number}")
 
 
-def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]]) -> Lines:
-    """The step that `opt.step(params, grads, state)` takes, as it happens; its bits are `step`'s bits.
-
-    Yields `Line(name, equation, value, where)`: what is decoded, every line of the rule, what is encoded. The
-    generator's return value is (params, state), as from `step`.
-    """
-    after_p, after = opt.step(params, grads, state)
-    ps, gs = _leaves("trace", "params", params), _leaves("trace", "grads", grads, like=params)
-    for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True)):
-        if g is None or after[k]["t"] == s["t"]:
-            continue
-        yield Line("p", f"params[{k}]", p)
-        yield Line("g", f"grads[{k}] * gscale", g * opt.gscale)
-        old: dict[str, Array] = {}
-        states = [st for st in opt.states if st.name in opt.rule.shapes(p.shape, opt.hyper)]
-        for st in states:
-            old[st.name] = yield from _opened(st.name, s[st.name])
-        with np.errstate(all="ignore"):
-            _, new = yield from lines(opt.rule, p, g * opt.gscale, old, s["t"] + 1, opt.hyper | opt.drawn(k))
-        if opt.codecs["p"].stem != "f32":
-            yield Line("p", f"{opt.codecs['p'].stem}(p)", _leaves("trace", "params", after_p)[k])
-        for st in states:
-            yield from _closed(st.name, opt.codec_of(st.name, p.size), new[st.name])
-    return after_p, after
-
-
-def _opened(name: str, stored: Any) -> Lines:
-    if not isinstance(stored, Box):
-        yield Line(name, f"state[{name!r}]", stored)
-        return stored
-    for part, value in stored.arrays.items():
-        yield Line(f"{name}.{part}", f"state[{name!r}].{part}", value)
-    x = stored.decode()
-    yield Line(name, f"{stored.codec.stem}.decode({name})", x)
-    return x
-
-
-def _closed(name: str, codec: Codec, x: Array) -> Lines:
-    if codec.stem == "f32":
-        yield Line(name, f"state[{name!r}]", x)
+def _arrays(name: str, equation: str, cell: Cell) -> Lines:
+    """What a cell has stored: each array of a coded state, or the state itself."""
+    if not cell.boxed:
+        yield Line(name, equation, cell.page["codes"].reshape(cell.shape).copy())
         return
-    for part, value in codec.encode(x).arrays.items():
-        yield Line(f"{name}.{part}", f"{codec.stem}.encode({name})", value)
+    for part, value in cell.codec.shaped(cell.shape, dict(cell.page)).items():
+        yield Line(f"{name}.{part}", f"{equation}.{part}", value.copy(), cuts=_cuts(cell) if part == "codes" else ())
 
 
-def _numbers(value: Any) -> str:
+def _cuts(cell: Cell) -> tuple[int, ...]:
+    return tuple(cell.bounds[1:-1].tolist()) if cell.codec.scope == "block" else ()
+
+
+def numbers(value: Any, cuts: tuple[int, ...] = (), most: int = 16) -> str:
+    """The first numbers of a value, blocks apart from one another."""
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(numbers(x) for x in value) + ")"
     a = np.asarray(value)
+    if a.dtype.kind not in "fiub":
+        return str(value)
+    words = [f"{v:.6g}" if a.dtype.kind == "f" else str(v) for v in a.reshape(-1)[:most].tolist()]
     if a.ndim == 0:
-        return f"{a.item():.7g}" if a.dtype.kind == "f" else str(a.item())
-    shown = [f"{v:.6g}" if a.dtype.kind == "f" else str(v) for v in a.reshape(-1)[:8].tolist()]
-    return "[" + ", ".join(shown) + (", ..." if a.size > 8 else "") + "]"
+        return f"{a.item():.7g}" if a.dtype.kind == "f" else words[0]
+    shown = [("| " if i in cuts else "") + word for i, word in enumerate(words)]
+    return "[" + ", ".join(shown).replace(", |", " |") + (", ..." if a.size > most else "") + "]"
 
 
-def _print_step(opt: Optimizer, p: Array, g: Array, state: Any, as_json: bool, t: int) -> tuple[Any, Any]:
-    run = trace(opt, p, g, state)
-    if not as_json:
-        print(f"\nstep t={t}")
-    while True:
-        try:
-            line = next(run)
-        except StopIteration as stop:
-            return stop.value
-        if isinstance(line.value, dict):
-            continue
-        if as_json:
-            print(json.dumps({"t": t} | line._asdict() | {"value": np.asarray(line.value).tolist()}))
-        else:
-            print(f"  {line.name:<9} {_numbers(line.value):<52} {line.equation}")
-
-
-def main(argv: list[str]) -> int:
-    """`refopt trace RULE [--codec NAME] [--steps N] [--json] [--lr X]`: every equation with the numbers in it."""
-    parser = argparse.ArgumentParser(prog="refopt trace", description="Print a rule's equations as they run.")
-    parser.add_argument("rule", help=f"one of {', '.join(_rules.RULES)}")
-    parser.add_argument("--codec", help=f"for every state: one of {', '.join(_codecs.CODECS)}")
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--lr", type=float, help="learning rate (default: the rule's own)")
-    args = parser.parse_args(argv)
-    hyper = {} if args.lr is None else {"lr": args.lr}
-    try:
-        if args.steps < 1:
-            raise ValueError(f"trace: --steps must be >= 1, got {args.steps}")
-        rule = lookup("rule", _rules.RULES, args.rule)
-        if rule.stem == "sgd":
-            hyper["momentum"] = 0.9
-        opt = Optimizer(rule, args.codec, **hyper)
-    except ValueError as error:
-        print(f"refopt trace: {error}", file=sys.stderr)
-        return 2
-    p = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
-    grads = np.array([[0.1, -0.2, 0.3, 0.0], [-0.05, 0.4, 0.3, 1e-8], [2.0, 0.0, -0.7, -1e-3]], np.float32)
-    if not args.json:
-        print(f"{rule.title}: {rule.source}\n" + "  ".join(f"{k}={v}" for k, v in opt.hyper.items()))
-    state = opt.init(p)
-    for t in range(1, args.steps + 1):
-        p, state = _print_step(opt, p, grads[(t - 1) % 3], state, args.json, t)
-    return 0
+def shown(line: Line) -> str:
+    """A line of the printed trace."""
+    return f"  {line.name:<9} {numbers(line.value, line.cuts):<52} {line.equation}"

@@ -70,7 +70,14 @@ SHARED = {
 """Files of a row that belong to no single stem, and why."""
 
 ORACLE = [["spec", "models"], ["scalars", "reduce", "rng", "lines"], ["rules", "codecs", "places"]]
-ORACLE += [["cells", "assign", "trees"], ["step"], ["partition"], ["trace", "memory", "qlora", "conform"], ["__main__"]]
+ORACLE += [
+    ["cells", "assign", "trees"],
+    ["step"],
+    ["partition"],
+    ["trace", "memory", "qlora", "conform"],
+    ["tracing"],
+    ["__main__"],
+]
 FAST = [["scalars"], ["rules", "codecs", "places"], ["kernels"], ["optim", "nn"], ["train"]]
 RANK = {f"refopt.{m}": k for k, level in enumerate(ORACLE) for m in level}
 RANK |= {f"refopt_cuda.{m}": k for k, level in enumerate(FAST) for m in level}

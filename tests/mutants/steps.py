@@ -93,8 +93,8 @@ MUTANTS = [
     Mutant(
         "weights-move-by-stored-states",
         STEP,
-        'if self.reads == "stored":',
-        'if self.rule.stem != "sgd":',
+        "= min_size, nonfinite, reads, seed",
+        '= min_size, nonfinite, "fresh" if self.rule.stem == "sgd" else "stored", seed',
         STEPS + "the_first_coded_step_is_the_uncoded_one",
     ),
     Mutant(
@@ -256,15 +256,15 @@ MUTANTS = [
     Mutant(
         "trace-forgets-gscale",
         TRACE,
-        "lines(opt.rule, p, g * opt.gscale, old",
-        "lines(opt.rule, p, g, old",
+        "grad = g * opt.gscale\n    yield",
+        "grad = g\n    yield",
         "step.test_trace:test_the_last_traced_values_are_the_steps_bits",
     ),
     Mutant(
         "trace-one-step-ahead",
         TRACE,
-        'old, s["t"] + 1, opt.hyper',
-        'old, s["t"] + 2, opt.hyper',
+        'now = {"t": s["t"] + 1}',
+        'now = {"t": s["t"] + 2}',
         "step.test_trace:test_the_last_traced_values_are_the_steps_bits",
     ),
     Mutant(
@@ -273,5 +273,26 @@ MUTANTS = [
         "label = ast.Tuple([ast.Constant(n) for n in names]",
         "label = ast.Tuple([ast.Constant(n) for n in names[::-1]]",
         "step.test_trace:test_each_traced_value_is_what_its_line_computes",
+    ),
+    Mutant(
+        "trace-drops-the-gradient-that-waits",
+        TRACE,
+        "opt.waiting(s, later)",
+        "opt.waiting(s, None)",
+        "step.test_trace:test_a_run_of_traces_has_the_bits_of_a_run_of_steps",
+    ),
+    Mutant(
+        "trace-never-stores-the-weights-remainder",
+        TRACE,
+        " | weights.extras()",
+        ' | ({"p": s["p"]} if "p" in s else {})',
+        "step.test_trace:test_a_run_of_traces_has_the_bits_of_a_run_of_steps",
+    ),
+    Mutant(
+        "lines-below-read-the-fresh-state",
+        STEP,
+        "return cells[n].load().reshape(x.shape)",
+        "return x",
+        "step.test_step:test_stored_reads_see_what_the_codec_keeps",
     ),
 ]

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.bits import parts, same_bits, same_state
-from tests.cases import RULES, STEMS, RuleCase, label
-from tests.strategies import f32, follow
+from tests.cases import CODECS, EVERY, RULES, STEMS, WEIGHTS, RuleCase, label
+from tests.places.laws import some_codecs
+from tests.strategies import SHAPES, f32, follow, runs
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=label)
 
@@ -53,6 +56,31 @@ def test_the_last_traced_values_are_the_steps_bits(ref: ModuleType, case: RuleCa
             same_bits(last[key], a, f"last traced {key}")
     same_bits(got_p[0], want_p[0], "returned p")
     same_state(got[0], want[0])
+
+
+@pytest.mark.parametrize("case", EVERY, ids=label)
+@given(data=st.data(), delay=st.sampled_from([0, 1]), reads=st.sampled_from(["fresh", "stored"]))
+def test_a_run_of_traces_has_the_bits_of_a_run_of_steps(
+    ref: ModuleType, case: RuleCase, delay: int, reads: str, data: Any
+) -> None:
+    """Any codecs, formats of weights that draw bits or keep a remainder, a gradient that waits, one that is missing."""
+    weights = data.draw(st.sampled_from([None, *WEIGHTS]))
+    codecs = some_codecs(ref, case, data) | ({"p": weights.record(ref)} if weights else {})
+    opt = case.optimizer(ref, codecs, seed=5, delay=delay, reads=reads)
+    drawn = [data.draw(runs(3, case.shapes or SHAPES)) for _ in range(2)]
+    params = traced = [p for p, _ in drawn]
+    state = kept = opt.init(params)
+    for t in range(3):
+        grads = [g[t] if (t, k) != (1, 1) else None for k, (_, g) in enumerate(drawn)]
+        try:
+            params, state = opt.step(params, grads, state)
+        except ValueError as error:
+            assert "reads='stored' cannot be had" in str(error)
+            return
+        _, (traced, kept) = taken(ref.trace(opt, traced, grads, kept))
+        for k, (a, b) in enumerate(zip(traced, params, strict=True)):
+            same_bits(a, b, f"params[{k}]")
+            same_state(kept[k], state[k], f"state[{k}]")
 
 
 @every_rule
@@ -98,7 +126,10 @@ def test_a_trace_of_bad_input_raises_as_step_does(ref: ModuleType) -> None:
 
 
 def main(argv: list[str]) -> int:
-    return importlib.import_module("refopt.trace").main(argv)
+    return importlib.import_module("refopt.tracing").main(argv)
+
+
+P, GRADS = f32([1, -2, 0.5, 0]), f32([[0.1, -0.2, 0.3, 0], [-0.05, 0.4, 0.3, 1e-8]])
 
 
 @pytest.mark.parametrize("codec", [None, *STEMS])
@@ -111,9 +142,49 @@ def test_the_command_prints_json_that_ends_in_the_steps_numbers(
     assert {row["t"] for row in rows} == {1, 2} and all(
         row.keys() == {"t", "name", "equation", "value", "where"} for row in rows
     )
-    opt = ref.Optimizer(rule, codec, lr=0.01, **({"momentum": 0.9} if rule == "sgd" else {}))
-    p, _ = follow(opt, f32([1, -2, 0.5, 0]), f32([[0.1, -0.2, 0.3, 0], [-0.05, 0.4, 0.3, 1e-8]]))
+    record = codec and ref.codecs.CODECS[codec]
+    record = record(block=2) if record and record.block else record
+    opt = ref.Optimizer(rule, record, lr=0.01, **({"momentum": 0.9} if rule == "sgd" else {}))
+    p, _ = follow(opt, P, GRADS)
     assert f32([row["value"] for row in rows if row["name"] == "p"][-1]).tolist() == p.tolist()
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--against", "lion"]], ids=str)
+@pytest.mark.parametrize("rule", sorted({c.stem for c in EVERY}))
+def test_the_command_traces_every_rule(ref: ModuleType, capsys: Any, rule: str, form: list[str]) -> None:
+    assert main([rule, "--steps", "2", *form]) == 0
+    out = capsys.readouterr().out
+    source = Path(importlib.import_module(f"refopt.rules.{rule}").__file__ or "").read_text("utf-8")
+    assert "p = p " in source or "p = " in source
+    assert '"t": 2' in out if form == ["--json"] else "step t=2" in out
+
+
+@pytest.mark.parametrize("codec", sorted({c.stem for c in CODECS}))
+def test_the_command_shows_every_codec(capsys: Any, codec: str) -> None:
+    assert main(["adamw", "--codec", codec]) == 0
+    out = capsys.readouterr().out
+    assert codec == "f32" or f"{codec}.encode(m).codes" in out
+
+
+def test_blocks_are_shown_apart(capsys: Any) -> None:
+    assert main(["adamw", "--codec", "dynamic8"]) == 0
+    assert "[219, 0 | 255, 127]" in capsys.readouterr().out
+    assert main(["adamw", "--codec", "dynamic8", "--block", "1"]) == 0
+    assert "[255 | 0 | 255 | 127]" in capsys.readouterr().out
+
+
+def test_two_rules_stand_side_by_side(capsys: Any) -> None:
+    assert main(["adamw", "--against", "lion"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "grads[0] * gscale" in line]
+    assert rows and all(row.count("grads[0] * gscale") == 2 for row in rows)
+    assert main(["adamw", "--against", "lion", "--json"]) == 0
+    assert {json.loads(line)["rule"] for line in capsys.readouterr().out.splitlines()} == {"adamw", "lion"}
+
+
+def test_what_the_weights_codec_keeps_is_shown(capsys: Any) -> None:
+    assert main(["adamw", "--weights", "bf16_rem16", "--codec", "dynamic8", "--reads", "stored"]) == 0
+    out = capsys.readouterr().out
+    assert "state['p'].rem" in out and "bf16_rem16.encode(p).rem" in out and "dynamic8.encode(v).codes" in out
 
 
 def test_the_command_prints_every_equation(capsys: Any) -> None:
@@ -130,6 +201,11 @@ def test_the_command_prints_every_equation(capsys: Any) -> None:
         (["lion", "--steps", "0"], "--steps must be >= 1, got 0"),
         (["lion", "--lr", "-1"], "lr must be finite and >= 0, got -1.0"),
         (["lion", "--lr", "nan"], "lr must be finite"),
+        (["lion", "--against", "lyon"], "no rule 'lyon'"),
+        (["lion", "--codec", "bf16", "--block", "2"], "bf16 has no blocks, got --block 2"),
+        (["lion", "--codec", "dynamic8", "--block", "0"], "block must be a whole number >= 1, got 0"),
+        (["lion", "--weights", "int8_linear"], "weights take an element codec"),
+        (["lion", "--reads", "twice"], "reads must be 'fresh' or 'stored', got 'twice'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
