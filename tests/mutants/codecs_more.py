@@ -53,8 +53,8 @@ MUTANTS = [
     Mutant(
         "sr-one-stream-for-all-tensors",
         "step.py",
-        "rng.key(self.seed, t, k)",
-        "rng.key(self.seed, t, 0)",
+        'rng.key(self.seed, s["t"] + 1, k)',
+        'rng.key(self.seed, s["t"] + 1, 0)',
         "codecs.test_bf16_sr:test_each_tensor_step_and_seed_draws_bits_of_its_own",
     ),
     Mutant(

@@ -13,8 +13,8 @@ MUTANTS = [
     Mutant(
         "page-written-back-stale",
         STEP,
-        "c.store(new[n].reshape(-1))",
-        "c.store((new if c.a == 0 else old)[n].reshape(-1))",
+        "            c.store(new[n].reshape(-1))\n        return p.reshape(-1)\n\n    def lines",
+        "            c.store((new if c.a == 0 else old)[n].reshape(-1))\n        return p.reshape(-1)\n\n    def lines",
         PAGING,
     ),
     Mutant(
