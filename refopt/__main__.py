@@ -7,6 +7,8 @@ import sys
 
 COMMANDS = {
     "trace": "print a rule's equations with the numbers in them (NumPy alone)",
+    "plot": "draw a codec's values, spacing and errors, or all codecs side by side (matplotlib)",
+    "vectors": "print the golden vectors as JSON, for implementations in other languages (NumPy alone)",
     "train": "train a small language model once per optimizer and compare (refopt[train])",
 }
 
@@ -22,6 +24,14 @@ def main(argv: list[str] | None = None) -> int:
         from refopt.tracing import main as trace
 
         return trace(args[1:])
+    if args[0] == "plot":
+        from refopt.plot import main as plot
+
+        return plot(args[1:])
+    if args[0] == "vectors":
+        from refopt.vectors import main as vectors
+
+        return vectors(args[1:])
     if args[0] == "train":
         return train(args[1:])
     print(f"refopt: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)

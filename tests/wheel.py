@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("refopt", "refopt_cuda")
-SHIPPED = {".py", ".cu", ".cuh", ".j2", ".html", ".typed"}
+SHIPPED = {".py", ".cu", ".cuh", ".j2", ".html", ".json", ".typed"}
 
 
 def expected(root: Path = ROOT) -> set[str]:

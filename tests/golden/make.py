@@ -1,4 +1,4 @@
-"""Write exact.json: `python -m tests.golden.make`. Every rule case, uncoded and with every pair of codecs that differ.
+"""Write refopt/golden/exact.json: `python -m tests.golden.make`. Every rule case, uncoded and with pairs of codecs.
 
 The inputs are hard on purpose: sizes from 1e-9 to 1e3 in one block, exact zeros, a sign that turns.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from tests.cases import RULES
 from tests.golden import exact
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[2] / "refopt/golden"
 P = [1.0, -2.0, 0.5, 0.0, -3e-3, 7.25]
 GRADS = [
     [0.1, -0.2, 0.3, 0.0, 1e-9, -40.0],
