@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refopt.accelerate import lanes
 from refopt.spec import Array
 
 f32, f64 = np.float32, np.float64
@@ -25,25 +26,18 @@ CHUNK = 65536
 TILE = 256
 
 
-def tree(lanes: Array) -> Array:
+def tree(x: Array) -> Array:
     """Add the halves of the last axis until one is left; its length is a power of two."""
-    w = lanes.shape[-1]
+    w = x.shape[-1]
     while w > 1:
         w //= 2
-        lanes = lanes[..., :w] + lanes[..., w:]
-    return lanes[..., 0]
+        x = x[..., :w] + x[..., w:]
+    return x[..., 0]
 
 
 def r256_rows(x: Array) -> Array:
     """R256 of every row of a matrix (rows, k), float64. A lane that has run out adds +0, which changes nothing."""
-    rows, k = x.shape
-    steps = -(-k // LANES)
-    padded = np.zeros((rows, steps * LANES), f64)
-    padded[:, :k] = x
-    lanes = np.zeros((rows, LANES), f64)
-    for step in range(steps):
-        lanes = lanes + padded[:, step * LANES : (step + 1) * LANES]
-    return tree(lanes)
+    return tree(lanes(x, LANES))
 
 
 def r256(x: Array) -> float:

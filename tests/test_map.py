@@ -69,7 +69,7 @@ SHARED = {
 }
 """Files of a row that belong to no single stem, and why."""
 
-ORACLE = [["spec", "models"], ["scalars", "reduce", "rng", "lines"], ["rules", "codecs", "places"]]
+ORACLE = [["spec", "models", "accelerate"], ["scalars", "reduce", "rng", "lines"], ["rules", "codecs", "places"]]
 ORACLE += [
     ["cells", "assign", "trees"],
     ["step"],
@@ -92,6 +92,10 @@ MADE_OF = {
     "refopt.codecs.fp8_expand": {"refopt.codecs.fp8"},
 }
 """Stems that are others put together, and which."""
+
+
+OPTIONAL = {"plot.py": {"matplotlib"}, "accelerate.py": {"numba"}}
+"""Packages that a file of the reference imports inside a function, where they are installed."""
 
 
 def homes(row: str, stem: str) -> list[str]:
@@ -225,11 +229,11 @@ def test_siblings_never_see_each_other(package: str, row: str) -> None:
 def test_the_reference_imports_numpy_and_the_standard_library_alone() -> None:
     known = sys.stdlib_module_names | {"numpy", "refopt"}
     for path in sources("refopt"):
-        drawn = set(imports(path)) - set(imports(path, lazy=False)) if path.name == "plot.py" else set()
+        later = set(imports(path)) - set(imports(path, lazy=False))
         for target in imports(path):
-            known_here = known | {"matplotlib"} if target in drawn else known
+            known_here = known | OPTIONAL.get(path.name, set()) if target in later else known
             assert target.split(".")[0] in known_here, f"{module_name(path)} imports {target}"
-            by_name = target.split(".")[0] == "importlib" and module_name(path) != "refopt.__main__"
+            by_name = target == "importlib" and module_name(path) != "refopt.__main__"
             assert not by_name, f"{module_name(path)} imports by name; only the command line does"
 
 

@@ -26,6 +26,7 @@ from functools import cache
 
 import numpy as np
 
+from refopt.accelerate import count_below
 from refopt.codecs import blocks
 from refopt.spec import CODES, SCALES, Array, Codec
 
@@ -112,10 +113,10 @@ def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
     if codec.mode["ties"] != "zero" or codec.mode["compat"]:
         codes = theirs(y, codec)
     elif codec.signed:
-        c = np.searchsorted(midpoints(True), np.abs(y), side="left")
+        c = count_below(midpoints(True), np.abs(y))
         codes = np.where(y >= 0, 127 + c, np.maximum(127 - c, 0))
     else:
-        codes = np.searchsorted(midpoints(False), y, side="left")
+        codes = count_below(midpoints(False), y)
     return {"codes": codes.astype(np.uint8), "scales": a}
 
 

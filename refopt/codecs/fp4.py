@@ -24,6 +24,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from refopt.accelerate import count_below
 from refopt.codecs import blocks
 from refopt.spec import SCALES, Array, Codec, Part
 
@@ -44,7 +45,7 @@ def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
     """The code of the nearest magnitude, and the sign; two codes a byte."""
     a = blocks.absmax(x, bounds, codec.nonfinite)
     y, _ = blocks.normalise(x, a, bounds)
-    codes = ORDER[np.searchsorted(MIDPOINTS, np.abs(y), side="left")] | (y < 0) * np.uint8(8)
+    codes = ORDER[count_below(MIDPOINTS, np.abs(y))] | (y < 0) * np.uint8(8)
     return {"codes": blocks.pack_nibbles(codes, bounds, 0), "scales": a}
 
 

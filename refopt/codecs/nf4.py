@@ -24,6 +24,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from refopt.accelerate import count_below
 from refopt.codecs import blocks
 from refopt.spec import SCALES, Array, Codec, Part
 
@@ -70,7 +71,7 @@ def pack(x: Array, bounds: Array, codec: Codec) -> dict[str, Array]:
     """Count the midpoints below y = x / absmax; two codes a byte."""
     a = blocks.absmax(x, bounds, codec.nonfinite)
     y, _ = blocks.normalise(x, a, bounds)
-    codes = np.searchsorted(MIDPOINTS, y, side="left").astype(np.uint8)
+    codes = count_below(MIDPOINTS, y).astype(np.uint8)
     return {"codes": blocks.pack_nibbles(codes, bounds, ZERO), "scales": a}
 
 

@@ -36,6 +36,7 @@ from functools import cache
 
 import numpy as np
 
+from refopt.accelerate import count_below
 from refopt.codecs import blocks
 from refopt.spec import SCALES, Array, Codec, NonFiniteError, Part
 
@@ -69,7 +70,7 @@ def nearest(y: Array, signed: bool) -> Array:
         return (np.clip(np.rint(y * f32(16)), 1, 16) - 1).astype(np.uint8)
     c = table(True)[ZERO:]
     mid = (c[:-1] + c[1:]) * f32(0.5)
-    steps = np.searchsorted(mid, np.abs(y), side="left")
+    steps = count_below(mid, np.abs(y))
     return np.where(y >= 0, ZERO + steps, np.maximum(ZERO - steps, 0)).astype(np.uint8)
 
 

@@ -11,15 +11,15 @@ MUTANTS = [
     Mutant(
         "dynamic8-ties-away-from-zero",
         DYNAMIC,
-        'np.abs(y), side="left"',
-        'np.abs(y), side="right"',
+        "c = count_below(midpoints(True), np.abs(y))",
+        'c = np.searchsorted(midpoints(True), np.abs(y), side="right")',
         "codecs.test_dynamic8:test_ties_go_toward_zero",
     ),
     Mutant(
         "dynamic8-unsigned-ties-up",
         DYNAMIC,
-        'searchsorted(midpoints(False), y, side="left")',
-        'searchsorted(midpoints(False), y, side="right")',
+        "codes = count_below(midpoints(False), y)",
+        'codes = np.searchsorted(midpoints(False), y, side="right")',
         "codecs.test_dynamic8:test_ties_go_toward_zero",
     ),
     Mutant(
@@ -190,5 +190,26 @@ MUTANTS = [
         "    return np.where(np.isfinite(a), a, f32(np.nan))\n",
         "    return np.where(np.isfinite(a), np.maximum(a, f32(1e-12)), f32(np.nan))\n",
         EVERY + "a_block_of_2_to_the_minus_100_is_alive",
+    ),
+    Mutant(
+        "compiled-search-counts-ties",
+        "accelerate.py",
+        "if points[middle] >= y[i]:",
+        "if points[middle] > y[i]:",
+        "step.test_accelerate:test_the_search_finds_what_numpy_finds",
+    ),
+    Mutant(
+        "compiled-search-has-nan-first",
+        "accelerate.py",
+        "if points[middle] >= y[i]:",
+        "if not points[middle] < y[i]:",
+        "step.test_accelerate:test_the_search_finds_what_numpy_finds",
+    ),
+    Mutant(
+        "compiled-lanes-are-neighbours",
+        "accelerate.py",
+        "out[row, j] += x[row, start + j]",
+        "out[row, (start + j) // -(-k // wide)] += x[row, start + j]",
+        "step.test_accelerate:test_lanes_add_in_the_same_order",
     ),
 ]

@@ -284,8 +284,8 @@ MUTANTS = [
     Mutant(
         "q4-momentum-ties-away",
         Q4,
-        'np.abs(y), side="left"',
-        'np.abs(y), side="right"',
+        "count_below(mid, np.abs(y))",
+        'np.searchsorted(mid, np.abs(y), side="right")',
         "codecs.test_q4:test_ties_of_a_momentum_go_toward_zero",
     ),
     Mutant(
@@ -431,8 +431,8 @@ MUTANTS = [
     Mutant(
         "nf4-ties-up",
         NF4,
-        'y, side="left"',
-        'y, side="right"',
+        "count_below(MIDPOINTS, y)",
+        'np.searchsorted(MIDPOINTS, y, side="right")',
         "codecs.test_nf4:test_ties_go_to_the_lower_index",
     ),
     Mutant(
@@ -494,15 +494,15 @@ MUTANTS = [
     Mutant(
         "fp4-ranks-instead-of-codes",
         FP4,
-        'codes = ORDER[np.searchsorted(MIDPOINTS, np.abs(y), side="left")] |',
-        'codes = np.searchsorted(MIDPOINTS, np.abs(y), side="left").astype(np.uint8) |',
+        "codes = ORDER[count_below(MIDPOINTS, np.abs(y))] |",
+        "codes = count_below(MIDPOINTS, np.abs(y)).astype(np.uint8) |",
         "codecs.test_fp4:test_the_code_is_the_nearest_value",
     ),
     Mutant(
         "fp4-ties-up",
         FP4,
-        'side="left"',
-        'side="right"',
+        "count_below(MIDPOINTS, np.abs(y))",
+        'np.searchsorted(MIDPOINTS, np.abs(y), side="right")',
         "codecs.test_fp4:test_ties_go_to_the_smaller_magnitude_at_the_published_thresholds",
     ),
     Mutant(
