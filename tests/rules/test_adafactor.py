@@ -104,6 +104,32 @@ def test_fifty_steps_agree_with_torch(ref: ModuleType, shape: Any, hyper: dict[s
             np.testing.assert_allclose(state[s.name], opt.state[weight][s.torch].numpy().squeeze(), rtol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4, 6), (11,)])
+@pytest.mark.parametrize(
+    "hyper",
+    [
+        {},
+        {"warmup_init": True, "wd": 0.3, "beta1": 0.9},
+        {"lr": 0.02, "relative_step": False, "scale_parameter": False, "wd": 0.1, "clip": 0.5},
+        {"lr": 0.02, "relative_step": False, "beta1": 0.8, "decay_rate": -0.5},
+    ],
+    ids=str,
+)
+def test_fifty_steps_agree_with_transformers(ref: ModuleType, shape: Any, hyper: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers.optimization", reason="transformers is not installed").Adafactor
+    rng = np.random.default_rng(3)
+    p, *grads = rng.standard_normal((51, *shape)).astype(f32)
+    weight = torch.nn.Parameter(torch.from_numpy(p.copy()))
+    words = {"wd": "weight_decay", "clip": "clip_threshold"}
+    opt = theirs([weight], **{words.get(n, n): x for n, x in hyper.items()})
+    for g in grads:
+        weight.grad = torch.from_numpy(g)
+        opt.step()
+    (got,), _ = follow(ref.Optimizer("adafactor", **hyper), [p], [[g] for g in grads])
+    np.testing.assert_allclose(got, weight.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
 @given(run=runs(shapes=[*MATRICES, (31,)]), clip=st.sampled_from([0.3, 1.0, 2.5]))
 def test_the_update_is_no_larger_than_clip(ref: ModuleType, run: Any, clip: float) -> None:
     for u in unfactored(ref, run[1], clip=clip)[0]:
