@@ -32,6 +32,9 @@ gradients below it hardly move a weight.
 State: ``R`` and ``C``, 4 (m + n) bytes for m x n weights, next to nothing; ``V`` for vectors and ``m`` if beta1 is
 given, 4 bytes a parameter each. All float32.
 
+At t=1 b2 is 0: V is g^2 itself, and U is the sign of g if g is of rank 1. A decay_rate nearer 0 forgets sooner, until
+every U is near a sign; one further away hears less and less of new gradients.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([[1, -2], [3, 0.5]]), np.float32([[0.5, 0.25], [-0.1, 0.8]])

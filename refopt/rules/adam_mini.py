@@ -24,6 +24,9 @@ wd      weight decay   decoupled: p shrinks by 1 - lr wd                        
 
 State: ``m``, 4 bytes a parameter; ``v``, 4 bytes a block. Both float32.
 
+At t=1 a weight moves by lr g / RMS(g of its block). A wrong beta2 does what it does to AdamW, to a block at a time; a
+block too large divides quiet weights by the gradients of busy ones, and they hardly move.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([[1, -2], [3, 0.5]]), np.float32([[0.5, 0.25], [-0.1, 0.8]])

@@ -26,6 +26,9 @@ State: ``m1`` (none when ``beta1=0``), ``m2`` and ``v``, float32, the parameter'
 corrections of AdamW are there, so at t=1 m1 counts whole and m2 with 1 - beta3. With ``alpha=0`` it is AdamW bit for
 bit: ``a`` carries the correction of m1 that ``step`` takes away from m2.
 
+A wrong beta2 does what it does to AdamW. A beta3 as small as beta1 makes the slow mean a second fast one: the step is
+some alpha times longer, and remembers nothing more.
+
 The ramps: alpha grows in proportion to t; the half-life of m2, not beta3 itself, grows in proportion to t.
 ``decay_order``: the old weights shrink before the step, what is left after it, or wd p joins the step.
 

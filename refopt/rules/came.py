@@ -28,6 +28,9 @@ wd      weight decay     decoupled: p shrinks by 1 - lr wd                      
 State: ``m``, 4 bytes a parameter; ``R``, ``C``, ``Rr``, ``Cr``, 8 (m + n) bytes for m x n weights; a vector keeps ``V``
 instead of the four, 4 bytes a parameter. All float32.
 
+At t=1 V lacks a correction and is far too small, and the clip alone sets U; m is 0.1 U. A beta2 nearer 1 makes that
+last longer.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([[1, -2], [3, 0.5]]), np.float32([[0.5, 0.25], [-0.1, 0.8]])

@@ -30,6 +30,9 @@ period the sign cancels; at its end the old m meets the new signs. Decomposition
 State: ``P`` or ``Q`` (both if "full"), and ``m``, ``v`` of the shape of R: 4 (m r + 2 n r) bytes for "left". All
 float32; 8-bit GaLore codes m and v (``codecs="dynamic8"``), the bases stay.
 
+At t=1 the directions are those of the first gradient, and the moments take Adam's first step there. A wrong beta2
+does what it does to Adam; a gap too long keeps directions that the gradient has left, and nothing moves outside them.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([[1, -2], [3, 0.5]]), np.float32([[0.5, 0.25], [-0.1, 0.8]])

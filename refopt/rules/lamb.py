@@ -24,6 +24,9 @@ wd      weight decay      wd p joins u, >= 0                                  1e
 State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter. u is not kept: a second reading computes
 it again. Cutting or joining tensors changes the norms, so it changes the result.
 
+At t=1 u is the sign of g, and wd p: the tensor moves by lr |p| as a whole. A wrong beta2 turns the direction and no
+more, as q makes every step lr phi(|p|) long.
+
 ``variant="apex"`` leaves q = 1 where wd = 0, as apex does unless use_nvlamb. ``variant="clip"`` is what bitsandbytes
 calls LAMB: AdamW whose step is only cut, to ``max_unorm`` wn, and whose decay comes after it. ``bias_correction=False``
 takes m and v as they are. ``exclude_1d`` lets biases and norms go without q and without decay.

@@ -28,6 +28,9 @@ in float64 here; bfloat16, which is usual on a GPU, leaves the direction by 1 to
 
 State: ``B``, float32, the parameter's shape; 4 bytes a parameter.
 
+At t=1 B is along g, and the step is g with its singular values made equal, however large it was. A momentum too near
+1 keeps old directions, which are made as strong as new ones.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([[1, -2], [3, 0.5]]), np.float32([[0.5, 0.25], [-0.1, 0.8]])

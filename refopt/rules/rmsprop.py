@@ -22,6 +22,9 @@ mu      momentum       share of b kept, [0, 1)                   0
 State: ``v``, and ``a`` if centered, and ``buf`` if momentum > 0: float32, the parameter's shape, 4 bytes a parameter
 each. They start at zero and nothing corrects for it: the first step is lr / sqrt(1 - alpha) long, ten times lr.
 
+An alpha nearer 1 makes first steps longer still; a small one makes z the last gradient's square, and every step a
+sign.
+
 ``eps_at="inside"`` takes sqrt(z + eps), as TensorFlow does: another guard, not another value of the same.
 
 >>> import numpy as np

@@ -28,6 +28,9 @@ State: ``z`` (the weights, at first) and ``v``, float32, the parameter's shape; 
 ``weight_sum`` and ``lr_max``: 8 bytes a parameter and 16. There is no first moment: beta1 mixes weights, not gradients.
 The weights of a step are y; to judge or to keep a model take ``averaged(p, state, beta1)``, and go on from p.
 
+At t=1 the average takes z whole. A beta2 near 1 forgets slowly: after quiet steps a sudden gradient moves a weight of
+z by up to lr / sqrt(1 - beta2), 32 lr by default, with no first moment to soften it.
+
 >>> import numpy as np
 >>> from refopt import rules
 >>> p, g = np.float32([1, -2]), np.float32([0.5, 0.25])

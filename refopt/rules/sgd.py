@@ -17,6 +17,9 @@ wd      weight decay        coupled (L2), >= 0             0
 
 State: ``buf``, float32, the parameter's shape; 4 bytes a parameter, none when ``momentum=0``.
 
+At t=1 b is g itself, undamped. A momentum too near 1 adds up gradients of slopes long left: each moves a weight by lr
+/ (1 - momentum) in all, and the sum overshoots.
+
 ``lr_at="inside"`` multiplies g by lr on its way into b, as Sutskever and Keras do: a new lr then leaves history alone.
 ``decay="decoupled"`` shrinks the old weights instead (SGDW). With the defaults it is torch's, bit for bit.
 
