@@ -250,3 +250,37 @@ def test_gradients_of_a_dict_must_have_the_keys_of_the_weights(ref: ModuleType) 
     opt, one = ref.Optimizer("lion"), np.ones(1, f32)
     with pytest.raises(ValueError, match=r"grads has keys \['b', 'c'\], params has \['a', 'b'\]"):
         opt.step({"a": one, "b": one}, {"b": one, "c": one}, opt.init({"a": one, "b": one}))
+
+
+OUT_OF_RANGE: dict[str, dict[str, list[Any]]] = {
+    "rmsprop": {"alpha": [-0.1, 1.0, NAN], "momentum": [-0.1], "eps": [-1e-8]},
+    "adagrad": {"init_acc": [-1.0], "lr_decay": [-1.0], "eps": [-1e-8]},
+    "signum": {"beta": [-0.1, 1.0]},
+    "lars": {"trust": [-1.0], "momentum": [-0.1], "variant": ["apex"]},
+    "lamb": {"beta1": [1.0], "beta2": [1.0], "phi_low": [-1.0], "variant": ["optax"]},
+    "ademamix": {"alpha": [-1.0], "t_alpha": [0], "t_beta3": [0], "beta3": [1.0]},
+    "adafactor": {"beta1": [-0.1, 1.0], "clip": [0.0], "decay_rate": [0.1]},
+    "came": {"lr": [0.0], "clip": [0.0], "beta3": [1.0]},
+    "adam_mini": {"blocks": ["columns"], "heads": [0]},
+    "sm3": {"variant": ["III"], "momentum": [-0.1, 1.0]},
+    "muon": {"ns_steps": [-1, 100, 2.5], "momentum": [-0.1, 1.0]},
+    "galore": {"rank": [0], "gap": [0], "proj_type": ["up"]},
+    "apollo": {"rank": [0], "gap": [0], "proj_type": ["up"], "scale_type": ["row"]},
+    "schedule_free": {"warmup": [-1], "beta1": [1.0]},
+}
+
+
+@pytest.mark.parametrize(("stem", "name"), [(s, n) for s, names in OUT_OF_RANGE.items() for n in names])
+def test_a_hyper_parameter_out_of_its_range_is_refused_by_name(ref: ModuleType, stem: str, name: str) -> None:
+    for value in OUT_OF_RANGE[stem][name]:
+        with pytest.raises(ValueError, match=rf"Optimizer\('{stem}'\): {name} must be .*{value}"):
+            ref.Optimizer(stem, **{name: value})
+
+
+@pytest.mark.parametrize("value", [-1e-3, NAN, INF])
+@pytest.mark.parametrize("stem", OUT_OF_RANGE)
+def test_no_rule_takes_a_rate_or_decay_that_is_negative_or_no_number(ref: ModuleType, stem: str, value: float) -> None:
+    further = {"relative_step": False} if stem == "adafactor" else {}
+    for name in {"lr", "wd"} & ref.rules.RULES[stem].defaults().keys():
+        with pytest.raises(ValueError, match=rf"Optimizer\('{stem}'\): {name} must be .*{value}"):
+            ref.Optimizer(stem, **{name: value}, **(further if name == "lr" else {}))
