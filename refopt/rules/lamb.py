@@ -24,8 +24,8 @@ wd      weight decay      wd p joins u, >= 0                                  1e
 State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter. u is not kept: a second reading computes
 it again. Cutting or joining tensors changes the norms, so it changes the result.
 
-At t=1 u is the sign of g, and wd p: the tensor moves by lr |p| as a whole. A wrong beta2 turns the direction and no
-more, as q makes every step lr phi(|p|) long.
+At t=1 u is the sign of g, and wd p: the tensor moves by lr wn as a whole. A wrong beta2 turns the direction and no
+more, as q makes every step lr phi(wn) long.
 
 ``variant="apex"`` leaves q = 1 where wd = 0, as apex does unless use_nvlamb. ``variant="clip"`` is what bitsandbytes
 calls LAMB: AdamW whose step is only cut, to ``max_unorm`` wn, and whose decay comes after it. ``bias_correction=False``

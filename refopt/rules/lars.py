@@ -21,7 +21,7 @@ eps     guard            added to the norms, >= 0                          0
 State: ``v``, float32, the parameter's shape; 4 bytes a parameter. A change of lr does not rescale what v remembers. A
 layer of zeros has q = 1: with q = 0 it would never move.
 
-At t=1 v is the scaled gradient: without decay the tensor moves by lr trust |p|. A momentum too near 1 adds up steps
+At t=1 v is the scaled gradient: without decay the tensor moves by lr trust wn. A momentum too near 1 adds up steps
 whose q was that of other weights.
 
 ``variant="optax"`` divides by the norm of g + wd p instead. ``variant="clip"`` is what bitsandbytes calls LARS: SGD
