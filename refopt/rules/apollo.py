@@ -34,8 +34,8 @@ APOLLO-Mini: ``rank=1, scale=128, scale_type="tensor"``. Products are taken in f
 
 State: ``m``, ``v`` of the shape of R, 8 r max(m, n) bytes with "std", and the number ``prev``; all float32.
 
-At t=1 the projection scaled by Adam is all signs, so a channel is multiplied by sqrt(r) / norm(its R) and sqrt(scale). A
-wrong beta2 does what it does to Adam, to a channel at a time.
+At t=1 the projection scaled by Adam is all signs, so a channel is multiplied by sqrt(r) / norm(its R) and by
+sqrt(scale). A wrong beta2 does what it does to Adam, to a channel at a time.
 
 >>> import numpy as np
 >>> from refopt import rules

@@ -24,8 +24,8 @@ TensorFlow (eps=1e-30) and optax (eps=1e-8). ``variant="I"`` adds the greatest g
 State: ``mu``, 4 bytes for each index of each axis, 4 (m + n) for m x n weights; a vector is its own cover, 4 bytes a
 parameter (this is Adagrad). ``m``, 4 bytes a parameter, none when ``momentum=0``. All float32.
 
-At t=1 variant II divides by the size of g itself: each update is a sign, and m takes (1 - momentum) of it. No beta2 forgets: as
-with Adagrad, steps only shrink.
+At t=1 variant II divides by the size of g itself: each update is a sign, and m takes (1 - momentum) of it. No
+beta2 forgets: as with Adagrad, steps only shrink.
 
 >>> import numpy as np
 >>> from refopt import rules
