@@ -20,9 +20,10 @@ wd      weight decay   decoupled: p shrinks by 1 - lr wd    1e-2
 State: ``m`` and ``v``, float32, the parameter's shape; 8 bytes a parameter. ``amsgrad`` (Reddi et al. 2018) divides by
 the largest v so far and keeps it: ``w``, 4 bytes more.
 
-At t=1 the corrections undo the zeros that m and v began with: every weight moves by lr, along the sign of g. A beta2
-near 1 forgets slowly: after quiet steps a sudden gradient moves a weight by up to (1 - beta1) / sqrt(1 - beta2) lr,
-3.2 lr by default. A small one makes v the last gradient's square, and every step a sign.
+At t=1 the corrections undo the zeros that m and v began with: every weight moves by lr, against the sign of g, and
+shrinks by lr wd. A beta2 near 1 forgets slowly: after quiet steps a sudden gradient moves a weight by up to (1 -
+beta1) / sqrt(1 - beta2) lr, 3.2 lr by default. A small one makes v the last gradient's square: the step is m over the
+size of g, which leaps where g comes near 0.
 
 Libraries differ, and each difference has a name here. ``decay_order``: the old weights shrink before the step, what is
 left after it, or wd p joins the step. ``eps_at``: whether eps meets sqrt(v) after the correction, before it, or v

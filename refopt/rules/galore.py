@@ -25,13 +25,17 @@ wd      weight decay   after the step: p shrinks by 1 - lr wd, whatever alpha   
 ======  =============  =====================================================================  =========
 
 Singular vectors have no sign of their own: here the entry of largest magnitude, the first of equals, is positive. In a
-period the sign cancels; at its end the old m meets the new signs. Decomposition and products are taken in float64.
+period the sign cancels; at its end the old m is read in the new directions. Decomposition and products are taken in
+float64.
 
-State: ``P`` or ``Q`` (both if "full"), and ``m``, ``v`` of the shape of R: 4 (m r + 2 n r) bytes for "left". All
-float32; 8-bit GaLore codes m and v (``codecs="dynamic8"``), the bases stay.
+State: ``P`` or ``Q`` (both if "full"), and ``m``, ``v`` of the shape of R: 4 (m r + 2 n r) bytes for "left",
+4 (n r + 2 m r) for "right", 4 r (m + n + 2 r) for "full"; no m and v with inner="sgd". All float32; 8-bit GaLore
+codes m and v (``codecs="dynamic8"``), the bases stay.
 
-At t=1 the directions are those of the first gradient, and the moments take Adam's first step there. A wrong beta2
-does what it does to Adam; a gap too long keeps directions that the gradient has left, and nothing moves outside them.
+At t=1 the directions are those of the first gradient, and the step is the sign of R, projected back, alpha lr times.
+A beta2 near 1 forgets slowly: after quiet steps a sudden gradient moves a direction by up to (1 - beta1) / sqrt(1 -
+beta2) alpha lr; a small one makes v the last square of R, and steps leap where R comes near 0; a gap too long keeps
+directions that the gradient has left, and nothing moves outside them.
 
 >>> import numpy as np
 >>> from refopt import rules

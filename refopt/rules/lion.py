@@ -18,8 +18,8 @@ wd      weight decay      decoupled: p shrinks by 1 - lr wd        0
 
 State: ``m``, float32, the parameter's shape; 4 bytes a parameter.
 
-At t=1 c is (1 - beta1) g, and every weight moves by lr along the sign of g. A beta2 too near 1 makes m a mean of long
-ago, and weights go on along old signs; beta2 = beta1 is Signum.
+At t=1 c is (1 - beta1) g, and every weight moves by lr against the sign of g. A beta2 too near 1 makes m a mean of
+long ago, and weights go on along old signs; beta2 = beta1 is Signum.
 
 ``decay_order`` says whether the old weights shrink before the step, what is left after it, or sgn(c) gets wd p added.
 

@@ -28,8 +28,9 @@ State: ``z`` (the weights, at first) and ``v``, float32, the parameter's shape; 
 ``weight_sum`` and ``lr_max``: 8 bytes a parameter and 16. There is no first moment: beta1 mixes weights, not gradients.
 The weights of a step are y; to judge or to keep a model take ``averaged(p, state, beta1)``, and go on from p.
 
-At t=1 the average takes z whole. A beta2 near 1 forgets slowly: after quiet steps a sudden gradient moves a weight of
-z by up to lr / sqrt(1 - beta2), 32 lr by default, with no first moment to soften it.
+At t=1 z moves by lr against the sign of g, the average takes it whole, and y is there, too. A beta2 near 1 forgets
+slowly: after quiet steps a sudden gradient moves a weight of z by up to lr / sqrt(1 - beta2), 32 lr by default, with
+no first moment to soften it; a small one makes every step of z a sign.
 
 >>> import numpy as np
 >>> from refopt import rules

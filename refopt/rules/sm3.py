@@ -10,7 +10,7 @@ symbol  name             meaning                                                
 p       parameter        the weights
 g       gradient         of the loss by p
 mu      accumulators     for each index of each axis, axis after axis; never negative
-nu      estimate         of a weight's sum of g^2: least of the mu that cover it
+nu      estimate         least of the mu that cover a weight; in II g^2 is added
 u       update           g / sqrt(nu); 0 where nothing has come yet
 m       momentum         running mean of u, kept if beta > 0
 lr      learning rate    step length, >= 0; tuned like Adagrad's                       0.1
@@ -24,8 +24,9 @@ TensorFlow (eps=1e-30) and optax (eps=1e-8). ``variant="I"`` adds the greatest g
 State: ``mu``, 4 bytes for each index of each axis, 4 (m + n) for m x n weights; a vector is its own cover, 4 bytes a
 parameter (this is Adagrad). ``m``, 4 bytes a parameter, none when ``momentum=0``. All float32.
 
-At t=1 variant II divides by the size of g itself: each update is a sign, and m takes (1 - momentum) of it. No
-beta2 forgets: as with Adagrad, steps only shrink.
+At t=1 variant II divides by the size of g itself: each update is a sign; variant I divides by the greatest of a row
+or column, whichever is less. Then m takes (1 - momentum) of it, uncorrected. No beta2 forgets: as with Adagrad, what g
+is divided by only grows.
 
 >>> import numpy as np
 >>> from refopt import rules
