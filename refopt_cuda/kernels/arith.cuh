@@ -62,6 +62,7 @@ HD float sgn(float x) {  // on words: a float comparison would see a subnormal a
     return twice == 0 || twice > 0xFF000000u ? 0.0f : real(w & 0x80000000u | 0x3F800000u);
 }
 HD bool is_nan(float x) { return x != x; }
+HD float maximum(float a, float b) { return is_nan(a) ? a : is_nan(b) ? b : larger(a, b); }
 
 // The dear operations, as the rules call them. `inverse_root` is 1 / (sqrt(x) * scale + eps), three roundings and one.
 struct Ieee {
@@ -69,6 +70,14 @@ struct Ieee {
     HD float rcp(float x) { return divide(1.0f, x); }
     HD float inverse_root(float x, float scale, float eps) { return rcp(add(mul(sqrt(x), scale), eps)); }
 };
+
+// What the choices of a rule's options are called (refopt_cuda/rules), and where its eps goes: 1 over the root of z.
+enum { BEFORE, AFTER, ADDITIVE, COUPLED, DECOUPLED, OUTSIDE, UNCORRECTED, INSIDE };
+template <int EPS_AT, class A> HD float over_root(A& a, float z, float scale, float eps) {
+    if (EPS_AT == UNCORRECTED) return a.rcp(mul(add(a.sqrt(z), eps), scale));
+    if (EPS_AT == INSIDE) return a.rcp(mul(a.sqrt(add(z, eps)), scale));
+    return a.inverse_root(z, scale, eps);
+}
 
 #ifdef __CUDACC_RTC__
 // The fast cores of the same operations: one approximation and its correction, correctly rounded wherever argument
@@ -92,6 +101,10 @@ struct Core {
     HD float sqrt(float x) {
         high = larger(high, x);
         return mul(scaled_root(x), 2.3283064e-10f);
+    }
+    HD float rcp(float x) {
+        odd |= !(x >= 1.17549435e-38f && x < 8.5070592e37f);  // 2^-126 .. 2^126
+        return rcp_core(x);
     }
     HD float inverse_root(float x, float scale, float eps) {  // the sum lies between eps and 2^31 scale + eps
         high = larger(high, x);

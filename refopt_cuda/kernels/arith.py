@@ -1,7 +1,8 @@
 """The arithmetic that rules and codecs are written over: float32, round to nearest even, never contracted.
 
-Each namespace has `mul add sub rcp sqrt sgn` (float32 to float32), the bit casts `bits` (to uint32) and `real` (from
-uint32), and `jit`, which makes a function callable from a kernel of that back end.
+Each namespace has `mul add sub rcp sqrt sgn maximum` (float32 to float32), the bit casts `bits` (to uint32) and `real`
+(from uint32), `jit`, which makes a function callable from a kernel of that back end, and `over_root`, which has one
+function for each place of a rule's eps: 1 over the scaled root of z.
 
 `host()`       Numba on the CPU: LLVM contracts nothing without fast-math.
 `cuda()`       Numba-CUDA: `libdevice.*_rn`, since the compiler fuses a bare `a * b + c` and has no switch against it.
@@ -58,7 +59,33 @@ def plain(jit: Callable) -> SimpleNamespace:
     def real(a):
         return np.uint32(a).view(np.float32)
 
-    return SimpleNamespace(jit=jit, mul=mul, add=add, sub=sub, rcp=rcp, sqrt=sqrt, sgn=sgn, bits=bits, real=real)
+    o = SimpleNamespace(jit=jit, mul=mul, add=add, sub=sub, rcp=rcp, sqrt=sqrt, sgn=sgn, bits=bits, real=real)
+    return _complete(o)
+
+
+def _complete(o: SimpleNamespace) -> SimpleNamespace:
+    """What is made of the namespace's own functions: `maximum`, NaN if either is, and `over_root`."""
+    mul, add, rcp, sqrt, jit = o.mul, o.add, o.rcp, o.sqrt, o.jit
+
+    @jit
+    def maximum(a, b):
+        return b if a < b or b != b else a
+
+    @jit
+    def outside(z, scale, eps):
+        return rcp(add(mul(sqrt(z), scale), eps))
+
+    @jit
+    def uncorrected(z, scale, eps):
+        return rcp(mul(add(sqrt(z), eps), scale))
+
+    @jit
+    def inside(z, scale, eps):
+        return rcp(mul(sqrt(add(z, eps)), scale))
+
+    o.maximum = maximum
+    o.over_root = {"outside": outside, "uncorrected": uncorrected, "inside": inside}
+    return o
 
 
 @cache
@@ -107,7 +134,7 @@ def cuda() -> SimpleNamespace:
     def real(a):
         return libdevice.int_as_float(np.int32(a))
 
-    return SimpleNamespace(
+    o = SimpleNamespace(
         jit=jit,
         mul=libdevice.fmul_rn,
         add=libdevice.fadd_rn,
@@ -118,3 +145,4 @@ def cuda() -> SimpleNamespace:
         bits=bits,
         real=real,
     )
+    return _complete(o)

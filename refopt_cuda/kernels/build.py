@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from refopt_cuda.rules import Form
+
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ("--std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-lineinfo", "-default-device")
 NUMBERS = ("float32", "bfloat16", "float16")
-RULES = {"sgd": ("sgd", 1), "sgd_plain": ("sgd", 0), "adam": ("adam", 2), "adamw": ("adamw", 2), "lion": ("lion", 1)}
-"""functor -> (the file it is in, how many states it keeps)"""
 CODECS = {"f32": False, "bf16": False, "int8_linear": True, "dynamic8": True}
 """codec of a state -> whether it comes with a sign and without"""
 TABLES = 65536 + 2 * 2945 * 4
@@ -23,9 +23,9 @@ TABLES = 65536 + 2 * 2945 * 4
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: rule functor, a (codec, signed) for each state, number formats, block size and launch shape."""
+    """One kernel: a form of a rule, a (codec, signed) for each state, number formats, block size and launch shape."""
 
-    rule: str
+    rule: Form
     codecs: tuple[tuple[str, bool], ...]
     param: str
     grad: str
@@ -44,16 +44,18 @@ class Kernel:
     @property
     def threads(self) -> int:
         """Threads of the one block on a multiprocessor. The dynamic map keeps the arithmetic busy: as many warps as get
-        72 registers a thread. What waits for memory alone reaches it better with fewer."""
-        return 896 if self.coded and self.param != "float32" else 640
+        72 registers a thread (80 with three states). What waits for memory alone reaches it better with fewer."""
+        if not self.coded or self.param == "float32":
+            return 640
+        return 896 if len(self.codecs) < 3 else 768
 
     @property
     def shared(self) -> int:
         return TABLES if self.lookups else 0
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES or len(self.codecs) != RULES[self.rule][1]:
-            raise ValueError(f"Kernel: no functor {self.rule!r} with {len(self.codecs)} states; there are {RULES}")
+        if len(self.codecs) != len(self.rule.states):
+            raise ValueError(f"Kernel: {len(self.codecs)} codecs for {self.rule.name}, which keeps {self.rule.states}")
         for stem, _ in self.codecs:
             if stem not in CODECS:
                 raise ValueError(f"Kernel: no codec {stem!r} for a state on the GPU; there are {', '.join(CODECS)}")
@@ -72,9 +74,15 @@ def functor(stem: str, signed: bool) -> str:
     return f"{stem}<{str(signed).lower()}>" if CODECS[stem] else stem
 
 
+def rule_type(form: Form) -> str:
+    """The C++ name of a rule's form: its choices are the template's arguments."""
+    words = [str(c).lower() if isinstance(c, bool) else c.upper() for c in form.choices]
+    return f"{form.stem}<{', '.join(words)}>" if words else form.stem
+
+
 def functors(rule: str, codecs: tuple[str, ...]) -> str:
     """Arithmetic, codecs and the rule: plain C++ that g++ compiles as well."""
-    parts = ["kernels/arith.cuh", *(f"codecs/{stem}.cuh" for stem in codecs), f"rules/{RULES[rule][0]}.cuh"]
+    parts = ["kernels/arith.cuh", *(f"codecs/{stem}.cuh" for stem in codecs), f"rules/{rule}.cuh"]
     return "\n".join(_text(part) for part in parts)
 
 
@@ -82,7 +90,7 @@ def source(kernel: Kernel) -> str:
     """The whole text of one kernel; its entry is `refopt_step`."""
     codecs = tuple(dict.fromkeys([stem for stem, _ in kernel.codecs] + ["bf16", "dynamic8"]))
     names = {
-        "RULE": kernel.rule,
+        "RULE": rule_type(kernel.rule),
         "CODECS": ", ".join(functor(*c) for c in kernel.codecs),
         "PARAM": kernel.param,
         "GRAD": kernel.grad,
@@ -94,4 +102,6 @@ def source(kernel: Kernel) -> str:
         "AHEAD": int(kernel.coded),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
-    return "\n".join([functors(kernel.rule, codecs), defines, _text("kernels/formats.cuh"), _text("kernels/step.cu")])
+    return "\n".join(
+        [functors(kernel.rule.stem, codecs), defines, _text("kernels/formats.cuh"), _text("kernels/step.cu")]
+    )

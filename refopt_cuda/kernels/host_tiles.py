@@ -91,7 +91,14 @@ def rule_loop(states: int, rule: Callable, scalars: int) -> Callable:
         for i in range(p.size):
             p[i], (a[i], b[i]) = rule(p[i], g[i], (a[i], b[i]), row)
 
-    return (loop0, loop1, loop2)[states]
+    @jit
+    def loop3(p, g, x, s):
+        row = to_fixed_tuple(s, scalars)
+        a, b, c = x
+        for i in range(p.size):
+            p[i], (a[i], b[i], c[i]) = rule(p[i], g[i], (a[i], b[i], c[i]), row)
+
+    return (loop0, loop1, loop2, loop3)[states]
 
 
 def _allocated(count: int) -> Callable:

@@ -1,6 +1,6 @@
 // One optimizer step over many tensors in one launch: decode, rule, encode, in one pass through memory.
 //
-// build.py defines, in front of this text: RULE (functor), CODECS (codec functors of its states, in order), PARAM and
+// build.py defines, in front of this text: RULE (functor: a rule with its options chosen), CODECS (codec functors of its states, in order), PARAM and
 // GRAD (number formats), BLOCK (elements that share a scale), THREADS, TENSORS and ROWS
 // (most tensors, and different rows of scalars, a launch), LOOKUPS (whether a codec reads the dynamic map's tables)
 // and AHEAD (whether the next block is asked into the second-level cache).

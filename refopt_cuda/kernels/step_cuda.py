@@ -16,7 +16,7 @@ import numpy as np
 
 from refopt_cuda.codecs import dynamic8
 from refopt_cuda.kernels import build
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, Form, named
 
 SIZES = (64, 512, 3072)
 """Kernels are compiled for at most this many tensors a launch; arguments of up to 32 KiB need CUDA 12.1 or newer."""
@@ -93,18 +93,20 @@ def on_stream(handle: int) -> Any:
 class Launch:
     """One kernel for tensors of equal number formats and codecs; `bind` them once, `run` it every step.
 
-    rule, codecs     stems; a codec name for each state in the rule's order
+    rule             a form of `refopt_cuda.rules`, or a stem: its plainest form with as many states as codecs
+    codecs           a codec's stem for each state in the rule's order
     p_dtype, g_dtype "float32", "bfloat16" or "float16"
     block            elements that share a scale; 256 is the fast path, other sizes go element by element
     """
 
-    def __init__(self, rule: str, codecs: tuple[str, ...], p_dtype: str, g_dtype: str, block: int = 256) -> None:
-        self.rule, self.block = rule, block
-        self.functor = "sgd_plain" if rule == "sgd" and not codecs else rule
-        nonnegative = [n for _, n in RULES[rule].STATES]
-        self.codecs = tuple((c, not n) for c, n in zip(codecs, nonnegative, strict=False))
+    def __init__(self, rule: str | Form, codecs: tuple[str, ...], p_dtype: str, g_dtype: str, block: int = 256) -> None:
+        form = named(rule, len(codecs))
+        if form is None:
+            raise ValueError(f"Launch: {rule} does not keep {len(codecs)} states, got codecs {codecs}")
+        self.form, self.block = form, block
+        self.codecs = tuple((c, not n) for c, (_, n) in zip(codecs, form.states, strict=True))
         self.p_dtype, self.g_dtype = p_dtype, g_dtype
-        self.scalars = len(RULES[rule].SCALARS)
+        self.scalars = len(RULES[form.stem].SCALARS)
         self.count = self.units = 0
         self._kernel(SIZES[0])
 
@@ -134,7 +136,7 @@ class Launch:
         return self.ways[rows]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
-        return build.Kernel(self.functor, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors, rows)
+        return build.Kernel(self.form, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors, rows)
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:

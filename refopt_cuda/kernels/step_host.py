@@ -22,7 +22,7 @@ from refopt_cuda.kernels import half
 from refopt_cuda.kernels.arith import host
 from refopt_cuda.kernels.host_cache import cached
 from refopt_cuda.kernels.host_tiles import NO_SCALES, rule_loop, spread, tiles
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, Form, named
 
 __all__ = ["step"]
 
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 def step(
-    rule: str,
+    rule: str | Form,
     codecs: Sequence[str],
     p: np.ndarray,
     g: np.ndarray,
@@ -53,7 +53,7 @@ def step(
 ) -> None:
     """Update one parameter and its states in place.
 
-    rule     stem of `refopt_cuda.rules.RULES`
+    rule     a form of `refopt_cuda.rules`, or a stem: its plainest form with as many states as there are codecs
     codecs   one name a state, in the rule's order: a stem of `refopt_cuda.codecs.CODECS`. A block codec takes its
              unsigned table for a state that is never negative; "dynamic8.signed" and the like choose one outright.
     p, g     C-contiguous, `prod(shape)` elements: float32, float16, or bfloat16 as its uint16 (or int16) words
@@ -61,7 +61,7 @@ def step(
              (float32) for a block codec
     shape    the tensor's global shape, which decides the block layout
     block    elements a block: one int, or one a state (each must divide the largest)
-    scalars  `RULES[rule].scalars(t, **hyper)`
+    scalars  `refopt_cuda.rules.row(stem, t, hyper)`
     layout   "rows" or "flat"; by default rows for two or more dimensions with a last one of at least 16
 
     Raises ValueError or TypeError, before anything is written, for arrays that do not fit together.
@@ -72,7 +72,7 @@ def step(
         raise ValueError(f"step: {len(states)} states for {len(codecs)} codecs")
     if scalars.dtype != np.float32 or scalars.size != plan.scalars:
         got = f"{scalars.dtype}[{scalars.size}]"
-        raise ValueError(f"step: scalars must be float32[{plan.scalars}] for {rule}, got {got}")
+        raise ValueError(f"step: scalars must be float32[{plan.scalars}] for {_name(rule)}, got {got}")
     blocks = (block,) * len(codecs) if isinstance(block, int | np.integer) else tuple(block)
     row, tile, blocks = _tiling(tuple(codecs), tuple(shape), size, blocks, layout)
     arrays = _flat(p, size, "p"), _flat(g, size, "g", written=False), *_stored(codecs, states, size, row, blocks)
@@ -171,19 +171,22 @@ def _code_dtypes(stem: str) -> tuple[np.dtype, ...]:
 
 
 @cache
-def _plan(rule: str, codecs: tuple[str, ...], p: str, g: str) -> Plan:
+def _plan(rule: str | Form, codecs: tuple[str, ...], p: str, g: str) -> Plan:
     """Build the kernel of one combination; compiled, or loaded from disk, when it first runs."""
-    if rule not in RULES:
+    if isinstance(rule, str) and rule not in RULES:
         raise ValueError(f"step: unknown rule {rule!r}; there are {', '.join(RULES)}")
-    states = RULES[rule].STATES
-    stateless = not codecs and getattr(RULES[rule], "STATELESS", False)
-    if len(codecs) != len(states) and not stateless:
-        raise ValueError(f"step: {rule} has {len(states)} states, got codecs {codecs}")
-    tables = tuple(_codec(name, nonnegative) for name, (_, nonnegative) in zip(codecs, states, strict=False))
-    loop = rule_loop(len(codecs), RULES[rule].make(host()), len(RULES[rule].SCALARS))
-    serial = tiles(tables, loop, _form(p), _form(g))
-    name = "_".join((rule, *codecs, p, g)).replace(".", "_")
-    return Plan(cached(serial, name), cached(spread(serial), name + "_parallel"), len(RULES[rule].SCALARS))
+    form = named(rule, len(codecs))
+    if form is None:
+        raise ValueError(f"step: {_name(rule)} does not keep {len(codecs)} states, got codecs {codecs}")
+    tables = tuple(_codec(name, nonnegative) for name, (_, nonnegative) in zip(codecs, form.states, strict=True))
+    scalars = len(RULES[form.stem].SCALARS)
+    serial = tiles(tables, rule_loop(len(codecs), form.make(host()), scalars), _form(p), _form(g))
+    name = "_".join((form.name, *codecs, p, g)).replace(".", "_")
+    return Plan(cached(serial, name), cached(spread(serial), name + "_parallel"), scalars)
+
+
+def _name(rule: str | Form) -> str:
+    return rule if isinstance(rule, str) else rule.name
 
 
 def _form(word: str) -> Element | None:

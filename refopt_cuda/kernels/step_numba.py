@@ -22,7 +22,7 @@ from numba.core import config
 from refopt_cuda.codecs import BLOCK, CODECS, ELEMENT
 from refopt_cuda.codecs.forms import Block, Element
 from refopt_cuda.kernels import arith
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, named
 
 __all__ = ["body", "kernel", "signature", "simulated", "step"]
 
@@ -86,11 +86,11 @@ def body(rule: str, codecs: tuple[str, ...], block: int, o: SimpleNamespace) -> 
     """The kernel as a plain function: (p, g, codes and scales of each state, scalars, row length)."""
     if rule not in SUPPORTED_RULES:
         raise ValueError(f"step_numba: rule must be one of {', '.join(SUPPORTED_RULES)}, got {rule!r}")
-    states = RULES[rule].STATES
-    if len(codecs) != len(states) or any(codec not in SUPPORTED_CODECS for codec in codecs):
-        raise ValueError(f"step_numba: {rule} takes {len(states)} of {', '.join(SUPPORTED_CODECS)}, got {codecs}")
-    one = RULES[rule].make(o)
-    forms = [_state(codec, nonnegative, block, o) for codec, (_, nonnegative) in zip(codecs, states, strict=True)]
+    chosen = named(rule, {"adamw": 2, "lion": 1}[rule])
+    if chosen is None or len(codecs) != len(chosen.states) or any(codec not in SUPPORTED_CODECS for codec in codecs):
+        raise ValueError(f"step_numba: {rule} takes one of {', '.join(SUPPORTED_CODECS)} a state, got {codecs}")
+    one = chosen.make(o)
+    forms = [_state(codec, unsigned, block, o) for codec, (_, unsigned) in zip(codecs, chosen.states, strict=True)]
     make = {"adamw": _adamw_like, "lion": _lion_like}[rule]
     return make(one, forms, block, len(RULES[rule].SCALARS))
 
@@ -148,9 +148,9 @@ def _where(block: int) -> Callable:
 
 def _row(scalars: int) -> Callable:
     """The scalars as a tuple, which the rule takes apart by name."""
-    if scalars == 7:
-        return cuda.jit(device=True)(lambda s: (s[0], s[1], s[2], s[3], s[4], s[5], s[6]))
-    return cuda.jit(device=True)(lambda s: (s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8]))
+    if scalars == 8:
+        return cuda.jit(device=True)(lambda s: (s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]))
+    return cuda.jit(device=True)(lambda s: (s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11]))
 
 
 def _state(codec: str, nonnegative: bool, block: int, o: SimpleNamespace) -> tuple[Callable, Callable]:

@@ -10,6 +10,7 @@ import torch
 
 from refopt.spec import Rule, ShapeError, StateError
 from refopt_cuda.optim import checks, run, settings, states
+from refopt_cuda.rules import form_of
 
 MEANING: dict[str, dict[str, Any]] = {
     "adam": {"amsgrad": False, "decoupled_weight_decay": False},
@@ -53,16 +54,13 @@ class Composed(torch.optim.Optimizer):
     ) -> None:
         call = type(self).__name__
         record = settings.rule_named(rule, call)
-        known, others = settings.torch_words(record), settings.dialect(record, hyper, call)
-        hyper = {name: value for name, value in hyper.items() if name not in others}
+        known = settings.torch_words(record)
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
         if place != "resident":
             raise ValueError(f"{call}: place must be 'resident', got {place!r}; other places have no fast path yet")
-        table = settings.codec_names(
-            record, codecs, {s.name: usual or "f32" for s in settings.kept_states(record)}, call
-        )
+        table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         ours = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size, "maximize": bool(maximize)}
         settings.check_group(record, ours, call)
         settings.hyper_of(record, known | hyper, call)
@@ -108,7 +106,7 @@ class Composed(torch.optim.Optimizer):
             ready.append((plan, hyper, group, plan.prepare(rule, hyper, group, pairs, self.state, call)))
         self._check_apart([plan for plan, *_ in ready], call)
         for plan, hyper, group, work in ready:
-            plan.run(rule.stem, hyper, group, work, self.state)
+            plan.run(form_of(rule.stem, hyper), hyper, group, work, self.state)
         return loss
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
@@ -154,11 +152,12 @@ class Composed(torch.optim.Optimizer):
             for name, value in (own | MEANING.get(self.rule.stem, {})).items():
                 if theirs.get(name, value) != value:
                     raise StateError(f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {value!r}")
-            settings.hyper_of(self.rule, {**ours, **theirs}, call)
+            hyper = settings.hyper_of(self.rule, {**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:
-                    known = states.layout_of(settings.kept_states(self.rule), ours, p)
-                    states.check(known, saved["state"][index], f"{call}: state[{index}]")
+                    known = states.layout_of(self.rule.states, ours, p)
+                    needed = states.layout(self.rule, hyper, ours, p)
+                    states.check(known, needed, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
         for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
@@ -166,7 +165,7 @@ class Composed(torch.optim.Optimizer):
                 group.setdefault(name, ours[name])
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    known = states.layout_of(settings.kept_states(self.rule), group, p)
+                    known = states.layout_of(self.rule.states, group, p)
                     self.state[p] = states.restore(known, saved["state"][index], p)
         self._plans.clear()
 

@@ -14,7 +14,7 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import checks, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import Form, row
 
 Rows = Mapping[int, np.ndarray]
 """The scalars of each step count that a step reaches."""
@@ -153,32 +153,32 @@ class Plan:
 
     def run(
         self,
-        rule: str,
+        form: Form,
         hyper: Mapping[str, Any],
         group: Mapping[str, Any],
         work: Sequence[Work],
         state: MutableMapping[Any, dict[str, Any]],
     ) -> None:
         """Step what was prepared, then count the step."""
-        rows = {t: RULES[rule].scalars(t, maximize=group["maximize"], **hyper) for t in {w.t for w in work}}
+        rows = {t: row(form.stem, t, {**hyper, "maximize": group["maximize"]}) for t in {w.t for w in work}}
         kinds: dict[Any, list[Work]] = {}
         for w in work:
             if w.slot.p.is_cuda:
                 kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
             else:
-                on_host(rule, w, group["block"], rows[w.t])
+                on_host(form, w, group["block"], rows[w.t])
         for kind, some in kinds.items():
             for k in range(0, len(some), step_cuda.SIZES[-1]):
-                self._launch(rule, (*kind, k), some[k : k + step_cuda.SIZES[-1]], group["block"], rows)
+                self._launch(form, (*kind, form, k), some[k : k + step_cuda.SIZES[-1]], group["block"], rows)
         for w in work:
             w.slot.state["step"] = w.t
             state[w.slot.p] = w.slot.state
 
-    def _launch(self, rule: str, key: Any, work: Sequence[Work], block: int, rows: Rows) -> None:
-        device, p_dtype, codecs, g_dtype, _ = key
+    def _launch(self, form: Form, key: Any, work: Sequence[Work], block: int, rows: Rows) -> None:
+        device, p_dtype, codecs, g_dtype, *_ = key
         with torch.cuda.device(device):
             if key not in self.buckets:
-                launch = step_cuda.Launch(rule, codecs, NUMBERS[p_dtype], NUMBERS[g_dtype], block)
+                launch = step_cuda.Launch(form, codecs, NUMBERS[p_dtype], NUMBERS[g_dtype], block)
                 self.buckets[key] = Bucket(launch)
             self.buckets[key].step(work, rows, torch.cuda.current_stream(device).cuda_stream)
 
@@ -195,10 +195,10 @@ def words(x: torch.Tensor) -> np.ndarray:
     return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def on_host(rule: str, work: Work, block: int, row: np.ndarray) -> None:
+def on_host(form: Form, work: Work, block: int, scalars: np.ndarray) -> None:
     """Step one parameter with the compiled loops of the CPU."""
     slot = work.slot
     slot.take()
     p, kept = slot.arrays
-    step_host.step(rule, slot.kept.codecs, p, words(work.g.contiguous()), kept, tuple(slot.p.shape), block, row)
+    step_host.step(form, slot.kept.codecs, p, words(work.g.contiguous()), kept, tuple(slot.p.shape), block, scalars)
     slot.put()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from refopt.rules import RULES
 from refopt.spec import Codec, Hyper, Rule, State
 from refopt_cuda.codecs import CODECS
 from refopt_cuda.rules import RULES as KERNELS
+from refopt_cuda.rules import hypers
 
 WORDS = {"f32": torch.float32, "bf16": torch.bfloat16}
 """Element codecs of states, as the dtype that a state tensor has."""
@@ -35,34 +35,9 @@ class Field(NamedTuple):
 
 
 @cache
-def _hypers(stem: str, kernel: bool) -> tuple[Hyper, ...]:
-    """The rule's hyper-parameters that its kernels take, or those, such as a dialect's name, that they do not."""
-    takes = signature(KERNELS[stem].scalars).parameters
-    return tuple(h for h in RULES[stem].hypers if (h.name in takes) == kernel)
-
-
-def kept_states(rule: Rule) -> tuple[State, ...]:
-    """The rule's states that its kernels keep."""
-    kept = {name for name, _ in KERNELS[rule.stem].STATES}
-    return tuple(s for s in rule.states if s.name in kept)
-
-
-def dialect(rule: Rule, group: Mapping[str, Any], call: str) -> set[str]:
-    """The names of options that have no kernel; ValueError where one of them is not at its default."""
-    others = {h.torch or h.name: h for h in _hypers(rule.stem, False)}
-    for name in others.keys() & group.keys():
-        if group[name] != others[name].default:
-            raise ValueError(
-                f"{call}: {name}={group[name]!r} has no kernel, only {others[name].default!r} has; "
-                f"refopt.Optimizer({rule.stem!r}) computes it"
-            )
-    return set(others)
-
-
-@cache
 def _fields(stem: str) -> tuple[Field, ...]:
     """The rule's hyper-parameters as groups hold them; errors name `weight_decay` and `betas[0]`, not wd and beta1."""
-    words = [(h, h.torch or h.name) for h in _hypers(stem, True)]
+    words = [(h, h.torch or h.name) for h in RULES[stem].hypers if h.name in hypers(stem)]
     keys = [word.partition("[")[0] for _, word in words]
     places = [int(word[:-1].partition("[")[2]) if "[" in word else None for _, word in words]
     rows = zip(words, keys, places, strict=True)
@@ -79,7 +54,6 @@ def torch_words(rule: Rule) -> dict[str, Any]:
 
 def hyper_of(rule: Rule, group: Mapping[str, Any], call: str) -> dict[str, Any]:
     """The rule's hyper-parameters from a parameter group, checked; ValueError or TypeError names the one at fault."""
-    dialect(rule, group, call)
     out = {}
     for f in _fields(rule.stem):
         value = group[f.key]
@@ -148,7 +122,7 @@ def check_group(rule: Rule, group: Mapping[str, Any], call: str) -> None:
         value = group[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{call}: {name} must be a whole number >= {low}, got {value!r}")
-    codecs, names = group["codecs"], [s.name for s in kept_states(rule)]
+    codecs, names = group["codecs"], [s.name for s in rule.states]
     if not isinstance(codecs, Mapping) or set(codecs) != set(names) or any(c not in [*CODECS] for c in codecs.values()):
         raise ValueError(
             f"{call}: codecs must give each of {', '.join(names)} one of {', '.join(CODECS)}, got {codecs!r}"

@@ -85,14 +85,20 @@ def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str)
     return have if type(have.get("step")) is int else {**have, "step": count}
 
 
-def check(known: Layout, saved: Mapping[str, Any], where: str) -> None:
-    """Raise StateError or ShapeError where a saved entry is not of this layout; floats of another width are fine."""
+def check(known: Layout, needed: Layout, saved: Mapping[str, Any], where: str) -> None:
+    """Raise StateError or ShapeError where a saved entry is not of these layouts; floats of another width are fine.
+
+    known    every state that the rule may keep
+    needed   those that the next step reads
+    """
     _count(saved, where)
     begun = [key for key in _present(saved) if key != "step"]
     for key in begun:
         if key not in known.keys:
             raise StateError(f"{where} has {key!r}; this optimizer keeps {', '.join(known.keys)}")
     for part in known.all if begun else ():
+        if part.key not in needed.keys and part.key not in begun:
+            continue
         x = _fitting(part, saved, where)
         if x.dtype != part.dtype and not (x.is_floating_point() and part.dtype.is_floating_point):
             raise StateError(f"{where}: {part.key!r} is {x.dtype}, it must be {part.dtype}")

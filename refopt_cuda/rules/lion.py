@@ -9,8 +9,9 @@ import numpy as np
 
 from refopt_cuda.scalars import gradient_scale, row
 
-SCALARS = ("gs", "lr", "decay", "beta1", "omb1", "beta2", "omb2")
+SCALARS = ("gs", "lr", "decay", "beta1", "omb1", "beta2", "omb2", "wd")
 STATES = (("m", False),)
+OPTIONS = {"decay_order": ("before", "after", "additive")}
 
 
 def scalars(
@@ -25,22 +26,26 @@ def scalars(
 ) -> np.ndarray:
     """The float32 row of a step, in the order of `SCALARS`; the same for every `t`."""
     gs = gradient_scale(gscale, maximize)
-    return row(gs, lr, 1.0 - lr * wd, beta1, 1.0 - beta1, beta2, 1.0 - beta2)
+    return row(gs, lr, 1.0 - lr * wd, beta1, 1.0 - beta1, beta2, 1.0 - beta2, wd)
 
 
-def make(o: Any) -> Callable:
+def make(o: Any, decay_order: str = "before") -> Callable:
     """`step(p, g, (m,), s) -> (p, (m,))` over the arithmetic `o`."""
     mul, add, sub, sgn = o.mul, o.add, o.sub, o.sgn
+    before, after, additive = (decay_order == order for order in OPTIONS["decay_order"])
 
     @o.jit
     def step(p, g, x, s):
-        gs, lr, decay, beta1, omb1, beta2, omb2 = s
+        gs, lr, decay, beta1, omb1, beta2, omb2, wd = s
         (m,) = x
         g = mul(g, gs)
-        p = mul(p, decay)
-        c = add(mul(beta1, m), mul(omb1, g))
-        p = sub(p, mul(lr, sgn(c)))
+        if before:
+            p = mul(p, decay)
+        u = sgn(add(mul(beta1, m), mul(omb1, g)))
+        if additive:
+            u = add(u, mul(wd, p))
+        p = sub(p, mul(lr, u))
         m = add(mul(beta2, m), mul(omb2, g))
-        return p, (m,)
+        return mul(p, decay) if after else p, (m,)
 
     return step

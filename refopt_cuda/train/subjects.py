@@ -72,7 +72,7 @@ def parse(name: str) -> Subject:
 
 
 def _codecs(name: str, cls: str, options: str) -> dict[str, str]:
-    states = [s.name for s in settings.kept_states(refopt.rules.RULES[cls.removesuffix("8bit").lower()])]
+    states = [s.name for s in refopt.rules.RULES[cls.removesuffix("8bit").lower()].states]
     out = {}
     for option in filter(None, options.split(",")):
         state, _, codec = option.partition("=")

@@ -17,7 +17,7 @@ import torch
 
 import refopt
 from refopt_cuda.kernels.step_cuda import Launch, Tensor
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, named
 from tests.bench.record import Recorder, arguments, software
 
 FLAT = 2**28
@@ -53,8 +53,10 @@ class Flat:
         self.rule, self.codecs, self.n = rule, codecs, n
         self.p = torch.randn(n, device="cuda").to(dtype)
         self.g = (torch.randn(n, device="cuda") * 1e-3).to(dtype)
-        self.states = [self._zero(c, not never) for c, (_, never) in zip(codecs, RULES[rule].STATES, strict=True)]
-        self.launch = Launch(rule, codecs, NUMBERS[dtype], NUMBERS[dtype])
+        form = named(rule, len(codecs))
+        assert form is not None
+        self.states = [self._zero(c, not never) for c, (_, never) in zip(codecs, form.states, strict=True)]
+        self.launch = Launch(form, codecs, NUMBERS[dtype], NUMBERS[dtype])
         pointers = tuple((c.data_ptr(), z.data_ptr() if z is not None else 0) for c, z in self.states)
         self.launch.bind([Tensor(self.p.data_ptr(), pointers, (n,))])
         self.t = 0

@@ -6,10 +6,7 @@
 #include "codecs/dynamic8.cuh"
 #include "codecs/f32.cuh"
 #include "codecs/int8_linear.cuh"
-#include "rules/adam.cuh"
-#include "rules/adamw.cuh"
-#include "rules/lion.cuh"
-#include "rules/sgd.cuh"
+#include "rules.inc"  // every rules/*.cuh, and below a RULE for each form; functors.py writes both from the tables
 
 // The dynamic map as the kernel holds it: 256 signed values, 256 unsigned, then both encode tables.
 struct Tables {
@@ -51,10 +48,10 @@ template <class Codec> void load(int64_t n, const typename Codec::Code* codes, f
     for (int64_t i = 0; i < n; i++) x[i] = Codec::decode(codes[i]);
 }
 
-#define RULE(NAME) \
-    void NAME##_step(int64_t n, float* p, const float* g, float* states, const float* row) { step<NAME>(n, p, g, states, row); } \
-    int NAME##_scalars() { return sizeof(NAME::Scalars) / sizeof(float); } \
-    int NAME##_states() { return NAME::STATES; }
+#define RULE(NAME, ...) \
+    void NAME##_step(int64_t n, float* p, const float* g, float* states, const float* row) { step<__VA_ARGS__>(n, p, g, states, row); } \
+    int NAME##_scalars() { return sizeof(__VA_ARGS__::Scalars) / sizeof(float); } \
+    int NAME##_states() { return __VA_ARGS__::STATES; }
 #define BLOCK_CODEC(NAME, ...) \
     void NAME##_encode(int64_t n, const float* x, float inv, const uint32_t* words, uint32_t* codes) { encode<__VA_ARGS__>(n, x, inv, words, codes); } \
     void NAME##_decode(int64_t n, const uint32_t* codes, float scale, const uint32_t* words, float* x) { decode<__VA_ARGS__>(n, codes, scale, words, x); } \
@@ -65,11 +62,7 @@ template <class Codec> void load(int64_t n, const typename Codec::Code* codes, f
     void NAME##_load(int64_t n, const NAME::Code* codes, float* x) { load<NAME>(n, codes, x); }
 
 extern "C" {
-RULE(sgd)
-RULE(sgd_plain)
-RULE(adam)
-RULE(adamw)
-RULE(lion)
+#include "forms.inc"
 BLOCK_CODEC(dynamic8_signed, dynamic8<true>)
 BLOCK_CODEC(dynamic8_unsigned, dynamic8<false>)
 BLOCK_CODEC(int8_linear_signed, int8_linear<true>)

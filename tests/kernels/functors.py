@@ -10,6 +10,7 @@ import numpy as np
 
 from refopt_cuda.codecs import dynamic8
 from refopt_cuda.kernels import build
+from refopt_cuda.rules import RULES, Form, forms
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 OPTIONS = ("-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC")
@@ -20,7 +21,10 @@ Array = np.ndarray
 def compiled(gxx: str, source: Path, folder: Path, options: tuple[str, ...] = OPTIONS) -> ctypes.CDLL:
     """`source` as a loaded library; the compiler's own words where it refuses."""
     library = folder / f"{source.stem}.so"
-    command = [gxx, *options, f"-I{build.ROOT}", str(source), "-o", str(library)]
+    every = [form for stem in RULES for form in forms(stem)]
+    (folder / "rules.inc").write_text("".join(f'#include "rules/{stem}.cuh"\n' for stem in RULES))
+    (folder / "forms.inc").write_text("".join(f"RULE({f.name}, {build.rule_type(f)})\n" for f in every))
+    command = [gxx, *options, f"-I{build.ROOT}", f"-I{folder}", str(source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))
@@ -52,11 +56,11 @@ class Functors:
         function.restype = ctypes.c_uint32
         return int(function())
 
-    def step(self, rule: str, p: Array, g: Array, states: list[Array], row: Array) -> tuple[Array, list[Array]]:
+    def step(self, form: Form, p: Array, g: Array, states: list[Array], row: Array) -> tuple[Array, list[Array]]:
         """The rule over flat float32 arrays; new arrays."""
-        assert len(states) == self.number(f"{rule}_states") and row.size == self.number(f"{rule}_scalars")
+        assert len(states) == self.number(f"{form.name}_states") and row.size == self.number(f"{form.name}_scalars")
         p, planes = p.copy(), np.array(states, np.float32).reshape(len(states), p.size)
-        self._call(f"{rule}_step", p.size, p, np.ascontiguousarray(g), planes, row)
+        self._call(f"{form.name}_step", p.size, p, np.ascontiguousarray(g), planes, row)
         return p, list(planes)
 
     def scale(self, codec: str, absmax: float) -> np.float32:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from refopt import Optimizer
 from refopt.spec import Box
 from refopt_cuda.kernels.step_cuda import SKIP, Launch, Tensor
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import form_of, row
 
 TO_WORDS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
 
@@ -58,7 +57,9 @@ class Pair:
         self.names = [s.name for s in probe.states]
         assigned = {n: self._codec(c) for n, c in zip(self.names, self.codecs, strict=True)}
         self.opt = Optimizer(self.rule, assigned, **self.hyper)
-        self.launch = Launch(self.rule, self.codecs[: len(self.names)], self.param, self.grad, self.block)
+        self.launch = Launch(
+            form_of(self.rule, self.opt.hyper), self.codecs[: len(self.names)], self.param, self.grad, self.block
+        )
 
     def _codec(self, stem: str) -> Any:
         from refopt.codecs import CODECS
@@ -86,9 +87,7 @@ class Pair:
         device = [None if w is None else _shifted(w, shift) for w in words]
         ts = [s["t"] + 1 for s in self.state]
         rows = sorted(set(ts))
-        row = RULES[self.rule].scalars
-        takes = {n: v for n, v in self.opt.hyper.items() if n in signature(row).parameters}
-        scalars = np.stack([row(t, **takes) for t in rows])
+        scalars = np.stack([row(self.rule, t, self.opt.hyper) for t in rows])
         pointers = [SKIP if d is None else d.data.ptr + shift for d in device]
         self.launch.run(pointers, scalars, [rows.index(t) for t in ts], cupy.cuda.get_current_stream().ptr)
         self.expect(words)

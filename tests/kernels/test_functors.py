@@ -16,8 +16,10 @@ from refopt.codecs.dynamic8 import midpoints
 from refopt.spec import Box
 from refopt_cuda.codecs.forms import TINY
 from refopt_cuda.kernels import build
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, form_of, forms, hypers, row
 from tests.bits import same_bits
+from tests.cases import RULES as CASES
+from tests.cases import RuleCase
 from tests.kernels.functors import SOURCE, Functors, compiled
 
 pytestmark = pytest.mark.gxx
@@ -25,19 +27,15 @@ pytestmark = pytest.mark.gxx
 f32: Any = np.float32
 Array = np.ndarray
 BLOCK_CODECS = [(stem, signed) for stem in ("dynamic8", "int8_linear") for signed in (True, False)]
-ADAM = {"lr": 0.013, "beta1": 0.8, "beta2": 0.97}
-CASES: list[tuple[str, dict[str, Any]]] = [
-    # functor, hyper-parameters
-    ("sgd_plain", {"lr": 0.03, "wd": 0.07}),
-    ("sgd_plain", {"lr": 0.03}),
-    ("sgd", {"lr": 0.03, "momentum": 0.85, "dampening": 0.2, "wd": 0.07}),
-    ("sgd", {"lr": 0.03, "momentum": 0.85, "nesterov": True}),
-    ("adam", ADAM | {"eps": 1e-7, "wd": 0.06}),
-    ("adam", ADAM | {"eps": 0.0}),
-    ("adamw", ADAM | {"eps": 1e-7, "wd": 0.11}),
-    ("adamw", ADAM | {"eps": 1e-40, "wd": 0.11}),
-    ("lion", {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2}),
+EDGES = [
+    # no decay, no eps, an eps that is subnormal
+    RuleCase("sgd-no-decay", "sgd", (), {"lr": 0.03}),
+    RuleCase("adam-no-eps", "adam", ("m", "v"), {"lr": 0.013, "beta1": 0.8, "beta2": 0.97, "eps": 0.0}),
+    RuleCase(
+        "adamw-least-eps", "adamw", ("m", "v"), {"lr": 0.013, "beta1": 0.8, "beta2": 0.97, "eps": 1e-40, "wd": 0.11}
+    ),
 ]
+ORACLE = [case for case in CASES if case.stem in RULES]
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.1754942e-38, 1.1754944e-38, 1.0, 3.4028235e38, np.inf, -np.inf, np.nan, -np.nan]
 SCALES = f32([0.0, 2.0**-100, 1e-20, 0.37, 1.0, 3e5, 3.4028235e38, np.nan])
 
@@ -55,12 +53,12 @@ def quiet():
 
 @st.composite
 def arrays(draw: st.DrawFn, n: int) -> list[Array]:
-    """Four arrays of any float32 words: exponents in one drawn window, some special values in each."""
+    """Five arrays of any float32 words: exponents in one drawn window, some special values in each."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     low = draw(st.integers(0, 255))
     high = draw(st.integers(low, 255))
     out = []
-    for _ in range(4):
+    for _ in range(5):
         words = rng.integers(0, 2, n) << 31 | rng.integers(low, high + 1, n) << 23 | rng.integers(0, 2**23, n)
         x = words.astype(np.uint32).view(f32)
         some = rng.random(n) < draw(st.sampled_from([0.0, 0.1, 0.5]))
@@ -68,30 +66,60 @@ def arrays(draw: st.DrawFn, n: int) -> list[Array]:
     return out
 
 
-@pytest.mark.parametrize(("functor", "hyper"), CASES, ids=str)
+@pytest.mark.parametrize("case", ORACLE + EDGES, ids=lambda case: case.label)
 @given(drawn=arrays(503), t=st.sampled_from([1, 2, 3, 700, 10**6]), gscale=st.sampled_from([1.0, 0.37, -1.0]))
-def test_a_rule_gives_the_oracles_words_over_all_of_float32(functors, functor, hyper, drawn, t, gscale):
-    record = oracle_rules.RULES[build.RULES[functor][0]]
-    p, g, *states = drawn
-    names = [s.name for s in record.states][: build.RULES[functor][1]]
-    states = [np.abs(x) if s.nonnegative else x for s, x in zip(record.states, states, strict=False)][: len(names)]
-    row = RULES[record.stem].scalars(t, gscale=abs(gscale), maximize=gscale < 0, **hyper)
+def test_a_rule_gives_the_oracles_words_over_all_of_float32(functors, case, drawn, t, gscale):
+    check(functors, case.stem, case.hyper, drawn, t, gscale)
+
+
+@pytest.mark.parametrize("form", [form for stem in RULES for form in forms(stem)], ids=lambda form: form.name)
+@given(drawn=arrays(503), t=st.sampled_from([1, 2, 3]))
+def test_every_form_gives_the_oracles_words(functors, form, drawn, t):
+    usual = next(case.hyper for case in reversed(ORACLE) if case.stem == form.stem)  # without ramps of the betas
+    chosen = {n: c if isinstance(c, str) else _value(form.stem, n, c) for n, c in form.options.items()}
+    check(functors, form.stem, {n: v for n, v in usual.items() if n not in chosen} | chosen, drawn, t, 1.0)
+
+
+def _value(stem: str, name: str, on: bool) -> Any:
+    """A hyper-parameter that is on, or off: a flag itself, or a number."""
+    default = next(h.default for h in oracle_rules.RULES[stem].hypers if h.name == name)
+    return on if isinstance(default, bool) else 0.85 * on
+
+
+def check(functors: Functors, stem: str, hyper: dict[str, Any], drawn: list[Array], t: int, gscale: float) -> None:
+    record, form = oracle_rules.RULES[stem], form_of(stem, hyper)
+    p, g, *rest = drawn
+    states = [np.abs(x) if never else x for x, (_, never) in zip(rest, form.states, strict=False)]
+    names = [name for name, _ in form.states]
+    scalars = row(stem, t, hyper | {"gscale": abs(gscale), "maximize": gscale < 0})
     with np.errstate(all="ignore"):
         want, after = record.update(p, g * f32(gscale), dict(zip(names, states, strict=True)), t=t, **hyper)
-    got, mine = functors.step(functor, p, g, states, row)
-    same_bits(got, want, f"{functor} {hyper} t={t}: p")
+    got, mine = functors.step(form, p, g, states, scalars)
+    same_bits(got, want, f"{form.name} {hyper} t={t}: p")
     for name, x in zip(names, mine, strict=True):
-        same_bits(x, after[name], f"{functor} {hyper} t={t}: {name}")
+        same_bits(x, after[name], f"{form.name} {hyper} t={t}: {name}")
 
 
-@pytest.mark.parametrize("functor", build.RULES)
-def test_the_scalars_of_a_functor_are_those_of_its_python_form(functor):
-    stem, states = build.RULES[functor]
+@pytest.mark.parametrize("stem", RULES)
+def test_the_scalars_of_a_functor_are_those_of_its_python_form(stem):
     text = (build.ROOT / f"rules/{stem}.cuh").read_text(encoding="utf-8")
     (fields,) = re.findall(r"struct Scalars \{ float ([^;]*); \}", text)
-    short = {"momentum": "mu"}
-    assert tuple(fields.split(", ")) == tuple(short.get(name, name) for name in RULES[stem].SCALARS)
-    assert states == (0 if functor == "sgd_plain" else len(RULES[stem].STATES))
+    assert tuple(fields.split(", ")) == RULES[stem].SCALARS
+
+
+@pytest.mark.parametrize("stem", RULES)
+def test_forms_know_every_choice_and_state_of_the_oracles_record(stem):
+    record = oracle_rules.RULES[stem]
+    assert hypers(stem) == {h.name for h in record.hypers}
+    for hyper in record.hypers:
+        if hyper.choices:
+            assert set(getattr(RULES[stem], "OPTIONS", {})[hyper.name]) == set(hyper.choices)
+    for form in forms(stem):
+        chosen = {n: c if isinstance(c, str) else _value(stem, n, c) for n, c in form.options.items()}
+        kept = record.init(np.zeros(1, f32), **chosen)
+        assert [s for s, _ in form.states] == list(kept)
+        signs = {s.name: s.nonnegative for s in record.states}
+        assert all(signs[name] == never for name, never in form.states)
 
 
 def test_sgn_is_minus_one_zero_or_one_and_zero_for_nan(functors):

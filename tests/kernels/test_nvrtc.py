@@ -17,7 +17,7 @@ import pytest
 
 from refopt_cuda.kernels import build
 from refopt_cuda.kernels.step_cuda import ROWS, SIZES, Launch, Tensor
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, Form, forms
 
 nvrtc: Any = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings: pip install 'refopt[test]'")
 try:
@@ -39,7 +39,7 @@ SPILLED = {100: 320, 120: 320}
 """Bytes a thread that ptxas may spill in the sample below where 72 registers are too few for it; elsewhere none."""
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that one thread block can have (CUDA programming guide, technical specifications)."""
-FLAGS = {"sgd", "sgd_plain", "adam"}
+FLAGS = {stem for stem, rule in RULES.items() if "coupled" in rule.SCALARS}
 """Rules whose scalars hold flags, 0 or 1, that a step compares with 0."""
 
 
@@ -81,20 +81,27 @@ def spilled(log: str) -> int:
     return sum(map(int, found))
 
 
-def kernel_of(functor: str, codecs: tuple[str, ...], param: str, grad: str, rows: int = 1) -> build.Kernel:
+def kernel_of(form: Form, codecs: tuple[str, ...], param: str, grad: str, rows: int = 1) -> build.Kernel:
     """The kernel that a launch would ask for: a state that is never negative has codes without a sign."""
-    nonnegative = [n for _, n in RULES[build.RULES[functor][0]].STATES]
-    return build.Kernel(functor, tuple((c, not n) for c, n in zip(codecs, nonnegative)), param, grad, rows=rows)
+    coded = tuple((c, not never) for c, (_, never) in zip(codecs, form.states, strict=True))
+    return build.Kernel(form, coded, param, grad, rows=rows)
+
+
+def plain(stem: str) -> Form:
+    """The plainest form that keeps a state."""
+    return next(form for form in forms(stem) if form.states)
 
 
 def covering() -> list[tuple[build.Kernel, int]]:
     """Every functor and codec a state with every format of p and of g; architectures and rows of scalars by turns."""
-    named = [(f, c) for f, (_, states) in build.RULES.items() for c in product(build.CODECS, repeat=states)]
     out = []
-    for i, ((functor, codecs), (j, param)) in enumerate(product(named, enumerate(build.NUMBERS))):
-        grad = build.NUMBERS[(i // 3 + j) % 3]
-        rows = (1, 8)[i % 2]
-        out.append((kernel_of(functor, codecs, param, grad, rows), ARCHITECTURES[i % len(ARCHITECTURES)]))
+    for k, form in enumerate(form for stem in RULES for form in forms(stem)):
+        for i, stem in enumerate(build.CODECS if form.states else ["f32"]):
+            names = list(build.CODECS)
+            codecs = tuple(names[(names.index(stem) + j * (1 + k)) % len(names)] for j in range(len(form.states)))
+            n = len(out)
+            param, grad = build.NUMBERS[n % 3], build.NUMBERS[(n // 3 + n) % 3]
+            out.append((kernel_of(form, codecs, param, grad, (1, 8)[n % 2]), ARCHITECTURES[n % len(ARCHITECTURES)]))
     return out
 
 
@@ -105,7 +112,7 @@ def label(value: Any) -> str:
     if isinstance(value, int):
         return f"sm_{value}"
     codecs = "+".join(stem for stem, _ in value.codecs)
-    return f"{value.rule}-{codecs}-{value.param}-{value.grad}-{value.rows}"
+    return f"{value.rule.name}-{codecs}-{value.param}-{value.grad}-{value.rows}"
 
 
 def foreign(ptx: str, flags: bool) -> list[str]:
@@ -137,7 +144,7 @@ def comparable(operands: str, flags: bool) -> bool:
 def test_a_kernel_compiles_and_its_arithmetic_does_not_obey_the_flags(kernel, architecture):
     ptx, log = compiled(kernel, architecture)
     assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {UNUSED}, log
-    assert not foreign(ptx, kernel.rule in FLAGS)
+    assert not foreign(ptx, kernel.rule.stem in FLAGS)
     assert ".f64" not in ptx
     assert spilled(log) <= SPILLED.get(architecture, 0), log
     assert len(re.findall(r"\bmul\.rn\.f32", ptx)) >= 8, "the rule itself must be in there"
@@ -147,12 +154,18 @@ def test_a_kernel_compiles_and_its_arithmetic_does_not_obey_the_flags(kernel, ar
 def test_the_covering_set_holds_every_pair():
     pairs: Counter[Any] = Counter()
     for kernel, architecture in COVERING:
-        functor = (kernel.rule, kernel.codecs)
-        pairs.update([(functor, "p", kernel.param), (functor, "g", kernel.grad), (kernel.param, kernel.grad)])
-        pairs.update([(kernel.rows, architecture)])
-    functors = 1 + 4 + 16 + 16 + 4
+        stem, codecs = kernel.rule.stem, [codec for codec, _ in kernel.codecs]
+        for number in (("p", kernel.param), ("g", kernel.grad)):
+            pairs.update((left, number) for left in (stem, *codecs))
+        pairs.update([(kernel.param, kernel.grad), (kernel.rows, architecture), (stem, architecture)])
+        pairs.update((kernel.rule, codec) for codec in codecs)
     print(f"{len(COVERING)} kernels compiled for {', '.join(f'sm_{a}' for a in ARCHITECTURES)}")
-    assert len(pairs) == functors * 3 * 2 + 3 * 3 + 2 * len(ARCHITECTURES)
+    kept = [form for stem in RULES for form in forms(stem) if form.states]
+    numbers = [(role, number) for role in "pg" for number in build.NUMBERS]
+    assert not set(product([*RULES, *build.CODECS], numbers)) - set(pairs)
+    assert not set(product(build.NUMBERS, build.NUMBERS)) - set(pairs)
+    assert not set(product([1, 8, *RULES], ARCHITECTURES)) - set(pairs)
+    assert not set(product(kept, build.CODECS)) - set(pairs)
 
 
 def test_plain_operators_would_obey_the_flags():
@@ -170,7 +183,8 @@ def test_plain_operators_would_obey_the_flags():
 @pytest.mark.parametrize("param", build.NUMBERS)
 @pytest.mark.parametrize("rule", ["adamw", "lion"])
 def test_a_kernel_of_8_bit_states_fits_a_multiprocessor_and_spills_nothing(rule, param, grad, rows):
-    kernel = kernel_of(rule, ("dynamic8",) * build.RULES[rule][1], param, grad, rows)
+    form = plain(rule)
+    kernel = kernel_of(form, ("dynamic8",) * len(form.states), param, grad, rows)
     log = compiled(kernel, 90).log
     assert not spilled(log), log
     (registers,) = map(int, re.findall(r"Used (\d+) registers", log))
@@ -179,7 +193,7 @@ def test_a_kernel_of_8_bit_states_fits_a_multiprocessor_and_spills_nothing(rule,
 
 @pytest.mark.parametrize("block", [1, 64, 2048])
 def test_other_blocks_compile(block):
-    kernel = replace(kernel_of("adamw", ("dynamic8", "int8_linear"), "bfloat16", "float16", 8), block=block)
+    kernel = replace(kernel_of(plain("adamw"), ("dynamic8", "int8_linear"), "bfloat16", "float16", 8), block=block)
     ptx, log = compiled(kernel, 90)
     assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {UNUSED}, log
     assert not foreign(ptx, False) and not spilled(log)
@@ -211,6 +225,6 @@ def test_a_launch_packs_its_arguments_as_the_kernel_reads_them(size, rows, state
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_tables_fit_the_shared_memory_of_every_architecture_but_turing(architecture):
     """A Turing GPU refuses a launch with the dynamic map: its kernels compile, but their tables find no room."""
-    kernel = kernel_of("lion", ("dynamic8",), "float32", "float32")
+    kernel = kernel_of(plain("lion"), ("dynamic8",), "float32", "float32")
     assert (kernel.shared <= SHARED[architecture] * 1024) == (architecture > 75)
-    assert kernel_of("lion", ("int8_linear",), "float32", "float32").shared == 0
+    assert kernel_of(plain("lion"), ("int8_linear",), "float32", "float32").shared == 0

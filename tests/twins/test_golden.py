@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("numba")
 from refopt_cuda.kernels import step_host
-from refopt_cuda.rules import RULES
+from refopt_cuda.rules import RULES, forms
 
 P0 = [1, -2, 0.5, 0]
 GRADIENTS = [[0.1, -0.2, 0.3, 0], [-0.05, 0.4, 0.3, 1e-8], [2, 0, -0.7, -1e-3]]
@@ -37,7 +37,7 @@ def steps(rule: str, codecs: tuple[str, ...], states: list[dict[str, np.ndarray]
 
 @pytest.mark.parametrize(("rule", "words"), [("adamw", ADAMW), ("lion", LION)])
 def test_three_steps(rule, words):
-    states = [{"codes": np.zeros(4, np.float32)} for _ in RULES[rule].STATES]
+    states = [{"codes": np.zeros(4, np.float32)} for _ in forms(rule)[0].states]
     got = [hexwords(p, *(s["codes"] for s in states)) for p in steps(rule, ("f32",) * len(states), states, wd=0.1)]
     assert got == words
 

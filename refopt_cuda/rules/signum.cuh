@@ -1,0 +1,13 @@
+// Signum: see refopt/rules/signum.py. State: m, none for beta = 0.
+template <bool BETA, int DECAY_ORDER> struct signum {
+    static constexpr int STATES = BETA;
+    struct Scalars { float gs, lr, decay, beta, omb, wd; };
+    template <class A> HD static void update(A&, float& p, float g, float (&x)[1], const Scalars& s) {
+        if (DECAY_ORDER == BEFORE) p = mul(p, s.decay);
+        if (BETA) x[0] = add(mul(s.beta, x[0]), mul(s.omb, g));
+        float u = sgn(BETA ? x[0] : g);
+        if (DECAY_ORDER == ADDITIVE) u = add(u, mul(s.wd, p));
+        p = sub(p, mul(s.lr, u));
+        if (DECAY_ORDER == AFTER) p = mul(p, s.decay);
+    }
+};
