@@ -79,16 +79,16 @@ def make(o: Any, unsigned: bool = False) -> Block:
         return np.int32(np.uint32(np.uint32(word + table[bucket]) >> SHIFT) & BYTE)
 
     @jit
-    def encode_signed(y):
-        word = bits(y)
+    def encode_signed(x, factor):
+        word = bits(mul(x, factor))
         code = nearest(np.uint32(word & MAGNITUDE))
         if np.uint32(word & SIGN) == NO_SIGN:
             return np.uint8(SIGNED_ZERO + code)
         return np.uint8(max(SIGNED_ZERO - code, 0))
 
     @jit
-    def encode_unsigned(y):
-        word = bits(y)
+    def encode_unsigned(x, factor):
+        word = bits(mul(x, factor))
         return np.uint8(nearest(word if np.uint32(word & SIGN) == NO_SIGN else SMALLEST))
 
     @jit

@@ -1,4 +1,4 @@
-"""The two shapes a codec's scalar form takes, and the block scale that the block codecs share."""
+"""The three shapes a codec's scalar form takes, and the block scale that the block codecs share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["TINY", "Block", "Element", "absmax_scale"]
+__all__ = ["TINY", "Block", "Element", "Weight", "absmax_scale"]
 
 TINY = np.uint32((127 - 100) << 23)
 """Bits of 2^-100: a block whose absmax lies below is a zero block."""
@@ -24,10 +24,10 @@ class Element(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A codec with one float32 scale a block.
+    """A codec with one scale a block.
 
     scale(absmax_bits)   bits of the block's absmax, uint32 -> (stored scale, factor onto [-1, 1], whether it is coded)
-    encode(y)            element times that factor -> code
+    encode(x, factor)    element, and that factor of its block -> code
     decode(code, scale)  code and stored scale -> float32
     zero                 code of zero, which fills a block that is not coded
     """
@@ -36,6 +36,17 @@ class Block(NamedTuple):
     encode: Callable
     decode: Callable
     zero: Any
+
+
+class Weight(NamedTuple):
+    """A format of weights: bfloat16 words that a model sees, and perhaps a rest of 8 or 16 bits beside each.
+
+    open(word, rest)         the weight that the rule steps, float32
+    close(x, word, rest, r)  x stored anew, over the old word and rest, with 16 random bits -> (word, rest)
+    """
+
+    open: Callable
+    close: Callable
 
 
 def absmax_scale(o: Any, stored: Callable) -> Callable:

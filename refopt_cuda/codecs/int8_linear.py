@@ -27,7 +27,8 @@ def make(o: Any, unsigned: bool = False) -> Block:
         return absmax / levels
 
     @o.jit
-    def encode(y):
+    def encode(x, factor):
+        y = mul(x, factor)
         if unsigned and y < ZERO:
             y = ZERO
         return code_type(np.int32(bits(add(mul(y, levels), MAGIC))) - MAGIC_BITS)

@@ -242,7 +242,7 @@ def _encoded(table: Block) -> Callable:
         stored, inverse, coded = scale(absmax)
         if coded:
             for i in range(x.size):
-                codes[i] = encode(x[i] * inverse)
+                codes[i] = encode(x[i], inverse)
         else:
             codes[:] = zero
         return stored

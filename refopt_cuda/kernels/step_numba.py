@@ -177,7 +177,7 @@ def _element_state(form: Element) -> tuple[Callable, Callable]:
 
 def _block_state(form: Block, o: SimpleNamespace) -> tuple[Callable, Callable]:
     scale, encode, decode, zero = form.scale, form.encode, form.decode, form.zero
-    mul, absmax = o.mul, _absmax(o)
+    absmax = _absmax(o)
 
     @cuda.jit(device=True)
     def load(code, scales, k):
@@ -187,7 +187,7 @@ def _block_state(form: Block, o: SimpleNamespace) -> tuple[Callable, Callable]:
     def store(codes, scales, fresh, k, start, size):
         stored, inverse, coded = scale(absmax(fresh, size))
         for i in range(cuda.threadIdx.x, size, THREADS):
-            codes[start + i] = encode(mul(fresh[i], inverse)) if coded else zero
+            codes[start + i] = encode(fresh[i], inverse) if coded else zero
         if cuda.threadIdx.x == 0:
             scales[k] = stored
 
