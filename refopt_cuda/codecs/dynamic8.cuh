@@ -6,16 +6,16 @@ template <bool SIGNED> struct dynamic8 {
     static constexpr int BITS = 8;
     static constexpr bool SCALED = true;
     static constexpr uint32_t ZERO = SIGNED ? 0x7F7F7F7Fu : 0u;
+    static constexpr int ROWS = 256, WORDS = 2945, SCALE_BITS = 32;
+    static constexpr bool FACTOR_OF_SCALE = false;
     static constexpr uint32_t FIRST = 0x3400;  // the bucket of 2^-23
     HD static float scale(float amax) { return amax; }
-    template <class Tables> HD static float decode(uint32_t word, int k, float scale, const Tables& t) {
-        return mul(t.template value<SIGNED>(word, k), scale);
-    }
-    template <class Tables> HD static uint32_t count(float y, const Tables& t) {
+    template <class T> HD static float decode(uint32_t word, int k, float scale, const T& t) { return mul(t.value(word, k), scale); }
+    template <class T> HD static uint32_t count(float y, const T& t) {
         uint32_t w = bits(larger(SIGNED ? magnitude(y) : y, 1.1920929e-7f));
-        return w + t.template bucket<SIGNED>((w >> 16) - FIRST);
+        return w + t.word((w >> 16) - FIRST);
     }
-    template <class Tables> HD static uint32_t encode4(const float* x, float inv, const Tables& t) {
+    template <class A, class T> HD static uint32_t encode(A&, const float* x, float inv, const T& t) {
         uint32_t q[4];
         for (int k = 0; k < 4; k++) q[k] = count(mul(x[k], inv), t);
         uint32_t c = byte_perm(byte_perm(q[0], q[1], 0x0062), byte_perm(q[2], q[3], 0x0062), 0x5410);

@@ -18,7 +18,8 @@ import numpy as np
 
 from refopt_cuda.codecs.forms import Block, absmax_scale
 
-SIGNED_DTYPE = UNSIGNED_DTYPE = np.dtype(np.uint8)
+OPTIONS = {"signed": (True, False)}
+BITS = 8
 SIGNED_ZERO = 127
 FIRST_BUCKET, LAST_BUCKET = 0x3400, 0x3F80
 """Buckets from 2^-23, below the first midpoint of either table, to the one that starts at 1."""
@@ -63,10 +64,25 @@ def encode_table(unsigned: bool) -> np.ndarray:
     return ((below << 16) + 0xFFFF - low - (buckets << 16)).astype(np.uint32)
 
 
-def make(o: Any, unsigned: bool = False) -> Block:
+def dtype(signed: bool = True) -> np.dtype:
+    """Of the codes."""
+    return np.dtype(np.uint8)
+
+
+def scale_dtype(signed: bool = True) -> np.dtype:
+    """Of the scales."""
+    return np.dtype(np.float32)
+
+
+def tables(signed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """What the CUDA functor looks up: the value of each code, and the words of the encode table."""
+    return codebook(not signed), encode_table(not signed)
+
+
+def make(o: Any, signed: bool = True) -> Block:
     """uint8 codes into the signed table, or into the unsigned one for a state that is never negative."""
     mul, bits, jit = o.mul, o.bits, o.jit
-    values, table = codebook(unsigned), encode_table(unsigned)
+    values, table = tables(signed)
 
     @jit
     def stored(absmax):
@@ -95,5 +111,5 @@ def make(o: Any, unsigned: bool = False) -> Block:
     def decode(code, scale):
         return mul(values[code], scale)
 
-    encode = encode_unsigned if unsigned else encode_signed
-    return Block(absmax_scale(o, stored), encode, decode, np.uint8(0 if unsigned else SIGNED_ZERO))
+    encode = encode_signed if signed else encode_unsigned
+    return Block(absmax_scale(o, stored), encode, decode, np.uint8(SIGNED_ZERO if signed else 0))

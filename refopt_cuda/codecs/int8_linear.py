@@ -8,7 +8,8 @@ import numpy as np
 
 from refopt_cuda.codecs.forms import Block, absmax_scale
 
-SIGNED_DTYPE, UNSIGNED_DTYPE = np.dtype(np.int8), np.dtype(np.uint8)
+OPTIONS = {"signed": (True, False)}
+BITS = 8
 MAGIC = np.float32(1.5 * 2**23)
 """Adding it rounds a float32 below 2^22 to the nearest even integer, which then stands in the low bits of the word."""
 MAGIC_BITS = np.int32(0x4B400000)
@@ -16,11 +17,27 @@ ONE = np.float32(1)
 ZERO = np.float32(0)
 
 
-def make(o: Any, unsigned: bool = False) -> Block:
+def dtype(signed: bool = True) -> np.dtype:
+    """Of the codes."""
+    return np.dtype(np.int8 if signed else np.uint8)
+
+
+def scale_dtype(signed: bool = True) -> np.dtype:
+    """Of the scales."""
+    return np.dtype(np.float32)
+
+
+def tables(signed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Nothing to look up."""
+    return np.zeros(0, np.float32), np.zeros(0, np.uint32)
+
+
+def make(o: Any, signed: bool = True) -> Block:
     """Codes -127..127, or 0..255 for a state that is never negative; `decode` takes them as int8 or as uint8 words."""
     mul, add, bits = o.mul, o.add, o.bits
-    levels = np.float32(255 if unsigned else 127)
-    code_type = np.uint8 if unsigned else np.int8
+    levels = np.float32(127 if signed else 255)
+    code_type = np.int8 if signed else np.uint8
+    unsigned = not signed
 
     @o.jit
     def stored(absmax):

@@ -1,67 +1,121 @@
-"""One source text for each kernel that is asked for: functors and template joined, names of the combination in front.
+"""The text of a raw kernel, put together from the functors of its rule and codecs and the template `step.cu`.
 
-The text is complete (nothing is included at compile time), so that a cache keyed by the text is right, and so that
-NVRTC compiles it anywhere: CuPy on a machine with a driver, `cuda.bindings.nvrtc` where there is none.
+No driver and no CuPy is needed here: the same text is compiled on a GPU (`step_cuda.py`), by NVRTC without one
+(tests), and its functors by g++ for the host (tests).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from refopt_cuda.rules import Form
+import numpy as np
+
+from refopt_cuda import codecs as _codecs
+from refopt_cuda import rules as _rules
+from refopt_cuda.codecs import STATES, WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ("--std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-lineinfo", "-default-device")
 NUMBERS = ("float32", "bfloat16", "float16")
-CODECS = {"f32": False, "bf16": False, "int8_linear": True, "dynamic8": True}
-"""codec of a state -> whether it comes with a sign and without"""
-TABLES = 65536 + 2 * 2945 * 4
-"""Bytes of shared memory that the dynamic map's two tables take."""
+TILE = 256
+"""Elements that a warp takes at once, eight a lane."""
+BLOCKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Elements that may share a scale where a warp finds the largest; other sizes go element by element."""
+PLANE = 65536
+"""Bytes of 256 rows, in each of them 32 copies of two codecs' values."""
+
+
+class Lookup(NamedTuple):
+    """What the codecs of one kernel look up: all words, how many planes of values and words of encode tables they
+    make in shared memory, and where each codec's values and words begin there, in bytes."""
+
+    words: np.ndarray
+    planes: int
+    encode: int
+    places: dict[_codecs.Form, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: a form of a rule, a (codec, signed) for each state, number formats, block size and launch shape."""
+    """One kernel: a form of a rule, of a codec for each state, formats of weights and gradients, and a launch shape.
 
-    rule: Form
-    codecs: tuple[tuple[str, bool], ...]
-    param: str
+    weight       a number format, or the form of a codec that keeps something beside bfloat16 words
+    block        the most elements that share a scale
+    """
+
+    rule: _rules.Form
+    codecs: tuple[_codecs.Form, ...]
+    weight: str | _codecs.Form
     grad: str
     block: int = 256
-    tensors: int = 512
+    tensors: int = 64
     rows: int = 1
 
     @property
-    def lookups(self) -> bool:
-        return any(stem == "dynamic8" for stem, _ in self.codecs)
+    def coded(self) -> bool:
+        return any(form.scaled for form in self.codecs)
 
     @property
-    def coded(self) -> bool:
-        return any(CODECS[stem] for stem, _ in self.codecs)
+    def quick(self) -> bool:
+        """Whether blocks are such that a warp takes whole tiles."""
+        return not self.coded or self.block in BLOCKS
+
+    @property
+    def tile(self) -> int:
+        """Elements that a warp takes at once."""
+        return TILE if self.quick else self.block
+
+    @property
+    def group(self) -> int:
+        """Tiles that one block covers."""
+        return max(self.block // TILE, 1) if self.quick and self.coded else 1
 
     @property
     def threads(self) -> int:
         """Threads of the one block on a multiprocessor. The dynamic map keeps the arithmetic busy: as many warps as get
         72 registers a thread (80 with three states). What waits for memory alone reaches it better with fewer."""
-        if not self.coded or self.param == "float32":
+        if not self.coded or self.weight == "float32":
             return 640
-        return 896 if len(self.codecs) < 3 else 768
+        return 896 if len(self.codecs) < 3 and self.group == 1 and isinstance(self.weight, str) else 768
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        return _lookup(tuple(dict.fromkeys(form for form in self.codecs if form.scaled)))
 
     @property
     def shared(self) -> int:
-        return TABLES if self.lookups else 0
+        """Bytes of shared memory."""
+        return self.lookup.planes * PLANE + self.lookup.encode * 4
 
     def __post_init__(self) -> None:
         if len(self.codecs) != len(self.rule.states):
             raise ValueError(f"Kernel: {len(self.codecs)} codecs for {self.rule.name}, which keeps {self.rule.states}")
-        for stem, _ in self.codecs:
-            if stem not in CODECS:
-                raise ValueError(f"Kernel: no codec {stem!r} for a state on the GPU; there are {', '.join(CODECS)}")
-        for number in (self.param, self.grad):
-            if number not in NUMBERS:
-                raise ValueError(f"Kernel: no number format {number!r}; there are {', '.join(NUMBERS)}")
+        for form in self.codecs:
+            if form.stem not in STATES:
+                raise ValueError(f"Kernel: no codec {form.stem!r} for a state; there are {', '.join(STATES)}")
+        if not (self.weight in NUMBERS if isinstance(self.weight, str) else self.weight.stem in WEIGHTS):
+            raise ValueError(f"Kernel: no format {self.weight!r} of weights; there are {', '.join([*NUMBERS, *WEIGHTS])}")
+        if self.grad not in NUMBERS:
+            raise ValueError(f"Kernel: no number format {self.grad!r}; there are {', '.join(NUMBERS)}")
+
+
+@cache
+def _lookup(forms: tuple[_codecs.Form, ...]) -> Lookup:
+    columns, encode, places = [], [], {}
+    tables = {form: form.module.tables(**form.options) for form in forms}
+    planes = -(-sum(values.size > 0 for values, _ in tables.values()) // 2)
+    for form, (values, words) in tables.items():
+        plane, side = divmod(len(columns), 2)
+        places[form] = plane * PLANE + side * 128, planes * PLANE + 4 * sum(w.size for w in encode)
+        if values.size:
+            columns.append(np.pad(values.view(np.uint32), (0, 256 - values.size)))
+        encode.append(words)
+    columns += [np.zeros(256, np.uint32)] * (2 * planes - len(columns))
+    count = sum(w.size for w in encode)
+    return Lookup(np.concatenate([np.zeros(0, np.uint32), *columns, *encode]), planes, count, places)
 
 
 @cache
@@ -69,39 +123,47 @@ def _text(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8").replace("#pragma once", "")
 
 
-def functor(stem: str, signed: bool) -> str:
-    """The C++ name of a codec's functor."""
-    return f"{stem}<{str(signed).lower()}>" if CODECS[stem] else stem
-
-
-def rule_type(form: Form) -> str:
-    """The C++ name of a rule's form: its choices are the template's arguments."""
-    words = [str(c).lower() if isinstance(c, bool) else c.upper() for c in form.choices]
+def functor(form: Any) -> str:
+    """The C++ name of a rule's or codec's form: its choices are the template's arguments."""
+    words = [str(c).lower() if isinstance(c, bool) else str(c).upper() for c in form.choices]
     return f"{form.stem}<{', '.join(words)}>" if words else form.stem
 
 
 def functors(rule: str, codecs: tuple[str, ...]) -> str:
     """Arithmetic, codecs and the rule: plain C++ that g++ compiles as well."""
-    parts = ["kernels/arith.cuh", *(f"codecs/{stem}.cuh" for stem in codecs), f"rules/{rule}.cuh"]
+    parts = ["kernels/arith.cuh", "kernels/random.cuh", *(f"codecs/{stem}.cuh" for stem in codecs), f"rules/{rule}.cuh"]
     return "\n".join(_text(part) for part in parts)
+
+
+def state(kernel: Kernel, form: _codecs.Form) -> str:
+    """A state's codec, and where its tables lie."""
+    values, words = kernel.lookup.places.get(form, (0, 0))
+    return f"State<{functor(form)}, {values}, {words}>"
+
+
+def weight(kernel: Kernel) -> str:
+    """The C++ name of the format of the weights."""
+    return f"Number<{kernel.weight}>" if isinstance(kernel.weight, str) else f"Words<{functor(kernel.weight)}>"
 
 
 def source(kernel: Kernel) -> str:
     """The whole text of one kernel; its entry is `refopt_step`."""
-    codecs = tuple(dict.fromkeys([stem for stem, _ in kernel.codecs] + ["bf16", "dynamic8"]))
+    forms = [*kernel.codecs, *([kernel.weight] if not isinstance(kernel.weight, str) else [])]
+    stems = tuple(dict.fromkeys(["bf16", *(form.stem for form in forms)]))
     names = {
-        "RULE": rule_type(kernel.rule),
-        "CODECS": ", ".join(functor(*c) for c in kernel.codecs),
-        "PARAM": kernel.param,
+        "RULE": functor(kernel.rule),
+        "CODECS": ", ".join(state(kernel, form) for form in kernel.codecs),
+        "WEIGHT": weight(kernel),
         "GRAD": kernel.grad,
-        "BLOCK": kernel.block,
+        "TILE": kernel.tile,
+        "GROUP": kernel.group,
         "THREADS": kernel.threads,
         "TENSORS": kernel.tensors,
         "ROWS": kernel.rows,
-        "LOOKUPS": int(kernel.lookups),
+        "PLANES": kernel.lookup.planes,
+        "ENCODE": kernel.lookup.encode,
         "AHEAD": int(kernel.coded),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
-    return "\n".join(
-        [functors(kernel.rule.stem, codecs), defines, _text("kernels/formats.cuh"), _text("kernels/step.cu")]
-    )
+    template = (_text(f"kernels/{part}") for part in ("formats.cuh", "states.cuh", "step.cu"))
+    return "\n".join([functors(kernel.rule.stem, stems), defines, *template])

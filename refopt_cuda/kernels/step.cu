@@ -1,84 +1,110 @@
 // One optimizer step over many tensors in one launch: decode, rule, encode, in one pass through memory.
 //
-// build.py defines, in front of this text: RULE (functor: a rule with its options chosen), CODECS (codec functors of its states, in order), PARAM and
-// GRAD (number formats), BLOCK (elements that share a scale), THREADS, TENSORS and ROWS
-// (most tensors, and different rows of scalars, a launch), LOOKUPS (whether a codec reads the dynamic map's tables)
-// and AHEAD (whether the next block is asked into the second-level cache).
+// build.py defines, in front of this text: RULE (functor: a rule with its options chosen), CODECS (a State for each of its
+// states, in order), WEIGHT and GRAD (formats), TILE (elements a warp takes at once: 256, or a block of a size that only
+// `by_element` steps), GROUP (tiles that the longest block covers), THREADS, TENSORS and ROWS (most tensors, and
+// different rows of scalars, a launch), TABLE (words of the codecs' tables, then where they lie) and AHEAD (whether the
+// next tile is asked into the second-level cache).
 //
-// A warp takes a unit of eight neighbouring blocks at a time, every warp of a persistent grid in turn, and what is left
-// over block by block. The scales of a unit lie in one 32-byte sector, which is read and written whole: eight warps that
-// each write four bytes of it cost a tenth of the bandwidth. Eight neighbouring elements a lane, 16-byte loads; the other
-// warps of the multiprocessor compute while one waits. Blocks that are not aligned take `by_element`, the same functors
-// one element at a time.
+// A warp takes a unit of eight neighbouring tiles at a time, every warp of a persistent grid in turn, and what is left
+// over group by group. Scales of blocks of 64 elements and more are written when their unit ends: sectors that eight
+// warps write four bytes each cost a tenth of the bandwidth. Eight neighbouring elements a lane, 16-byte loads; the
+// other warps of the multiprocessor compute while one waits. A block that lies in a tile takes as many lanes as it has
+// eights of elements; one that covers several is stepped twice, first for its magnitude alone. Tiles that are not
+// aligned take `by_element`, the same functors one element at a time.
 
 constexpr int STATES = RULE::STATES, KEPT = STATES > 0 ? STATES : 1;
-constexpr uint32_t UNIT = 8;
+constexpr uint32_t UNIT = 8, ALONE = GROUP == 1;
 typedef RULE::Scalars Scalars;
 
 struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
-    uint32_t first, whole;     // first unit in the joint list; blocks before `whole` lie at BLOCK times their number
-    uint32_t per, aligned;     // blocks a row, 0 where all but the last are whole; whether 16-byte accesses are allowed
-    char* p;
-    int64_t row;               // elements a row of the block layout
+    uint32_t first, whole;     // first unit in the joint list; tiles before `whole` lie at TILE times their number
+    uint32_t per, aligned;     // tiles a row, 0 where the tensor is one row; whether 16-byte accesses are allowed
+    Lair at;
+    int64_t row, n;            // elements a row of the block layout, and in all
     Slot states[KEPT];
-    int64_t n;
-    uint32_t blocks, unused;
+    uint32_t tiles, number;    // number: the tensor's, for random bits
 };
 struct Args {
     const Tensor* tensors;  // one more than there are: the last only ends the list
-    const float* values;    // tables of the dynamic map: 256 signed, 256 unsigned values, then the buckets
+    const uint32_t* tables;
     uint32_t units, count;
     float scalars[ROWS][16];
+    uint64_t random[ROWS];         // the step's word of random bits
     unsigned char which[TENSORS];  // row of scalars a tensor
     const char* g[TENSORS];        // 1: skip
 };
 
-struct Span {  // one block of a tensor: number, first element, length
-    uint32_t block, length;
-    int64_t offset;
-    HD Span(const Tensor& t, uint32_t b) : block(b) {
-        if (t.per == 0) {  // rows are whole blocks: the tensor is one row
-            offset = (int64_t)block * BLOCK;
-            length = (uint32_t)min((int64_t)BLOCK, t.n - offset);
+struct Task {  // what a warp knows of the tensor that it is in
+    const Args& a;
+    uint32_t k, lane;
+    const Tensor& t;
+    const char* g;
+    const Scalars& s;
+    Shared shared;
+    uint64_t key;
+    HD static uint32_t row(const Args& a, uint32_t k) { return ROWS == 1 ? 0 : a.which[k]; }
+    HD Task(const Args& a, uint32_t k, const Shared& shared)
+        : a(a), k(k), lane(shared.lane4 >> 2), t(a.tensors[k]), g(a.g[k]), s(*(const Scalars*)a.scalars[row(a, k)]), shared(shared),
+          key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], t.number) : 0) {}
+};
+
+struct Span {  // some elements of one row
+    int64_t row, within;
+    uint32_t length;
+    HD Span(const Tensor& t, uint32_t tile, uint32_t size) : row(0) {
+        int64_t columns = t.n;
+        if (t.per == 0) {
+            within = (int64_t)tile * TILE;
         } else {
-            uint32_t r = block / t.per, c = (block - r * t.per) * BLOCK;
-            offset = r * t.row + c;
-            length = (uint32_t)min((int64_t)BLOCK, t.row - c);
+            row = tile / t.per;
+            within = (int64_t)(tile - (uint32_t)row * t.per) * TILE;
+            columns = t.row;
         }
+        length = within < columns ? (uint32_t)min((int64_t)size, columns - within) : 0;
     }
 };
 
-// Two passes over a block of any length and alignment: the first finds the magnitudes, the second repeats the step
-// with the same bits and stores it.
-__device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t b, const char* values, const uint32_t* buckets) {
-    const Tensor& t = a.tensors[k];
-    const Scalars s = *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[k]];
-    const Span at(t, b);
-    uint32_t lane = threadIdx.x & 31, magnitude[KEPT] = {};
-    Tables tables = {values, buckets, lane * 4};
+// Blocks of any length and alignment, in order: a first pass over those that begin finds their magnitudes, a second
+// repeats the step with the same bits and stores it. A scale is stored when its block has ended.
+__device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t tile, const char* shared) {
+    const Task task(a, k, {shared, (threadIdx.x & 31) * 4});
+    const Tensor& t = task.t;
+    const Span at(t, tile, TILE * GROUP);
+    const uint32_t step = States::least(t.states, at.length);
     Measure m[KEPT] = {};
     Ieee ieee;
-    for (int pass = 0; pass < 2; pass++) {
-        for (uint32_t i = lane; i < at.length; i += 32) {
-            int64_t e = at.offset + i;
-            float x[KEPT] = {}, p = PARAM::one(t.p, e), g = mul(GRAD::one(a.g[k], e), s.gs);
-            States::one(t.states, e, at.block, x, tables);
-            RULE::update(ieee, p, g, x, s);
-            if (pass == 0) {
-                States::grow(magnitude, x);
-            } else {
-                PARAM::one(t.p, e, p);
-                States::write(t.states, e, x, m, tables);
-            }
+    for (uint32_t o = 0; o < at.length; o += step) {
+        uint32_t magnitude[KEPT] = {}, seen = min(States::reach(t.states, o), at.length - o), end = min(o + step, at.length);
+        for (uint32_t i = o + task.lane; i < o + seen; i += 32) {
+            int64_t e = at.row * t.row + at.within + i;
+            float x[KEPT] = {}, p = WEIGHT::one(t.at, e), g = mul(GRAD::one(task.g, e), task.s.gs);
+            States::one(t.states, at.row, at.within + i, t.row, x, task.shared);
+            RULE::update(ieee, p, g, x, task.s);
+            States::grow(t.states, o, i, x, magnitude);
         }
         __syncwarp();
-        States::settle(t.states, at.block, magnitude, m, pass == 1 && lane == 0);
+        States::settle(t.states, o, magnitude, m);
+        for (uint32_t i = o + 2 * task.lane; i < end; i += 64) {
+            float x[2][KEPT] = {};
+            bool both = i + 1 < end;
+            for (uint32_t h = 0; h < 1 + both; h++) {
+                int64_t e = at.row * t.row + at.within + i + h;
+                float p = WEIGHT::one(t.at, e), g = mul(GRAD::one(task.g, e), task.s.gs);
+                States::one(t.states, at.row, at.within + i + h, t.row, x[h], task.shared);
+                RULE::update(ieee, p, g, x[h], task.s);
+                WEIGHT::one(t.at, e, p, WEIGHT::RANDOM ? r16(task.key, e) : 0);
+            }
+            States::two(t.states, at.row, at.within + i, t.row, x[0], x[1], both, m, task.shared);
+        }
+        __syncwarp();
+        if (task.lane == 0) States::give(t.states, at.row, at.within, o, step, end == at.length, m);
+        __syncwarp();
     }
-    __syncwarp();
 }
 
-// The lines of a block that this warp takes next, asked into the second-level cache while it computes: lane by lane,
-// first p's, then g's, then the codes'. One instruction a block; what a lane asks for changes only with the tensor.
+// The lines of a tile that this warp takes next, asked into the second-level cache while it computes: lane by lane,
+// first p's, then g's, then the codes'. One instruction a tile; what a lane asks for changes only with the tensor.
 struct Ahead {
     const char* at;
     uint32_t stride;
@@ -90,38 +116,52 @@ struct Ahead {
         lane -= lines;
         return false;
     }
-    HD Ahead(const Tensor& t, const char* g, uint32_t lane) : at(0), stride(0) {
-        if (!claim(t.p, 2 * PARAM::BYTES, lane, *this) && !claim(g, 2 * GRAD::BYTES, lane, *this))
-            States::claim(t.states, lane, *this);
+    HD Ahead(const Task& task) : at(0), stride(0) {
+        uint32_t lane = task.lane;
+        const Lair& p = task.t.at;
+        if (!claim(p.p, 2 * WEIGHT::BYTES, lane, *this) && !claim(task.g, 2 * GRAD::BYTES, lane, *this) &&
+            !claim(p.rest, 2 * WEIGHT::REST, lane, *this))
+            States::claim(task.t.states, lane, *this);
     }
-    HD void ask(uint32_t block, uint32_t whole) const {
-        if (stride && block < whole) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (int64_t)block * stride));
+    HD void ask(uint32_t tile, uint32_t whole) const {
+        if (stride && tile < whole) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (int64_t)tile * stride));
     }
 };
 
-// Block `block`, number `j` of its unit: lane j holds its scales. Returns whether they are new in memory instead.
-HD bool step_block(const Args& a, uint32_t k, const Tensor& t, const char* from, uint32_t block, uint32_t j, float (&scales)[KEPT],
-                   const Scalars& s, const Tables& tables) {
-    uint32_t lane = tables.lane4 >> 2, i = block * 32 + lane;
-    bool inside = true;
-    if (BLOCK != 256 || block >= t.whole || ((uint64_t)from & 15)) {
-        const Span at(t, block);
-        if (BLOCK != 256 || !t.aligned || ((uint64_t)from & 15) || (((uint32_t)at.offset | at.length) & 7)) {
-            by_element(a, k, block, tables.values, tables.buckets);
-            return true;
-        }
-        inside = lane * 8 < at.length;  // lanes beyond a short block repeat its last elements and store nothing
-        i = (uint32_t)(at.offset >> 3) + (inside ? lane : at.length / 8 - 1);
-    }
-    PARAM::Raw p;
+// Where this lane's eight elements of a tile lie; false where only `by_element` can step it. Empty: a row has no such tile.
+HD bool locate(const Task& task, uint32_t tile, Where& w, bool& empty) {
+    const Tensor& t = task.t;
+    w.row = 0, w.inside = true, empty = false;
+    w.i = w.within = tile * 32 + task.lane;
+    if (TILE == 256 && tile < t.whole && !((uint64_t)task.g & 15)) return true;
+    const Span at(t, tile, TILE);
+    empty = at.length == 0;
+    if (empty) return true;
+    if (TILE != 256 || !t.aligned || ((uint64_t)task.g & 15) || at.length & 7 || (t.per && t.row & 7)) return false;
+    w.inside = task.lane * 8 < at.length;
+    uint32_t lane = w.inside ? task.lane : at.length / 8 - 1;
+    w.row = (uint32_t)at.row, w.within = (uint32_t)(at.within >> 3) + lane;
+    w.i = (uint32_t)((at.row * t.row + at.within) >> 3) + lane;
+    return true;
+}
+
+// Tile `tile`, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only
+// `by_element` can step it.
+template <bool DRY> HD bool step_tile(const Task& task, uint32_t tile, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
+    const Tensor& t = task.t;
+    Where at;
+    bool empty;
+    if (!locate(task, tile, at, empty)) return false;
+    if (empty) return true;
+    WEIGHT::Raw p;
     GRAD::Raw g;
     States states;
-    GRAD::load(from, i, g), PARAM::load(t.p, i, p), states.load(t.states, i);
+    GRAD::load(task.g, at.i, g), WEIGHT::load(t.at, at.i, p), states.load(t.states, at);
     float x[KEPT][8], w[8], d[8];
-    GRAD::get(g, d), PARAM::get(p, w), states.get(x, scales, j, tables);
-    if (s.gs != 1.0f) {
+    GRAD::get(g, d), WEIGHT::get(p, w), states.get(x, task.shared);
+    if (task.s.gs != 1.0f) {
 #pragma unroll
-        for (int e = 0; e < 8; e++) d[e] = mul(d[e], s.gs);
+        for (int e = 0; e < 8; e++) d[e] = mul(d[e], task.s.gs);
     }
     Core core;
 #pragma unroll
@@ -129,64 +169,102 @@ HD bool step_block(const Args& a, uint32_t k, const Tensor& t, const char* from,
         float y[KEPT];
 #pragma unroll
         for (int n = 0; n < STATES; n++) y[n] = x[n][e];
-        RULE::update(core, w[e], d[e], y, s);
+        RULE::update(core, w[e], d[e], y, task.s);
 #pragma unroll
         for (int n = 0; n < STATES; n++) x[n][e] = y[n];
     }
-    if (__any_sync(0xFFFFFFFFu, core.doubtful())) {
-        by_element(a, k, block, tables.values, tables.buckets);
+    if (DRY || ALONE) {
+        if (__any_sync(0xFFFFFFFFu, core.doubtful())) return false;
+    }
+    if (DRY) {
+        States::grow(x, magnitude);
         return true;
     }
-    if (inside) PARAM::put(t.p, i, w);
+    uint32_t random[8];
+    if (WEIGHT::RANDOM) r16x8(task.key, (uint64_t)at.i * 8, random);
+    if (at.inside) WEIGHT::put(t.at, at.i, w, p, random);
     Measure m[KEPT];
-    States::measure(x, m);
-    States::put(t.states, i, inside, x, m, lane == j, scales, tables);
+    States::measure(t.states, x, magnitude, m);
+    States::put(t.states, at.i, at.inside, x, m, task.shared);
+    auto find = [&] {
+        Where again;
+        bool never;
+        locate(task, tile, again, never);
+        return again;
+    };
+    States::keep(t.states, find, task.lane, j, m, hold);
+    return true;
+}
+
+// The tiles of a block list that begin and end together. Returns whether `by_element` stepped them.
+HD bool step_group(const Task& task, uint32_t tile, uint32_t j, float (&hold)[KEPT]) {
+    uint32_t magnitude[KEPT] = {};
+    bool fast = true;
+    if (GROUP > 1) {
+#pragma unroll 1
+        for (uint32_t i = 0; i < GROUP && fast; i++) fast = step_tile<true>(task, tile + i, j + i, magnitude, hold);
+    }
+    if (ALONE) fast = step_tile<false>(task, tile, j, magnitude, hold);
+    if (!fast) {
+        by_element(task.a, task.k, tile, task.shared.at);
+        return true;
+    }
+    if (GROUP > 1) {
+#pragma unroll 1
+        for (uint32_t i = 0; i < GROUP; i++) step_tile<false>(task, tile + i, j + i, magnitude, hold);
+    }
     return false;
 }
 
-// A warp's next piece of work: `count` blocks of tensor k. Pieces before `full` are units, an equal number for each warp;
-// the rest are single blocks.
+// A warp's next piece of work: `count` tiles of tensor k. Pieces before `full` are units, an equal number for each warp;
+// the rest are groups.
 struct Piece {
-    uint32_t k, block, count;
+    uint32_t k, tile, count;
     HD void seek(const Args& a, uint32_t x, uint32_t full) {
-        uint32_t u = x < full ? x : full + (x - full) / UNIT, within = x < full ? 0 : (x - full) % UNIT;
+        constexpr uint32_t PARTS = UNIT / GROUP;
+        uint32_t u = x < full ? x : full + (x - full) / PARTS, within = x < full ? 0 : (x - full) % PARTS * GROUP;
         while (u >= a.tensors[k + 1].first) k++;
         const Tensor& t = a.tensors[k];
-        block = (u - t.first) * UNIT + within;
-        count = a.g[k] == (const char*)1 || block >= t.blocks ? 0 : x < full ? min(UNIT, t.blocks - block) : 1;
+        tile = (u - t.first) * UNIT + within;
+        count = a.g[k] == (const char*)1 || tile >= t.tiles ? 0 : min(x < full ? UNIT : GROUP, t.tiles - tile);
     }
 };
 
-HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Tables& tables) {
-    const Tensor& t = a.tensors[piece.k];
-    const char* from = a.g[piece.k];
-    const Scalars& s = *(const Scalars*)a.scalars[ROWS == 1 ? 0 : a.which[piece.k]];
-    const uint32_t lane = tables.lane4 >> 2, whole = t.whole;
-    const Ahead ahead(t, from, lane);
-    float scales[KEPT] = {};
-    States::open(t.states, piece.block + lane, lane < piece.count, scales);
+HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Shared& shared) {
+    const Task task(a, piece.k, shared);
+    const Tensor& t = task.t;
+    const uint32_t whole = t.whole;
+    const Ahead ahead(task);
+    float hold[KEPT] = {};
 #pragma unroll 1
-    for (uint32_t j = 0; j < piece.count; j++) {
-        uint32_t block = piece.block + j;
-        if (AHEAD) ahead.ask(block + (j + 1 == piece.count ? jump : 1), whole);
-        if (step_block(a, piece.k, t, from, block, j, scales, s, tables)) States::open(t.states, block, lane == j, scales);
+    for (uint32_t j = 0; j < piece.count; j += GROUP) {
+        uint32_t tile = piece.tile + j;
+        if (AHEAD) ahead.ask(tile + (j + GROUP >= piece.count ? jump : GROUP), whole);
+        if (step_group(task, tile, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
     }
-    States::close(t.states, piece.block + lane, lane < piece.count, scales);
+    States::close(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
+}
+
+// TABLE words: columns of values (each row of a plane of 256 x 256 bytes is 32 copies of two of them), then encode tables.
+HD void fill(char* shared, const uint32_t* tables) {
+    constexpr int COPIES = PLANES * 16384;
+    for (int i = threadIdx.x; i < COPIES; i += THREADS) {
+        int row = i >> 6 & 255, column = (i >> 14) * 2 + (i >> 5 & 1);
+        ((uint32_t*)shared)[i] = tables[column * 256 + row];
+    }
+    for (int i = threadIdx.x; i < ENCODE; i += THREADS) ((uint32_t*)shared)[COPIES + i] = tables[PLANES * 512 + i];
+    __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) refopt_step(const __grid_constant__ Args a) {
-    extern __shared__ char shared[];
-    Tables tables = {shared, (const uint32_t*)(shared + 65536), (threadIdx.x & 31) * 4};
-    if (LOOKUPS) {
-        for (int i = threadIdx.x; i < 16384; i += THREADS) ((float*)shared)[i] = a.values[(i >> 6) + (i & 32) * 8];
-        for (int i = threadIdx.x; i < 2 * BUCKETS; i += THREADS) ((uint32_t*)(shared + 65536))[i] = ((const uint32_t*)a.values)[512 + i];
-        __syncthreads();
-    }
+    extern __shared__ char memory[];
+    const Shared shared = {memory, (threadIdx.x & 31) * 4};
+    if (PLANES + ENCODE > 0) fill(memory, a.tables);
     const uint32_t warps = gridDim.x * (THREADS / 32);
-    const uint32_t full = a.units / warps * warps, pieces = full + (a.units - full) * UNIT;
+    const uint32_t full = a.units / warps * warps, pieces = full + (a.units - full) * (UNIT / GROUP);
     Piece piece = {0, 0, 0};
     for (uint32_t x = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; x < pieces; x += warps) {
         piece.seek(a, x, full);
-        if (piece.count) step_piece(a, piece, (warps - 1) * UNIT + 1, tables);
+        if (piece.count) step_piece(a, piece, (warps - 1) * UNIT + GROUP, shared);
     }
 }

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from refopt_cuda.codecs import dynamic8
+from refopt_cuda import rules
+from refopt_cuda.codecs import WEIGHTS, Form, named
 from refopt_cuda.kernels import build
-from refopt_cuda.rules import RULES, Form, named
 
 SIZES = (64, 512, 3072)
 """Kernels are compiled for at most this many tensors a launch; arguments of up to 32 KiB need CUDA 12.1 or newer."""
 ROWS = 8
 """Different rows of scalars (step counts) that one launch can hold."""
 UNIT = 8
-"""Blocks that a warp takes at a time."""
+"""Tiles that a warp takes at a time."""
 
 
 SKIP = 1
@@ -31,11 +32,14 @@ SKIP = 1
 
 
 class Tensor(NamedTuple):
-    """One parameter: device addresses of p and of (codes, scales) of each state (scales 0 if none), and its shape."""
+    """One parameter: device addresses of p, of (codes, scales) of each state (scales 0 if none) and of what lies
+    beside p (0 if nothing does), its shape, and its number among the parameters, which random bits are drawn by."""
 
     p: int
     states: tuple[tuple[int, int], ...]
     shape: tuple[int, ...]
+    rest: int = 0
+    number: int = 0
 
 
 def _cupy() -> Any:
@@ -49,13 +53,11 @@ def _cupy() -> Any:
 
 
 @cache
-def _tables(device: int) -> Any:
-    """The dynamic map on a device: 256 signed values, 256 unsigned, then both encode tables, as 32-bit words."""
+def _tables(kernel: build.Kernel, device: int) -> Any:
+    """What the kernel's codecs look up, on a device, as 32-bit words."""
     cupy = _cupy()
-    values = [dynamic8.codebook(unsigned).view(np.uint32) for unsigned in (False, True)]
-    buckets = [dynamic8.encode_table(unsigned) for unsigned in (False, True)]
     with cupy.cuda.Device(device), cupy.cuda.Stream(non_blocking=True) as stream:
-        table = cupy.asarray(np.concatenate([*values, *buckets]))
+        table = cupy.asarray(kernel.lookup.words if kernel.shared else np.zeros(1, np.uint32))
         stream.synchronize()  # launches on any stream read it; none of them is waited for
     return table
 
@@ -71,7 +73,7 @@ def _compiled(kernel: build.Kernel, device: int) -> tuple[Any, int]:
         room = properties["sharedMemPerBlockOptin"]
         if kernel.shared > room:
             raise RuntimeError(
-                f"refopt_cuda: dynamic8 keeps {kernel.shared} bytes of tables in shared memory, "
+                f"refopt_cuda: {_coded(kernel)} keeps {kernel.shared} bytes of tables in shared memory, "
                 f"{properties['name'].decode()} has {room} a block: take another codec (int8_linear, bf16, f32)"
             )
         if kernel.shared:
@@ -90,23 +92,45 @@ def on_stream(handle: int) -> Any:
     return cuda.Stream.from_external(foreign())
 
 
+def _coded(kernel: build.Kernel) -> str:
+    return " with ".join(dict.fromkeys(form.stem for form in kernel.codecs if form.scaled))
+
+
 class Launch:
     """One kernel for tensors of equal number formats and codecs; `bind` them once, `run` it every step.
 
-    rule             a form of `refopt_cuda.rules`, or a stem: its plainest form with as many states as codecs
-    codecs           a codec's stem for each state in the rule's order
-    p_dtype, g_dtype "float32", "bfloat16" or "float16"
-    block            elements that share a scale; 256 is the fast path, other sizes go element by element
+    rule     a form of `refopt_cuda.rules`, or a stem: its plainest form with as many states as codecs
+    codecs   a codec for each state in the rule's order: a form, or its name ("dynamic8", "fp8.e5m2")
+    weight   "float32", "bfloat16", "float16", or a format of weights that keeps something beside bfloat16 words
+    g_dtype  "float32", "bfloat16" or "float16"
+    block    elements that share a scale, one for all states or one a state; powers of two from 16 to 2048 are fast,
+             others go element by element. Each must divide the largest.
     """
 
-    def __init__(self, rule: str | Form, codecs: tuple[str, ...], p_dtype: str, g_dtype: str, block: int = 256) -> None:
-        form = named(rule, len(codecs))
+    def __init__(
+        self,
+        rule: str | rules.Form,
+        codecs: Sequence[str | Form],
+        weight: str | Form,
+        g_dtype: str,
+        block: int | Sequence[int] = 256,
+    ) -> None:
+        form = rules.named(rule, len(codecs))
         if form is None:
             raise ValueError(f"Launch: {rule} does not keep {len(codecs)} states, got codecs {codecs}")
-        self.form, self.block = form, block
-        self.codecs = tuple((c, not n) for c, (_, n) in zip(codecs, form.states, strict=True))
-        self.p_dtype, self.g_dtype = p_dtype, g_dtype
-        self.scalars = len(RULES[form.stem].SCALARS)
+        self.form = form
+        self.codecs = tuple(
+            named(c, never) if isinstance(c, str) else c for c, (_, never) in zip(codecs, form.states, strict=True)
+        )
+        self.weight = named(weight) if isinstance(weight, str) and weight in WEIGHTS else weight
+        self.blocks = tuple(block) if isinstance(block, Sequence) else (block,) * len(codecs)
+        scaled = [b for b, c in zip(self.blocks, self.codecs, strict=True) if c.scaled]
+        self.block = max(scaled, default=256)
+        if any(b < 1 or self.block % b for b in scaled):
+            raise ValueError(f"Launch: block sizes {self.blocks} must each divide the largest")
+        if any(b % 2 and c.module.BITS == 4 for b, c in zip(self.blocks, self.codecs, strict=True) if c.scaled):
+            raise ValueError(f"Launch: blocks of 4-bit codes must be even, got {self.blocks}")
+        self.g_dtype, self.scalars = g_dtype, len(rules.RULES[form.stem].SCALARS)
         self.count = self.units = 0
         self._kernel(SIZES[0])
 
@@ -120,7 +144,6 @@ class Launch:
         table, self.units = self._table(tensors)
         self.count, self.bound = len(tensors), tuple(tensors)
         self.table = cupy.asarray(table.view(np.uint8))
-        self.lookup = _tables(self.device)
         self.ways: dict[int, tuple[Any, ...]] = {}
 
     def _way(self, rows: int) -> tuple[Any, ...]:
@@ -129,60 +152,60 @@ class Launch:
             kernel = self._kernel(self.size, rows)
             function, grid = _compiled(kernel, self.device)
             args = np.zeros(1, self._args_type(self.size, rows))
-            args["tensors"], args["values"] = self.table.data.ptr, self.lookup.data.ptr
+            self.lookup = _tables(replace(kernel, tensors=SIZES[0], rows=1), self.device)
+            args["tensors"], args["tables"] = self.table.data.ptr, self.lookup.data.ptr
             args["units"], args["count"] = self.units, self.count
             grid = min(grid, -(-self.units * UNIT // (kernel.threads // 32)))
             self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args)
         return self.ways[rows]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
-        return build.Kernel(self.form, self.codecs, self.p_dtype, self.g_dtype, self.block, tensors, rows)
+        return build.Kernel(self.form, self.codecs, self.weight, self.g_dtype, self.block, tensors, rows)
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
-        fields = [("tensors", "u8"), ("values", "u8"), ("units", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
-        return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
+        fields = [("tensors", "u8"), ("tables", "u8"), ("units", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
+        return np.dtype([*fields, ("random", "u8", (rows,)), ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
 
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)
-        head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("row", "i8")]
-        tail = [("states", "u8", (kept, 2)), ("n", "i8"), ("blocks", "u4"), ("unused", "u4")]
+        slot = np.dtype([("codes", "u8"), ("scales", "u8"), *((name, "u4") for name in Layout.SLOT)])
+        head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("rest", "u8")]
+        tail = [("row", "i8"), ("n", "i8"), ("states", slot, (kept,)), ("tiles", "u4"), ("number", "u4"), ("_", "u8")]
         table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail]))
-        first = 0
+        first, kernel = 0, self._kernel(SIZES[0])
         for entry, t in zip(table, tensors, strict=False):
-            n, row, per, count = self._blocks(t.shape)
-            units = -(-count // UNIT)
+            layout = Layout.of(kernel, self.blocks, t.shape)
+            units = -(-layout.tiles // UNIT)
             if first + units >= 2**29:
-                raise ValueError(f"Launch.bind: {first + units} units of {UNIT} blocks; at most 2^29 - 1 fit a launch")
-            entry["first"], entry["blocks"], entry["per"] = first, count, per
-            entry["p"], entry["n"], entry["row"] = t.p, n, row
-            for j, state in enumerate(t.states):
-                entry["states"][j] = state
-            entry["aligned"] = all(a % 16 == 0 for a in (t.p, *(codes for codes, _ in t.states)))
-            entry["whole"] = n // self.block if not per and entry["aligned"] else 0
+                raise ValueError(f"Launch.bind: {first + units} units of {UNIT} tiles; at most 2^29 - 1 fit a launch")
+            entry["first"], entry["p"], entry["rest"], entry["number"] = first, t.p, t.rest, t.number
+            for name in ("per", "row", "n", "tiles"):
+                entry[name] = getattr(layout, name)
+            for kept_at, state, slot_at in zip(entry["states"], t.states, layout.slots, strict=False):
+                kept_at["codes"], kept_at["scales"] = state
+                for name, value in zip(Layout.SLOT, slot_at, strict=True):
+                    kept_at[name] = value
+            entry["aligned"] = all(a % 16 == 0 for a in (t.p, t.rest, *(codes for codes, _ in t.states)))
+            entry["whole"] = layout.n // build.TILE if kernel.quick and not layout.per and entry["aligned"] else 0
             first += units
         table["first"][-1] = first
         return table, first
 
-    def _blocks(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """(elements, elements a row, blocks a row or 0 where all rows are whole blocks, blocks)."""
-        n = math.prod(shape)
-        if n >= 2**35:
-            raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
-        row = shape[-1] if len(shape) >= 2 and shape[-1] >= 16 else n
-        if n == 0 or row % self.block == 0 or row == n:
-            return n, row, 0, -(-n // self.block)
-        if row > 2**32:
-            raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^32, or whole blocks, are addressed")
-        per = -(-row // self.block)
-        return n, row, per, n // row * per
-
-    def run(self, grads: Sequence[int], scalars: np.ndarray, which: Sequence[int] | None, stream: int) -> None:
+    def run(
+        self,
+        grads: Sequence[int],
+        scalars: np.ndarray,
+        which: Sequence[int] | None,
+        stream: int,
+        random: Sequence[int] | None = None,
+    ) -> None:
         """Enqueue one step on `stream` (a cudaStream_t).
 
         grads    the device address of each tensor's gradient, at any alignment; `SKIP` leaves that tensor alone
         scalars  float32 (rows, len(SCALARS)), at most `ROWS` rows
         which    each tensor's row; None where there is one
+        random   the step's word of random bits for each row (`refopt_cuda.random.step_word`), if the weights draw any
         """
         rows, width = scalars.shape
         if rows > ROWS or width != self.scalars or len(grads) != self.count:
@@ -194,5 +217,49 @@ class Launch:
         args["g"][0, : self.count] = grads
         if which is not None:
             args["which"][0, : self.count] = which
+        if random is not None:
+            args["random"][0, :rows] = random
         with on_stream(stream):
             function(grid, threads, (args,), shared_mem=shared)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor is cut into tiles, and how each state's blocks lie in them.
+
+    n, row, per, tiles   elements in all and a row of the block layout; tiles a row (0: the tensor is one row), in all
+    slots                of each state: log2 of the lanes that share a scale, scales a row (0: one row), elements that
+                         share a scale, bytes of codes a row
+    """
+
+    n: int
+    row: int
+    per: int
+    tiles: int
+    slots: tuple[tuple[int, int, int, int], ...]
+
+    SLOT: ClassVar[tuple[str, ...]] = ("shift", "per", "block", "bytes")
+
+    @classmethod
+    def of(cls, kernel: build.Kernel, blocks: tuple[int, ...], shape: tuple[int, ...]) -> Layout:
+        """Rows of at least 16 elements are cut one by one, so that no block leaves its row."""
+        n = math.prod(shape)
+        if n >= 2**35:
+            raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
+        row = shape[-1] if kernel.coded and len(shape) >= 2 and shape[-1] >= 16 else n
+        used = [b for b, form in zip(blocks, kernel.codecs, strict=True) if form.scaled]
+        short = kernel.quick and row & (row - 1) == 0  # a power of two: shorter blocks serve as well as rows
+        if n == 0 or row == n or short or all(row % b == 0 for b in used):
+            cut = [min(b, row) if short and row < n else b for b in blocks]
+            slots = tuple((_log2(b // 8), 0, b, 0) for b in cut)
+            return cls(n, 0, 0, -(-n // kernel.tile), slots)
+        if row > 2**31:
+            raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^31, or whole blocks, are addressed")
+        per = -(-row // (kernel.tile * kernel.group)) * kernel.group
+        bytes_ = [row // b * -(-b // 2) + -(-(row % b) // 2) for b in blocks]
+        slots = tuple((_log2(b // 8), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
+        return cls(n, row, per, n // row * per, slots)
+
+
+def _log2(x: int) -> int:
+    return max(x.bit_length() - 1, 0)

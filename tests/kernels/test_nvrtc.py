@@ -9,15 +9,17 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from refopt_cuda.codecs import WEIGHTS, named
 from refopt_cuda.kernels import build
 from refopt_cuda.kernels.step_cuda import ROWS, SIZES, Launch, Tensor
 from refopt_cuda.rules import RULES, Form, forms
+from tests.kernels.covering import CODECS, WEIGHT_FORMATS, covering
 
 nvrtc: Any = pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-bindings: pip install 'refopt[test]'")
 try:
@@ -81,10 +83,10 @@ def spilled(log: str) -> int:
     return sum(map(int, found))
 
 
-def kernel_of(form: Form, codecs: tuple[str, ...], param: str, grad: str, rows: int = 1) -> build.Kernel:
+def kernel_of(form: Form, codecs: tuple[str, ...], weight: str, grad: str, rows: int = 1) -> build.Kernel:
     """The kernel that a launch would ask for: a state that is never negative has codes without a sign."""
-    coded = tuple((c, not never) for c, (_, never) in zip(codecs, form.states, strict=True))
-    return build.Kernel(form, coded, param, grad, rows=rows)
+    coded = tuple(named(c, never) for c, (_, never) in zip(codecs, form.states, strict=True))
+    return build.Kernel(form, coded, named(weight) if weight.split(".")[0] in WEIGHTS else weight, grad, rows=rows)
 
 
 def plain(stem: str) -> Form:
@@ -92,27 +94,7 @@ def plain(stem: str) -> Form:
     return next(form for form in forms(stem) if form.states)
 
 
-def covering() -> list[tuple[build.Kernel, int]]:
-    """Every functor and codec a state with every format of p and of g; architectures and rows of scalars by turns."""
-    out = []
-    for k, form in enumerate(form for stem in RULES for form in forms(stem)):
-        for i, stem in enumerate(build.CODECS if form.states else ["f32"]):
-            names = list(build.CODECS)
-            codecs = tuple(names[(names.index(stem) + j * (1 + k)) % len(names)] for j in range(len(form.states)))
-            n = len(out)
-            param, grad = build.NUMBERS[n % 3], build.NUMBERS[(n // 3 + n) % 3]
-            out.append((kernel_of(form, codecs, param, grad, (1, 8)[n % 2]), ARCHITECTURES[n % len(ARCHITECTURES)]))
-    return out
-
-
-COVERING = covering()
-
-
-def label(value: Any) -> str:
-    if isinstance(value, int):
-        return f"sm_{value}"
-    codecs = "+".join(stem for stem, _ in value.codecs)
-    return f"{value.rule.name}-{codecs}-{value.param}-{value.grad}-{value.rows}"
+COVERING = [(case, ARCHITECTURES[k % len(ARCHITECTURES)]) for k, case in enumerate(covering())]
 
 
 def foreign(ptx: str, flags: bool) -> list[str]:
@@ -140,32 +122,29 @@ def comparable(operands: str, flags: bool) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize(("kernel", "architecture"), COVERING, ids=label)
-def test_a_kernel_compiles_and_its_arithmetic_does_not_obey_the_flags(kernel, architecture):
-    ptx, log = compiled(kernel, architecture)
+@pytest.mark.parametrize(("case", "architecture"), COVERING, ids=str)
+def test_a_kernel_compiles_and_its_arithmetic_does_not_obey_the_flags(case, architecture):
+    ptx, log = compiled(case.kernel, architecture)
     assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {UNUSED}, log
-    assert not foreign(ptx, kernel.rule.stem in FLAGS)
+    assert not foreign(ptx, case.form.stem in FLAGS)
     assert ".f64" not in ptx
     assert spilled(log) <= SPILLED.get(architecture, 0), log
     assert len(re.findall(r"\bmul\.rn\.f32", ptx)) >= 8, "the rule itself must be in there"
     assert len(re.findall(r"\.entry\s+refopt_step", ptx)) == 1
 
 
-def test_the_covering_set_holds_every_pair():
+def test_the_covering_set_holds_every_pair_and_every_form():
     pairs: Counter[Any] = Counter()
-    for kernel, architecture in COVERING:
-        stem, codecs = kernel.rule.stem, [codec for codec, _ in kernel.codecs]
-        for number in (("p", kernel.param), ("g", kernel.grad)):
-            pairs.update((left, number) for left in (stem, *codecs))
-        pairs.update([(kernel.param, kernel.grad), (kernel.rows, architecture), (stem, architecture)])
-        pairs.update((kernel.rule, codec) for codec in codecs)
+    for case, architecture in COVERING:
+        ours = [case.form.stem, *case.codecs, ("p", case.weight), ("g", case.grad), case.block, ("rows", case.rows)]
+        pairs.update(product(ours, ours))
+        pairs.update([(case.form.stem, architecture), case.form])
     print(f"{len(COVERING)} kernels compiled for {', '.join(f'sm_{a}' for a in ARCHITECTURES)}")
-    kept = [form for stem in RULES for form in forms(stem) if form.states]
-    numbers = [(role, number) for role in "pg" for number in build.NUMBERS]
-    assert not set(product([*RULES, *build.CODECS], numbers)) - set(pairs)
-    assert not set(product(build.NUMBERS, build.NUMBERS)) - set(pairs)
-    assert not set(product([1, 8, *RULES], ARCHITECTURES)) - set(pairs)
-    assert not set(product(kept, build.CODECS)) - set(pairs)
+    weights, grads = [("p", w) for w in WEIGHT_FORMATS], [("g", g) for g in build.NUMBERS]
+    for one, other in combinations([[*RULES], CODECS, weights, grads], 2):
+        assert not set(product(one, other)) - set(pairs)
+    assert not set(product([*RULES], ARCHITECTURES)) - set(pairs)
+    assert not {form for stem in RULES for form in forms(stem)} - set(pairs)
 
 
 def test_plain_operators_would_obey_the_flags():
