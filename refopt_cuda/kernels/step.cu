@@ -49,28 +49,26 @@ struct Task {  // what a warp knows of the tensor that it is in
           key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], t.number) : 0) {}
 };
 
-struct Span {  // some elements of one row
-    int64_t row, within;
-    uint32_t length;
-    HD Span(const Tensor& t, uint32_t tile, uint32_t size) : row(0) {
-        int64_t columns = t.n;
-        if (t.per == 0) {
-            within = (int64_t)tile * TILE;
-        } else {
-            row = tile / t.per;
-            within = (int64_t)(tile - (uint32_t)row * t.per) * TILE;
-            columns = t.row;
-        }
-        length = within < columns ? (uint32_t)min((int64_t)size, columns - within) : 0;
+struct Place {  // a tile of a tensor: its row, and which tile of it
+    uint32_t row, column;
+    HD Place(const Tensor& t, uint32_t tile) : row(t.per ? tile / t.per : 0), column(t.per ? tile % t.per : tile) {}
+    HD void next(const Tensor& t, uint32_t tiles) {
+        column += tiles;
+        if (t.per && column >= t.per) row++, column = 0;
+    }
+    HD uint32_t eight(const Tensor& t) const { return (uint32_t)((row * t.row) >> 3) + column * (TILE / 8); }  // its first eight elements
+    HD Span span(const Tensor& t, uint32_t tiles) const {
+        int64_t within = (int64_t)column * TILE, columns = t.per ? t.row : t.n;
+        return {row, within, within < columns ? (uint32_t)min((int64_t)tiles * TILE, columns - within) : 0};
     }
 };
 
 // Blocks of any length and alignment, in order: a first pass over those that begin finds their magnitudes, a second
 // repeats the step with the same bits and stores it. A scale is stored when its block has ended.
-__device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t tile, const char* shared) {
+__device__ __noinline__ void by_element(const Args& a, uint32_t k, Place place, const char* shared) {
     const Task task(a, k, {shared, (threadIdx.x & 31) * 4});
     const Tensor& t = task.t;
-    const Span at(t, tile, TILE * GROUP);
+    const Span at = place.span(t, GROUP);
     const uint32_t step = States::least(t.states, at.length);
     Measure m[KEPT] = {};
     Ieee ieee;
@@ -107,10 +105,10 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t tile
 // first p's, then g's, then the codes'. One instruction a tile; what a lane asks for changes only with the tensor.
 struct Ahead {
     const char* at;
-    uint32_t stride;
+    uint32_t stride;  // bytes of eight elements
     HD static bool claim(const char* base, uint32_t lines, uint32_t& lane, Ahead& ahead) {
         if (lane < lines) {
-            ahead.at = base + lane * 128, ahead.stride = lines * 128;
+            ahead.at = base + lane * 128, ahead.stride = lines * 4;
             return true;
         }
         lane -= lines;
@@ -123,35 +121,35 @@ struct Ahead {
             !claim(p.rest, 2 * WEIGHT::REST, lane, *this))
             States::claim(task.t.states, lane, *this);
     }
-    HD void ask(uint32_t tile, uint32_t whole) const {
-        if (stride && tile < whole) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (int64_t)tile * stride));
+    HD void ask(uint32_t eight, uint32_t end) const {  // from that eight of elements on
+        if (stride && eight < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (uint64_t)eight * stride));
     }
 };
 
 // Where this lane's eight elements of a tile lie; false where only `by_element` can step it. Empty: a row has no such tile.
-HD bool locate(const Task& task, uint32_t tile, Where& w, bool& empty) {
+HD bool locate(const Task& task, const Place& place, Where& w, bool& empty) {
     const Tensor& t = task.t;
     w.row = 0, w.inside = true, empty = false;
-    w.i = w.within = tile * 32 + task.lane;
-    if (TILE == 256 && tile < t.whole && !((uint64_t)task.g & 15)) return true;
-    const Span at(t, tile, TILE);
+    w.i = w.within = place.column * 32 + task.lane;
+    if (TILE == 256 && place.column < t.whole && !((uint64_t)task.g & 15)) return true;
+    const Span at = place.span(t, 1);
     empty = at.length == 0;
     if (empty) return true;
     if (TILE != 256 || !t.aligned || ((uint64_t)task.g & 15) || at.length & 7 || (t.per && t.row & 7)) return false;
     w.inside = task.lane * 8 < at.length;
     uint32_t lane = w.inside ? task.lane : at.length / 8 - 1;
-    w.row = (uint32_t)at.row, w.within = (uint32_t)(at.within >> 3) + lane;
-    w.i = (uint32_t)((at.row * t.row + at.within) >> 3) + lane;
+    w.row = place.row, w.within = place.column * 32 + lane;
+    w.i = place.eight(t) + lane;
     return true;
 }
 
-// Tile `tile`, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only
-// `by_element` can step it.
-template <bool DRY> HD bool step_tile(const Task& task, uint32_t tile, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
+// One tile, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only `by_element`
+// can step it.
+template <bool DRY> HD bool step_tile(const Task& task, const Place& place, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
     const Tensor& t = task.t;
     Where at;
     bool empty;
-    if (!locate(task, tile, at, empty)) return false;
+    if (!locate(task, place, at, empty)) return false;
     if (empty) return true;
     WEIGHT::Raw p;
     GRAD::Raw g;
@@ -177,19 +175,19 @@ template <bool DRY> HD bool step_tile(const Task& task, uint32_t tile, uint32_t 
         if (__any_sync(0xFFFFFFFFu, core.doubtful())) return false;
     }
     if (DRY) {
-        States::grow(x, magnitude);
+        States::grow(x, j % GROUP, task.lane, magnitude);
         return true;
     }
     uint32_t random[8];
     if (WEIGHT::RANDOM) r16x8(task.key, (uint64_t)at.i * 8, random);
     if (at.inside) WEIGHT::put(t.at, at.i, w, p, random);
     Measure m[KEPT];
-    States::measure(t.states, x, magnitude, m);
+    States::measure(t.states, x, j % GROUP, task.lane, magnitude, m);
     States::put(t.states, at.i, at.inside, x, m, task.shared);
     auto find = [&] {
         Where again;
         bool never;
-        locate(task, tile, again, never);
+        locate(task, place, again, never);
         return again;
     };
     States::keep(t.states, find, task.lane, j, m, hold);
@@ -197,21 +195,25 @@ template <bool DRY> HD bool step_tile(const Task& task, uint32_t tile, uint32_t 
 }
 
 // The tiles of a block list that begin and end together. Returns whether `by_element` stepped them.
-HD bool step_group(const Task& task, uint32_t tile, uint32_t j, float (&hold)[KEPT]) {
+HD bool step_group(const Task& task, const Place& place, uint32_t j, float (&hold)[KEPT]) {
     uint32_t magnitude[KEPT] = {};
     bool fast = true;
-    if (GROUP > 1) {
+    if (ALONE) {
+        fast = step_tile<false>(task, place, j, magnitude, hold);
+    } else {
+        Place at = place;
 #pragma unroll 1
-        for (uint32_t i = 0; i < GROUP && fast; i++) fast = step_tile<true>(task, tile + i, j + i, magnitude, hold);
+        for (uint32_t i = 0; i < GROUP && fast; i++, at.column++) fast = step_tile<true>(task, at, j + i, magnitude, hold);
     }
-    if (ALONE) fast = step_tile<false>(task, tile, j, magnitude, hold);
     if (!fast) {
-        by_element(task.a, task.k, tile, task.shared.at);
+        by_element(task.a, task.k, place, task.shared.at);
         return true;
     }
-    if (GROUP > 1) {
+    if (!ALONE) {
+        Place at = place;
 #pragma unroll 1
-        for (uint32_t i = 0; i < GROUP; i++) step_tile<false>(task, tile + i, j + i, magnitude, hold);
+        for (uint32_t i = 0; i < GROUP; i++, at.column++) step_tile<false>(task, at, j + i, magnitude, hold);
+        States::flush(task.t.states, place.span(task.t, 1), task.lane, hold);
     }
     return false;
 }
@@ -233,14 +235,17 @@ struct Piece {
 HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Shared& shared) {
     const Task task(a, piece.k, shared);
     const Tensor& t = task.t;
-    const uint32_t whole = t.whole;
     const Ahead ahead(task);
+    const uint32_t end = t.n < 256 ? 0 : (uint32_t)(t.n >> 3) - 31;
     float hold[KEPT] = {};
+    Place place(t, piece.tile);
 #pragma unroll 1
     for (uint32_t j = 0; j < piece.count; j += GROUP) {
-        uint32_t tile = piece.tile + j;
-        if (AHEAD) ahead.ask(tile + (j + GROUP >= piece.count ? jump : GROUP), whole);
-        if (step_group(task, tile, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
+        Place next = place;
+        next.next(t, GROUP);
+        if (AHEAD) ahead.ask(j + GROUP < piece.count ? next.eight(t) : Place(t, piece.tile + j + jump).eight(t), end);
+        if (step_group(task, place, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
+        place = next;
     }
     States::close(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
 }

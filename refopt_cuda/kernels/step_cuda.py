@@ -247,19 +247,20 @@ class Layout:
         if n >= 2**35:
             raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
         row = shape[-1] if kernel.coded and len(shape) >= 2 and shape[-1] >= 16 else n
+        shift = _log2_eighth if kernel.quick else (lambda b: 0)
         used = [b for b, form in zip(blocks, kernel.codecs, strict=True) if form.scaled]
         short = kernel.quick and row & (row - 1) == 0  # a power of two: shorter blocks serve as well as rows
         if n == 0 or row == n or short or all(row % b == 0 for b in used):
             cut = [min(b, row) if short and row < n else b for b in blocks]
-            slots = tuple((_log2(b // 8), 0, b, 0) for b in cut)
+            slots = tuple((shift(b), 0, b, 0) for b in cut)
             return cls(n, 0, 0, -(-n // kernel.tile), slots)
         if row > 2**31:
             raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^31, or whole blocks, are addressed")
         per = -(-row // (kernel.tile * kernel.group)) * kernel.group
         bytes_ = [row // b * -(-b // 2) + -(-(row % b) // 2) for b in blocks]
-        slots = tuple((_log2(b // 8), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
+        slots = tuple((shift(b), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
         return cls(n, row, per, n // row * per, slots)
 
 
-def _log2(x: int) -> int:
-    return max(x.bit_length() - 1, 0)
+def _log2_eighth(block: int) -> int:
+    return max((block // 8).bit_length() - 1, 0)
