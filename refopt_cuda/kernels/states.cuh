@@ -48,6 +48,20 @@ HD uint32_t block_max(uint32_t w, uint32_t shift) {  // over 2^shift neighbourin
     return w;
 }
 
+struct Where {  // a lane's eight elements: their number in the tensor, their row, their number in the row
+    uint32_t i, row, within;
+    uint32_t begin, end;  // the first and last lane of its row's, in a tile of rows' ends
+    bool inside;          // lanes beyond a short tile repeat eight of its elements and store nothing
+};
+HD uint32_t run_max(uint32_t w, uint32_t shift, uint32_t lane, const Where& at) {  // over a block's lanes in a tile of rows' ends
+    uint32_t first = at.begin + ((lane - at.begin) >> shift << shift), last = min(first + (1u << shift) - 1, at.end);
+    for (uint32_t d = 1; d < 32; d <<= 1) {
+        uint32_t before = __shfl_up_sync(0xFFFFFFFFu, w, d);
+        if (lane >= first + d) w = max(w, before);
+    }
+    return __shfl_sync(0xFFFFFFFFu, w, min(last, 31u));
+}
+
 // What a block's magnitude makes of it: the stored scale, the factor that brings it to [-1, 1], whether it has codes.
 struct Measure {
     float scale, inv;
@@ -78,12 +92,6 @@ struct __align__(16) Slot {  // where one state of one tensor lies
 struct Span {  // some elements of one row
     int64_t row, within;
     uint32_t length;
-};
-struct Where {  // a lane's eight elements: their number in the tensor, their row, their number in the row
-    uint32_t i, row, within;
-    bool inside;  // lanes beyond a short tile repeat its last eight elements and store nothing
-    HD uint32_t scale(const Slot& s) const { return row * s.per + (within >> s.shift); }
-    HD bool begins(uint32_t shift) const { return inside && (within & ((1u << shift) - 1)) == 0; }
 };
 
 // A codec, and where its tables lie in shared memory.
@@ -116,6 +124,7 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         else
             give4(scales + (uint64_t)i * 4, bits(v));
     }
+    static HD uint32_t scale_of(const Slot& at, const Where& w) { return w.row * at.per + (w.within >> at.shift); }
     HD void load(const Slot& at, const Where& w) {
         if constexpr (C::BITS == 8) {
             uint2 v = take8(at.codes + (uint64_t)w.i * 8);
@@ -123,7 +132,7 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         } else {
             words[0] = take4(at.codes + (uint64_t)w.i * 4);
         }
-        scale = take_scale(at.scales, w.scale(at));
+        scale = take_scale(at.scales, scale_of(at, w));
     }
     HD void get(float (&x)[8], const Shared& shared) const {
         auto t = shared.of<S>();
@@ -135,9 +144,10 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         uint32_t w = warp_max(lane_max(x));
         if (lane == i) magnitude = w;
     }
-    static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen, Measure& m) {
+    template <class Find> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen,
+                                                 bool ends, const Find& find, Measure& m) {
         uint32_t a = at.shift <= 5 ? lane_max(x) : (lane ^ i) >> (at.shift - 5) ? 0 : seen;
-        m = Measure::of<C>(block_max(a, at.shift));
+        m = Measure::of<C>(ends ? run_max(a, at.shift, lane, find()) : block_max(a, at.shift));
     }
     template <class A, int WORDS> static HD void encode(const float* x, const Measure& m, const Shared& shared, uint32_t* word) {
         A a;
@@ -161,7 +171,7 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
             if (lane == (kept(at) ? j : j % GROUP) >> (at.shift - 5)) hold = scale;
         } else if (!kept(at)) {
             Where w = find();
-            if (w.begins(at.shift)) give_scale(at.scales, w.scale(at), scale);
+            if (w.inside && (w.within & ((1u << at.shift) - 1)) == 0) give_scale(at.scales, scale_of(at, w), scale);
         } else {
             float v = __shfl_sync(0xFFFFFFFFu, scale, (lane << at.shift) & 31);
             if (lane >> (5 - at.shift) == j) hold = v;
@@ -213,7 +223,7 @@ template <class S> struct Stored<S, false> {  // a number each, no scale
     HD void load(const Slot& at, const Where& w) { N::load(at.codes, w.i, raw); }
     HD void get(float (&x)[8], const Shared&) const { N::get(raw, x); }
     static HD void grow(const float (&)[8], uint32_t, uint32_t, uint32_t&) {}
-    static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, Measure&) {}
+    template <class Find> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Find&, Measure&) {}
     static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure&, const Shared&) {
         if (inside) N::put(at.codes, i, x);
     }
@@ -239,7 +249,7 @@ template <> struct Load<> {
     HD void load(const Slot*, const Where&) {}
     HD void get(float (*)[8], const Shared&) const {}
     static HD void grow(const float (*)[8], uint32_t, uint32_t, uint32_t*) {}
-    static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, Measure*) {}
+    template <class Find> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Find&, Measure*) {}
     static HD void put(const Slot*, uint32_t, bool, const float (*)[8], const Measure*, const Shared&) {}
     template <class Find> static HD void keep(const Slot*, const Find&, uint32_t, uint32_t, const Measure*, float*) {}
     static HD void flush(const Slot*, const Span&, uint32_t, const float*) {}
@@ -266,8 +276,9 @@ template <class S, class... More> struct Load<S, More...> {
     static HD void grow(const float (*x)[8], uint32_t i, uint32_t lane, uint32_t* a) {
         Stored<S>::grow(*x, i, lane, *a), Next::grow(x + 1, i, lane, a + 1);
     }
-    static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, Measure* m) {
-        Stored<S>::measure(*at, *x, i, lane, *a, *m), Next::measure(at + 1, x + 1, i, lane, a + 1, m + 1);
+    template <class Find> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends,
+                                                 const Find& find, Measure* m) {
+        Stored<S>::measure(*at, *x, i, lane, *a, ends, find, *m), Next::measure(at + 1, x + 1, i, lane, a + 1, ends, find, m + 1);
     }
     static HD void put(const Slot* at, uint32_t i, bool inside, const float (*x)[8], const Measure* m, const Shared& t) {
         Stored<S>::put(*at, i, inside, *x, *m, t), Next::put(at + 1, i, inside, x + 1, m + 1, t);
