@@ -94,7 +94,9 @@ class Kernel:
             if form.stem not in STATES:
                 raise ValueError(f"Kernel: no codec {form.stem!r} for a state; there are {', '.join(STATES)}")
         if not (self.weight in NUMBERS if isinstance(self.weight, str) else self.weight.stem in WEIGHTS):
-            raise ValueError(f"Kernel: no format {self.weight!r} of weights; there are {', '.join([*NUMBERS, *WEIGHTS])}")
+            raise ValueError(
+                f"Kernel: no format {self.weight!r} of weights; there are {', '.join([*NUMBERS, *WEIGHTS])}"
+            )
         if self.grad not in NUMBERS:
             raise ValueError(f"Kernel: no number format {self.grad!r}; there are {', '.join(NUMBERS)}")
 

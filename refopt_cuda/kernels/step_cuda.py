@@ -165,7 +165,9 @@ class Launch:
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
         fields = [("tensors", "u8"), ("tables", "u8"), ("units", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
-        return np.dtype([*fields, ("random", "u8", (rows,)), ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
+        return np.dtype(
+            [*fields, ("random", "u8", (rows,)), ("which", "u1", (size,)), ("g", "u8", (size,))], align=True
+        )
 
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)

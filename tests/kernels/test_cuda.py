@@ -42,7 +42,8 @@ def hyper_of(form: Form) -> dict[str, Any]:
     usual = next(case.hyper for case in reversed(RULES) if case.stem == form.stem)
     defaults = {h.name: h.default for h in refopt.rules.RULES[form.stem].hypers}
     on = {n: c if isinstance(c, str) or isinstance(defaults[n], bool) else 0.85 * c for n, c in form.options.items()}
-    return {n: v for n, v in usual.items() if n not in on} | on
+    hyper = {n: v for n, v in usual.items() if n not in on} | on
+    return hyper if hyper.get("momentum", 1) else hyper | {n: False for n in ("nesterov",) if n in hyper}
 
 
 def numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
