@@ -15,16 +15,15 @@ import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from refopt_cuda.codecs.forms import Block, Element, Weight
+from refopt_cuda.kernels.arguments import NOTHING
 from refopt_cuda.kernels.arith import host
 from refopt_cuda.random import mixer
 
-__all__ = ["NOTHING", "Nibbles", "Words", "rule_loop", "spread", "tiles"]
+__all__ = ["Nibbles", "Words", "rule_loop", "spread", "tiles"]
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 LOW, HALF_BYTE = np.uint8(15), np.uint8(4)
 NO_BITS = np.uint32(0)
-NOTHING = np.zeros(0, np.uint16)
-"""Stands in for what lies beside codes without anything."""
 options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 jit = numba.njit(**options)
 """Without reference counts: a slice would cost two atomic operations, a third of the time of a short block."""
