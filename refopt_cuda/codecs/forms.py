@@ -1,4 +1,4 @@
-"""The three shapes a codec's scalar form takes, and the block scale that the block codecs share."""
+"""The three shapes a codec's scalar form takes; the block scale and the bfloat16 words that codecs share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["TINY", "Block", "Element", "Weight", "absmax_scale"]
+__all__ = ["TINY", "Block", "Element", "Weight", "absmax_scale", "narrowed", "widened"]
 
 TINY = np.uint32((127 - 100) << 23)
 """Bits of 2^-100: a block whose absmax lies below is a zero block."""
@@ -63,3 +63,34 @@ def absmax_scale(o: Any, stored: Callable) -> Callable:
         return stored(absmax), rcp(absmax), True
 
     return scale
+
+
+MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+SIGN, QUIET_NAN, HALF = np.uint32(0x8000), np.uint32(0x7FC0), np.uint32(0x7FFF)
+SHIFT, ONE = np.uint32(16), np.uint32(1)
+
+
+def widened(o: Any) -> Callable:
+    """`value(word) -> x`: the float32 of a bfloat16 word."""
+    real = o.real
+
+    @o.jit
+    def value(word):
+        return real(np.uint32(np.uint32(word) << SHIFT))
+
+    return value
+
+
+def narrowed(o: Any) -> Callable:
+    """`word(x)`: the nearest bfloat16, ties to even; NaN becomes the quiet NaN of its sign."""
+    bits = o.bits
+
+    @o.jit
+    def word(x):
+        b = bits(x)
+        upper = np.uint32(b >> SHIFT)
+        if np.uint32(b & MAGNITUDE) > INFINITY:
+            return np.uint16(QUIET_NAN | np.uint32(upper & SIGN))
+        return np.uint16(np.uint32(np.uint32(b + HALF) + np.uint32(upper & ONE)) >> SHIFT)
+
+    return word

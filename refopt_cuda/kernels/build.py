@@ -75,11 +75,8 @@ class Kernel:
 
     @property
     def threads(self) -> int:
-        """Threads of the one block on a multiprocessor. The dynamic map keeps the arithmetic busy: as many warps as get
-        72 registers a thread (80 with three states). What waits for memory alone reaches it better with fewer."""
-        if not self.coded or self.weight == "float32":
-            return 640
-        return 896 if len(self.codecs) < 3 and self.group == 1 and isinstance(self.weight, str) else 768
+        """Threads of the one block on a multiprocessor: 96 registers a thread, and as much in flight as memory takes."""
+        return 640
 
     @cached_property
     def lookup(self) -> Lookup:
@@ -97,7 +94,9 @@ class Kernel:
             if form.stem not in STATES:
                 raise ValueError(f"Kernel: no codec {form.stem!r} for a state; there are {', '.join(STATES)}")
         if not (self.weight in NUMBERS if isinstance(self.weight, str) else self.weight.stem in WEIGHTS):
-            raise ValueError(f"Kernel: no format {self.weight!r} of weights; there are {', '.join([*NUMBERS, *WEIGHTS])}")
+            raise ValueError(
+                f"Kernel: no format {self.weight!r} of weights; there are {', '.join([*NUMBERS, *WEIGHTS])}"
+            )
         if self.grad not in NUMBERS:
             raise ValueError(f"Kernel: no number format {self.grad!r}; there are {', '.join(NUMBERS)}")
 

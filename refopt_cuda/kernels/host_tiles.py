@@ -409,7 +409,7 @@ def _close_words(table: Words) -> Callable:
 
 def _drawn() -> Callable:
     """16 random bits for each element of a tile, by its number in the tensor: a word of the stream serves four."""
-    mix = mixer(host())
+    mix = mixer(host().jit)
 
     @inline
     def draw(bits, key, start, size):

@@ -48,6 +48,20 @@ HD uint32_t block_max(uint32_t w, uint32_t shift) {  // over 2^shift neighbourin
     return w;
 }
 
+struct Where {  // a lane's eight elements: their number in the tensor, their row, their number in the row
+    uint32_t i, row, within;
+    uint32_t begin, end;  // the first and last lane of its row's, in a tile of rows' ends
+    bool inside;          // lanes beyond a short tile repeat eight of its elements and store nothing
+};
+HD uint32_t run_max(uint32_t w, uint32_t shift, uint32_t lane, const Where& at) {  // over a block's lanes in a tile of rows' ends
+    uint32_t first = at.begin + ((lane - at.begin) >> shift << shift), last = min(first + (1u << shift) - 1, at.end);
+    for (uint32_t d = 1; d < 32; d <<= 1) {
+        uint32_t before = __shfl_up_sync(0xFFFFFFFFu, w, d);
+        if (lane >= first + d) w = max(w, before);
+    }
+    return __shfl_sync(0xFFFFFFFFu, w, min(last, 31u));
+}
+
 // What a block's magnitude makes of it: the stored scale, the factor that brings it to [-1, 1], whether it has codes.
 struct Measure {
     float scale, inv;
@@ -75,11 +89,9 @@ struct __align__(16) Slot {  // where one state of one tensor lies
     uint32_t block, bytes;   // elements that share a scale; bytes of codes a row where it is not the whole tensor
 };
 
-struct Where {  // a lane's eight elements: their number in the tensor, their row, their number in the row
-    uint32_t i, row, within;
-    bool inside;  // lanes beyond a short tile repeat its last eight elements and store nothing
-    HD uint32_t scale(const Slot& s) const { return row * s.per + (within >> s.shift); }
-    HD bool begins(uint32_t shift) const { return inside && (within & ((1u << shift) - 1)) == 0; }
+struct Span {  // some elements of one row
+    int64_t row, within;
+    uint32_t length;
 };
 
 // A codec, and where its tables lie in shared memory.
@@ -112,6 +124,7 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         else
             give4(scales + (uint64_t)i * 4, bits(v));
     }
+    static HD uint32_t scale_of(const Slot& at, const Where& w) { return w.row * at.per + (w.within >> at.shift); }
     HD void load(const Slot& at, const Where& w) {
         if constexpr (C::BITS == 8) {
             uint2 v = take8(at.codes + (uint64_t)w.i * 8);
@@ -119,17 +132,22 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         } else {
             words[0] = take4(at.codes + (uint64_t)w.i * 4);
         }
-        scale = take_scale(at.scales, w.scale(at));
+        scale = take_scale(at.scales, scale_of(at, w));
     }
     HD void get(float (&x)[8], const Shared& shared) const {
         auto t = shared.of<S>();
 #pragma unroll
         for (int i = 0; i < 8; i++) x[i] = C::decode(words[i / CODES], i % CODES, scale, t);
     }
-    static HD void grow(const float (&x)[8], uint32_t& magnitude) { magnitude = max(magnitude, lane_max(x)); }
-    static HD void measure(const Slot& at, const float (&x)[8], uint32_t seen, Measure& m) {
-        uint32_t a = at.shift > 5 ? seen : lane_max(x);
-        m = Measure::of<C>(block_max(a, at.shift));
+    // Lane i holds the magnitude of tile i of a group; a block covers 2^(shift - 5) of them.
+    static HD void grow(const float (&x)[8], uint32_t i, uint32_t lane, uint32_t& magnitude) {
+        uint32_t w = warp_max(lane_max(x));
+        if (lane == i) magnitude = w;
+    }
+    template <class Find> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen,
+                                                 bool ends, const Find& find, Measure& m) {
+        uint32_t a = at.shift <= 5 ? lane_max(x) : (lane ^ i) >> (at.shift - 5) ? 0 : seen;
+        m = Measure::of<C>(ends ? run_max(a, at.shift, lane, find()) : block_max(a, at.shift));
     }
     template <class A, int WORDS> static HD void encode(const float* x, const Measure& m, const Shared& shared, uint32_t* word) {
         A a;
@@ -149,15 +167,20 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
     // Scales of tile j of a unit: kept until the unit ends where a whole sector comes together, else stored at once.
     static HD bool kept(const Slot& at) { return at.per == 0 && at.shift >= 3; }
     template <class Find> static HD void keep(const Slot& at, const Find& find, uint32_t lane, uint32_t j, float scale, float& hold) {
-        if (!kept(at)) {
+        if (at.shift > 5 || (at.shift == 5 && kept(at))) {
+            if (lane == (kept(at) ? j : j % GROUP) >> (at.shift - 5)) hold = scale;
+        } else if (!kept(at)) {
             Where w = find();
-            if (w.begins(at.shift)) give_scale(at.scales, w.scale(at), scale);
-        } else if (at.shift >= 5) {
-            if (lane == j >> (at.shift - 5)) hold = scale;
+            if (w.inside && (w.within & ((1u << at.shift) - 1)) == 0) give_scale(at.scales, scale_of(at, w), scale);
         } else {
             float v = __shfl_sync(0xFFFFFFFFu, scale, (lane << at.shift) & 31);
             if (lane >> (5 - at.shift) == j) hold = v;
         }
+    }
+    // Scales of a row's blocks of several tiles: written when all of them have read the old ones.
+    static HD void flush(const Slot& at, const Span& first, uint32_t lane, float hold) {
+        uint32_t i = (uint32_t)(first.within / TILE) >> (at.shift - 5);
+        if (at.per && at.shift > 5 && lane < GROUP * 32u >> at.shift && i + lane < at.per) give_scale(at.scales, (uint32_t)first.row * at.per + i + lane, hold);
     }
     static HD uint32_t mine(const Slot& at, uint32_t lane) {  // the tile of a unit whose scale a lane keeps, or one of its scales
         return at.shift >= 5 ? lane << (at.shift - 5) : lane >> (5 - at.shift);
@@ -199,12 +222,13 @@ template <class S> struct Stored<S, false> {  // a number each, no scale
     typename N::Raw raw;
     HD void load(const Slot& at, const Where& w) { N::load(at.codes, w.i, raw); }
     HD void get(float (&x)[8], const Shared&) const { N::get(raw, x); }
-    static HD void grow(const float (&)[8], uint32_t&) {}
-    static HD void measure(const Slot&, const float (&)[8], uint32_t, Measure&) {}
+    static HD void grow(const float (&)[8], uint32_t, uint32_t, uint32_t&) {}
+    template <class Find> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Find&, Measure&) {}
     static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure&, const Shared&) {
         if (inside) N::put(at.codes, i, x);
     }
     template <class Find> static HD void keep(const Slot&, const Find&, uint32_t, uint32_t, float, float&) {}
+    static HD void flush(const Slot&, const Span&, uint32_t, float) {}
     static HD void again(const Slot&, uint32_t, uint32_t, uint32_t, float&) {}
     static HD void close(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float) {}
     static HD float one(const Slot& at, int64_t row, int64_t within, int64_t columns, const Shared&) {
@@ -224,10 +248,11 @@ template <> struct Load<> {
     template <class A> static HD bool claim(const Slot*, uint32_t, A&) { return false; }
     HD void load(const Slot*, const Where&) {}
     HD void get(float (*)[8], const Shared&) const {}
-    static HD void grow(const float (*)[8], uint32_t*) {}
-    static HD void measure(const Slot*, const float (*)[8], const uint32_t*, Measure*) {}
+    static HD void grow(const float (*)[8], uint32_t, uint32_t, uint32_t*) {}
+    template <class Find> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Find&, Measure*) {}
     static HD void put(const Slot*, uint32_t, bool, const float (*)[8], const Measure*, const Shared&) {}
     template <class Find> static HD void keep(const Slot*, const Find&, uint32_t, uint32_t, const Measure*, float*) {}
+    static HD void flush(const Slot*, const Span&, uint32_t, const float*) {}
     static HD void again(const Slot*, uint32_t, uint32_t, uint32_t, float*) {}
     static HD void close(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, const float*) {}
     static HD void one(const Slot*, int64_t, int64_t, int64_t, float*, const Shared&) {}
@@ -248,15 +273,21 @@ template <class S, class... More> struct Load<S, More...> {
     }
     HD void load(const Slot* at, const Where& w) { head.load(*at, w), rest.load(at + 1, w); }
     HD void get(float (*x)[8], const Shared& t) const { head.get(*x, t), rest.get(x + 1, t); }
-    static HD void grow(const float (*x)[8], uint32_t* a) { Stored<S>::grow(*x, *a), Next::grow(x + 1, a + 1); }
-    static HD void measure(const Slot* at, const float (*x)[8], const uint32_t* a, Measure* m) {
-        Stored<S>::measure(*at, *x, *a, *m), Next::measure(at + 1, x + 1, a + 1, m + 1);
+    static HD void grow(const float (*x)[8], uint32_t i, uint32_t lane, uint32_t* a) {
+        Stored<S>::grow(*x, i, lane, *a), Next::grow(x + 1, i, lane, a + 1);
+    }
+    template <class Find> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends,
+                                                 const Find& find, Measure* m) {
+        Stored<S>::measure(*at, *x, i, lane, *a, ends, find, *m), Next::measure(at + 1, x + 1, i, lane, a + 1, ends, find, m + 1);
     }
     static HD void put(const Slot* at, uint32_t i, bool inside, const float (*x)[8], const Measure* m, const Shared& t) {
         Stored<S>::put(*at, i, inside, *x, *m, t), Next::put(at + 1, i, inside, x + 1, m + 1, t);
     }
     template <class Find> static HD void keep(const Slot* at, const Find& find, uint32_t lane, uint32_t j, const Measure* m, float* hold) {
         Stored<S>::keep(*at, find, lane, j, m->scale, *hold), Next::keep(at + 1, find, lane, j, m + 1, hold + 1);
+    }
+    static HD void flush(const Slot* at, const Span& first, uint32_t lane, const float* hold) {
+        Stored<S>::flush(*at, first, lane, *hold), Next::flush(at + 1, first, lane, hold + 1);
     }
     static HD void again(const Slot* at, uint32_t tile, uint32_t j, uint32_t lane, float* hold) {
         Stored<S>::again(*at, tile, j, lane, *hold), Next::again(at + 1, tile, j, lane, hold + 1);

@@ -19,11 +19,12 @@ typedef RULE::Scalars Scalars;
 
 struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
     uint32_t first, whole;     // first unit in the joint list; tiles before `whole` lie at TILE times their number
-    uint32_t per, aligned;     // tiles a row, 0 where the tensor is one row; whether 16-byte accesses are allowed
+    uint32_t per, aligned;     // tiles a pack of rows, 0 where the tensor is one row; whether 16-byte accesses are allowed
     Lair at;
     int64_t row, n;            // elements a row of the block layout, and in all
-    Slot states[KEPT];
+    uint32_t pack, full;       // rows whose short last tiles are taken together; whole tiles a row
     uint32_t tiles, number;    // number: the tensor's, for random bits
+    Slot states[KEPT];
 };
 struct Args {
     const Tensor* tensors;  // one more than there are: the last only ends the list
@@ -35,42 +36,50 @@ struct Args {
     const char* g[TENSORS];        // 1: skip
 };
 
-struct Task {  // what a warp knows of the tensor that it is in
+// Where registers are left the tensor's entry is kept in them.
+template <bool CODED> struct Viewed { typedef const Tensor& type; };
+template <> struct Viewed<false> { typedef const Tensor type; };
+typedef Viewed<AHEAD>::type View;
+
+struct Task {  // what a warp knows of its work
     const Args& a;
     uint32_t k, lane;
-    const Tensor& t;
     const char* g;
     const Scalars& s;
     Shared shared;
     uint64_t key;
     HD static uint32_t row(const Args& a, uint32_t k) { return ROWS == 1 ? 0 : a.which[k]; }
-    HD Task(const Args& a, uint32_t k, const Shared& shared)
-        : a(a), k(k), lane(shared.lane4 >> 2), t(a.tensors[k]), g(a.g[k]), s(*(const Scalars*)a.scalars[row(a, k)]), shared(shared),
-          key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], t.number) : 0) {}
+    HD Task(const Args& a, uint32_t k, uint32_t number, const Shared& shared)
+        : a(a), k(k), lane(shared.lane4 >> 2), g(a.g[k]), s(*(const Scalars*)a.scalars[row(a, k)]), shared(shared),
+          key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], number) : 0) {}
 };
 
-struct Span {  // some elements of one row
-    int64_t row, within;
-    uint32_t length;
-    HD Span(const Tensor& t, uint32_t tile, uint32_t size) : row(0) {
-        int64_t columns = t.n;
-        if (t.per == 0) {
-            within = (int64_t)tile * TILE;
-        } else {
-            row = tile / t.per;
-            within = (int64_t)(tile - (uint32_t)row * t.per) * TILE;
-            columns = t.row;
-        }
-        length = within < columns ? (uint32_t)min((int64_t)size, columns - within) : 0;
+// A tile of a tensor. Rows that are not whole blocks come in packs: first the whole tiles of each, then one tile of what
+// is left over of all.
+struct Place {
+    uint32_t row, column;
+    bool ends;  // a tile of rows' ends
+    HD Place(const Tensor& t, uint32_t tile) : row(0), column(tile), ends(false) {
+        if (t.per == 0) return;
+        uint32_t pack = tile / t.per, within = tile - pack * t.per;
+        row = pack * t.pack, column = within, ends = ALONE && within >= t.pack * t.full;
+        if (ends) column = t.full;
+        else if (t.pack > 1) row += within / t.full, column = within % t.full;
+    }
+    HD uint32_t eight(const Tensor& t) const { return (uint32_t)((row * t.row) >> 3) + column * (TILE / 8); }  // its first eight elements
+    HD Span span(const Tensor& t, uint32_t tiles) const {
+        int64_t within = (int64_t)column * TILE, columns = t.per ? t.row : t.n;
+        bool there = within < columns && row * columns < t.n;
+        return {row, within, there ? (uint32_t)min((int64_t)tiles * TILE, columns - within) : 0};
     }
 };
 
 // Blocks of any length and alignment, in order: a first pass over those that begin finds their magnitudes, a second
 // repeats the step with the same bits and stores it. A scale is stored when its block has ended.
-__device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t tile, const char* shared) {
-    const Task task(a, k, {shared, (threadIdx.x & 31) * 4});
-    const Tensor& t = task.t;
-    const Span at(t, tile, TILE * GROUP);
+__device__ __noinline__ void by_element(const Args& a, uint32_t k, Place place, const char* shared) {  // of one row
+    const Tensor& t = a.tensors[k];
+    const Task task(a, k, t.number, {shared, (threadIdx.x & 31) * 4});
+    const Span at = place.span(t, GROUP);
     const uint32_t step = States::least(t.states, at.length);
     Measure m[KEPT] = {};
     Ieee ieee;
@@ -107,51 +116,58 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, uint32_t tile
 // first p's, then g's, then the codes'. One instruction a tile; what a lane asks for changes only with the tensor.
 struct Ahead {
     const char* at;
-    uint32_t stride;
+    uint32_t stride;  // bytes of eight elements
     HD static bool claim(const char* base, uint32_t lines, uint32_t& lane, Ahead& ahead) {
         if (lane < lines) {
-            ahead.at = base + lane * 128, ahead.stride = lines * 128;
+            ahead.at = base + lane * 128, ahead.stride = lines * 4;
             return true;
         }
         lane -= lines;
         return false;
     }
-    HD Ahead(const Task& task) : at(0), stride(0) {
+    HD Ahead(const Task& task, const Tensor& t) : at(0), stride(0) {
         uint32_t lane = task.lane;
-        const Lair& p = task.t.at;
+        const Lair& p = t.at;
         if (!claim(p.p, 2 * WEIGHT::BYTES, lane, *this) && !claim(task.g, 2 * GRAD::BYTES, lane, *this) &&
             !claim(p.rest, 2 * WEIGHT::REST, lane, *this))
-            States::claim(task.t.states, lane, *this);
+            States::claim(t.states, lane, *this);
     }
-    HD void ask(uint32_t tile, uint32_t whole) const {
-        if (stride && tile < whole) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (int64_t)tile * stride));
+    HD void ask(uint32_t eight, uint32_t end) const {  // from that eight of elements on
+        if (stride && eight < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (uint64_t)eight * stride));
     }
 };
 
 // Where this lane's eight elements of a tile lie; false where only `by_element` can step it. Empty: a row has no such tile.
-HD bool locate(const Task& task, uint32_t tile, Where& w, bool& empty) {
-    const Tensor& t = task.t;
-    w.row = 0, w.inside = true, empty = false;
-    w.i = w.within = tile * 32 + task.lane;
-    if (TILE == 256 && tile < t.whole && !((uint64_t)task.g & 15)) return true;
-    const Span at(t, tile, TILE);
+HD bool locate(const Task& task, const Tensor& t, const Place& place, Where& w, bool& empty) {
+    w.row = place.row, w.inside = true, empty = false;
+    w.i = w.within = place.column * 32 + task.lane;
+    w.begin = 0, w.end = 31;
+    if (TILE == 256 && place.column < t.whole && !((uint64_t)task.g & 15)) return true;
+    const Span at = place.span(t, 1);
     empty = at.length == 0;
     if (empty) return true;
     if (TILE != 256 || !t.aligned || ((uint64_t)task.g & 15) || at.length & 7 || (t.per && t.row & 7)) return false;
-    w.inside = task.lane * 8 < at.length;
-    uint32_t lane = w.inside ? task.lane : at.length / 8 - 1;
-    w.row = (uint32_t)at.row, w.within = (uint32_t)(at.within >> 3) + lane;
-    w.i = (uint32_t)((at.row * t.row + at.within) >> 3) + lane;
+    const uint32_t eights = at.length / 8;
+    if (place.ends) {
+        uint32_t mine = task.lane / eights;
+        w.inside = mine < t.pack && (place.row + mine) * t.row < t.n;
+        w.begin = mine * eights, w.end = w.begin + eights - 1;
+        if (w.inside) w.row += mine;
+        w.within = place.column * 32 + (w.inside ? task.lane - w.begin : 0);
+    } else {
+        w.inside = task.lane < eights;
+        w.within = place.column * 32 + (w.inside ? task.lane : eights - 1);
+    }
+    w.i = (uint32_t)((w.row * t.row) >> 3) + w.within;
     return true;
 }
 
-// Tile `tile`, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only
-// `by_element` can step it.
-template <bool DRY> HD bool step_tile(const Task& task, uint32_t tile, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
-    const Tensor& t = task.t;
+// One tile, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only `by_element`
+// can step it.
+template <bool DRY> HD bool step_tile(const Task& task, const Tensor& t, const Place& place, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
     Where at;
     bool empty;
-    if (!locate(task, tile, at, empty)) return false;
+    if (!locate(task, t, place, at, empty)) return false;
     if (empty) return true;
     WEIGHT::Raw p;
     GRAD::Raw g;
@@ -177,42 +193,41 @@ template <bool DRY> HD bool step_tile(const Task& task, uint32_t tile, uint32_t 
         if (__any_sync(0xFFFFFFFFu, core.doubtful())) return false;
     }
     if (DRY) {
-        States::grow(x, magnitude);
+        States::grow(x, j % GROUP, task.lane, magnitude);
         return true;
     }
     uint32_t random[8];
     if (WEIGHT::RANDOM) r16x8(task.key, (uint64_t)at.i * 8, random);
     if (at.inside) WEIGHT::put(t.at, at.i, w, p, random);
     Measure m[KEPT];
-    States::measure(t.states, x, magnitude, m);
-    States::put(t.states, at.i, at.inside, x, m, task.shared);
-    auto find = [&] {
+    auto find = [&] {  // again: it would cost registers in between
         Where again;
         bool never;
-        locate(task, tile, again, never);
+        locate(task, t, place, again, never);
         return again;
     };
+    States::measure(t.states, x, j % GROUP, task.lane, magnitude, place.ends, find, m);
+    States::put(t.states, at.i, at.inside, x, m, task.shared);
     States::keep(t.states, find, task.lane, j, m, hold);
     return true;
 }
 
 // The tiles of a block list that begin and end together. Returns whether `by_element` stepped them.
-HD bool step_group(const Task& task, uint32_t tile, uint32_t j, float (&hold)[KEPT]) {
+HD bool step_group(const Task& task, const Tensor& t, const Place& place, uint32_t j, float (&hold)[KEPT]) {
     uint32_t magnitude[KEPT] = {};
     bool fast = true;
-    if (GROUP > 1) {
+    Place at = place;
+    if (ALONE) fast = step_tile<false>(task, t, place, j, magnitude, hold);
 #pragma unroll 1
-        for (uint32_t i = 0; i < GROUP && fast; i++) fast = step_tile<true>(task, tile + i, j + i, magnitude, hold);
-    }
-    if (ALONE) fast = step_tile<false>(task, tile, j, magnitude, hold);
+    for (uint32_t i = 0; !ALONE && i < GROUP && fast; i++, at.column++) fast = step_tile<true>(task, t, at, j + i, magnitude, hold);
     if (!fast) {
-        by_element(task.a, task.k, tile, task.shared.at);
+        for (at = place; at.row < place.row + (place.ends ? t.pack : 1); at.row++) by_element(task.a, task.k, at, task.shared.at);
         return true;
     }
-    if (GROUP > 1) {
+    at = place;
 #pragma unroll 1
-        for (uint32_t i = 0; i < GROUP; i++) step_tile<false>(task, tile + i, j + i, magnitude, hold);
-    }
+    for (uint32_t i = 0; !ALONE && i < GROUP; i++, at.column++) step_tile<false>(task, t, at, j + i, magnitude, hold);
+    if (!ALONE) States::flush(t.states, place.span(t, 1), task.lane, hold);
     return false;
 }
 
@@ -231,16 +246,19 @@ struct Piece {
 };
 
 HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Shared& shared) {
-    const Task task(a, piece.k, shared);
-    const Tensor& t = task.t;
-    const uint32_t whole = t.whole;
-    const Ahead ahead(task);
+    View t = a.tensors[piece.k];
+    const Task task(a, piece.k, t.number, shared);
+    const Ahead ahead(task, t);
+    const uint32_t end = t.n < 256 ? 0 : (uint32_t)(t.n >> 3) - 31;
     float hold[KEPT] = {};
+    Place place(t, piece.tile);
 #pragma unroll 1
     for (uint32_t j = 0; j < piece.count; j += GROUP) {
         uint32_t tile = piece.tile + j;
-        if (AHEAD) ahead.ask(tile + (j + GROUP >= piece.count ? jump : GROUP), whole);
-        if (step_group(task, tile, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
+        Place next(t, tile + (j + GROUP < piece.count ? GROUP : jump));
+        if (AHEAD) ahead.ask(next.eight(t), end);
+        if (step_group(task, t, place, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
+        place = next;
     }
     States::close(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
 }

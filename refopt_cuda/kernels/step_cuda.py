@@ -165,13 +165,16 @@ class Launch:
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
         fields = [("tensors", "u8"), ("tables", "u8"), ("units", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
-        return np.dtype([*fields, ("random", "u8", (rows,)), ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
+        return np.dtype(
+            [*fields, ("random", "u8", (rows,)), ("which", "u1", (size,)), ("g", "u8", (size,))], align=True
+        )
 
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)
         slot = np.dtype([("codes", "u8"), ("scales", "u8"), *((name, "u4") for name in Layout.SLOT)])
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("rest", "u8")]
-        tail = [("row", "i8"), ("n", "i8"), ("states", slot, (kept,)), ("tiles", "u4"), ("number", "u4"), ("_", "u8")]
+        tail = [("row", "i8"), ("n", "i8"), ("pack", "u4"), ("full", "u4"), ("tiles", "u4"), ("number", "u4")]
+        tail += [("states", slot, (kept,))]
         table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail]))
         first, kernel = 0, self._kernel(SIZES[0])
         for entry, t in zip(table, tensors, strict=False):
@@ -180,7 +183,7 @@ class Launch:
             if first + units >= 2**29:
                 raise ValueError(f"Launch.bind: {first + units} units of {UNIT} tiles; at most 2^29 - 1 fit a launch")
             entry["first"], entry["p"], entry["rest"], entry["number"] = first, t.p, t.rest, t.number
-            for name in ("per", "row", "n", "tiles"):
+            for name in ("per", "row", "n", "pack", "full", "tiles"):
                 entry[name] = getattr(layout, name)
             for kept_at, state, slot_at in zip(entry["states"], t.states, layout.slots, strict=False):
                 kept_at["codes"], kept_at["scales"] = state
@@ -227,13 +230,17 @@ class Launch:
 class Layout:
     """How a tensor is cut into tiles, and how each state's blocks lie in them.
 
-    n, row, per, tiles   elements in all and a row of the block layout; tiles a row (0: the tensor is one row), in all
-    slots                of each state: log2 of the lanes that share a scale, scales a row (0: one row), elements that
-                         share a scale, bytes of codes a row
+    n, row       elements in all, and a row of the block layout
+    pack, full   rows whose short last tiles are taken together; whole tiles a row
+    per, tiles   tiles a pack of rows (0: the tensor is one row), and in all
+    slots        of each state: log2 of the lanes that share a scale, scales a row (0: one row), elements that share a
+                 scale, bytes of codes a row
     """
 
     n: int
     row: int
+    pack: int
+    full: int
     per: int
     tiles: int
     slots: tuple[tuple[int, int, int, int], ...]
@@ -247,19 +254,26 @@ class Layout:
         if n >= 2**35:
             raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
         row = shape[-1] if kernel.coded and len(shape) >= 2 and shape[-1] >= 16 else n
+        shift = _log2_eighth if kernel.quick else (lambda b: 0)
         used = [b for b, form in zip(blocks, kernel.codecs, strict=True) if form.scaled]
         short = kernel.quick and row & (row - 1) == 0  # a power of two: shorter blocks serve as well as rows
         if n == 0 or row == n or short or all(row % b == 0 for b in used):
             cut = [min(b, row) if short and row < n else b for b in blocks]
-            slots = tuple((_log2(b // 8), 0, b, 0) for b in cut)
-            return cls(n, 0, 0, -(-n // kernel.tile), slots)
+            slots = tuple((shift(b), 0, b, 0) for b in cut)
+            return cls(n, 0, 1, 0, 0, -(-n // kernel.tile), slots)
         if row > 2**31:
             raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^31, or whole blocks, are addressed")
-        per = -(-row // (kernel.tile * kernel.group)) * kernel.group
+        full, end = divmod(row, kernel.tile)
+        if kernel.group > 1:
+            pack, full = 1, -(-row // (kernel.tile * kernel.group)) * kernel.group
+            per = full
+        else:
+            pack = max(build.TILE // end, 1) if kernel.quick and end and row % 8 == 0 else 1
+            per = pack * full + (end > 0)
         bytes_ = [row // b * -(-b // 2) + -(-(row % b) // 2) for b in blocks]
-        slots = tuple((_log2(b // 8), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
-        return cls(n, row, per, n // row * per, slots)
+        slots = tuple((shift(b), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
+        return cls(n, row, pack, full, per, -(-(n // row) // pack) * per, slots)
 
 
-def _log2(x: int) -> int:
-    return max(x.bit_length() - 1, 0)
+def _log2_eighth(block: int) -> int:
+    return max((block // 8).bit_length() - 1, 0)

@@ -25,7 +25,7 @@ from refopt_cuda.codecs import Form as Codec
 from refopt_cuda.codecs.forms import Block, Element
 from refopt_cuda.kernels import arguments, arith
 from refopt_cuda.kernels.arguments import Combination
-from refopt_cuda.random import mixer
+from refopt_cuda.random import make as random_bits
 from refopt_cuda.rules import Form
 
 __all__ = ["body", "kernel", "signature", "simulated", "step"]
@@ -154,7 +154,7 @@ def _weight(of: Combination, o: SimpleNamespace) -> tuple[Callable, Callable]:
     """`load(p, rest, n)` of weight n, and `store(p, rest, n, x, key)`."""
     if isinstance(of.weight, str):
         return _number(arguments.number(of.weight).make(o))
-    form, r16, drawn = of.weight.make(o), _r16(o), of.random
+    form, (_, r16), drawn = of.weight.make(o), random_bits(o.jit), of.random
     open_one, close_one = form.open, form.close
 
     @cuda.jit(device=True)
@@ -188,18 +188,6 @@ def _number(form: Element) -> tuple[Callable, Callable]:
         p[n] = store_one(x)
 
     return load, store
-
-
-def _r16(o: SimpleNamespace) -> Callable:
-    """16 random bits of element n: a word of the key's stream serves four neighbours."""
-    mix = mixer(o)
-
-    @cuda.jit(device=True)
-    def r16(key, n):
-        word = mix(np.uint64(key + np.uint64(n // 4)))
-        return np.uint32(np.uint64(word >> np.uint64(16 * (n % 4))) & np.uint64(0xFFFF))
-
-    return r16
 
 
 # --------------------------------------------------------------------------------------------------------------- states

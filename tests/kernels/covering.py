@@ -44,23 +44,25 @@ class Case(NamedTuple):
         return build.Kernel(self.form, coded, weight, self.grad, self.block, rows=self.rows)
 
     def __str__(self) -> str:
-        return "-".join([self.form.name, "+".join(self.codecs), self.weight, self.grad, f"{self.block}", f"{self.rows}"])
+        return "-".join(
+            [self.form.name, "+".join(self.codecs), self.weight, self.grad, f"{self.block}", f"{self.rows}"]
+        )
 
 
 def pairwise(factors: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Rows in which every two values of two factors stand together at least once: each row is begun by the pair that
     is missing longest and filled greedily."""
     names = list(factors)
-    missing = dict.fromkeys(
-        (a, x, b, y) for a, b in combinations(names, 2) for x, y in product(factors[a], factors[b])
-    )
+    missing = dict.fromkeys((a, x, b, y) for a, b in combinations(names, 2) for x, y in product(factors[a], factors[b]))
     rows = []
     while missing:
         a, x, b, y = next(iter(missing))
         row = {a: x, b: y}
         for name in names:
             if name not in row:
-                row[name] = max(factors[name], key=lambda v, n=name: sum(p in missing for p in _pairs({**row, n: v}, names)))
+                row[name] = max(
+                    factors[name], key=lambda v, n=name: sum(p in missing for p in _pairs({**row, n: v}, names))
+                )
         for pair in _pairs(row, names):
             missing.pop(pair, None)
         rows.append(row)

@@ -8,16 +8,14 @@
 #include "codecs/int8_linear.cuh"
 #include "rules.inc"  // every rules/*.cuh, and below a RULE for each form; functors.py writes both from the tables
 
-// The dynamic map as the kernel holds it: 256 signed values, 256 unsigned, then both encode tables.
-struct Tables {
-    static constexpr uint32_t BUCKETS = 2945;
+// What a codec looks up: its values, then its encode table.
+template <class Codec> struct Tables {
     const uint32_t* words;
-    template <bool SIGNED> float value(uint32_t word, int k) const {
-        return real(words[(SIGNED ? 0 : 256) + (word >> 8 * k & 255)]);
+    float value(uint32_t word, int k) const {
+        uint32_t code = word >> 8 * k & 255;
+        return code < Codec::ROWS ? real(words[code]) : real(0xFFBADBADu);
     }
-    template <bool SIGNED> uint32_t bucket(uint32_t i) const {
-        return i < BUCKETS ? words[512 + (SIGNED ? 0 : BUCKETS) + i] : 0xDEADBEEFu;
-    }
+    uint32_t word(uint32_t i) const { return i < Codec::WORDS ? words[Codec::ROWS + i] : 0xDEADBEEFu; }
 };
 
 // p and the states (one plane of n each) are updated in place; the gradient is scaled first, as the kernel does.
@@ -36,10 +34,11 @@ template <class Rule> void step(int64_t n, float* p, const float* g, float* stat
 
 // n is a multiple of 4: one word holds four codes.
 template <class Codec> void encode(int64_t n, const float* x, float inv, const uint32_t* words, uint32_t* codes) {
-    for (int64_t i = 0; i < n / 4; i++) codes[i] = Codec::encode4(x + 4 * i, inv, Tables{words});
+    Ieee ieee;
+    for (int64_t i = 0; i < n / 4; i++) codes[i] = Codec::encode(ieee, x + 4 * i, inv, Tables<Codec>{words});
 }
 template <class Codec> void decode(int64_t n, const uint32_t* codes, float scale, const uint32_t* words, float* x) {
-    for (int64_t i = 0; i < n; i++) x[i] = Codec::decode(codes[i / 4], (int)(i & 3), scale, Tables{words});
+    for (int64_t i = 0; i < n; i++) x[i] = Codec::decode(codes[i / 4], (int)(i & 3), scale, Tables<Codec>{words});
 }
 template <class Codec> void store(int64_t n, const float* x, typename Codec::Code* codes) {
     for (int64_t i = 0; i < n; i++) codes[i] = Codec::encode(x[i]);

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refopt_cuda.codecs import dynamic8
+from refopt_cuda.codecs import forms as codec_forms
 from refopt_cuda.kernels import build
 from refopt_cuda.rules import RULES, Form, forms
 
@@ -23,24 +23,25 @@ def compiled(gxx: str, source: Path, folder: Path, options: tuple[str, ...] = OP
     library = folder / f"{source.stem}.so"
     every = [form for stem in RULES for form in forms(stem)]
     (folder / "rules.inc").write_text("".join(f'#include "rules/{stem}.cuh"\n' for stem in RULES))
-    (folder / "forms.inc").write_text("".join(f"RULE({f.name}, {build.rule_type(f)})\n" for f in every))
+    (folder / "forms.inc").write_text("".join(f"RULE({f.name}, {build.functor(f)})\n" for f in every))
     command = [gxx, *options, f"-I{build.ROOT}", f"-I{folder}", str(source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))
 
 
-def tables() -> Array:
-    """The dynamic map as the kernel holds it: 256 signed values, 256 unsigned, then both encode tables."""
-    values = [dynamic8.codebook(unsigned).view(np.uint32) for unsigned in (False, True)]
-    return np.concatenate([*values, *(dynamic8.encode_table(unsigned) for unsigned in (False, True))])
+def tables(codec: str) -> Array:
+    """What a codec looks up: its values, then the words of its encode table."""
+    form = next(form for form in codec_forms(codec.rpartition("_")[0]) if form.name == codec)
+    values, words = form.module.tables(**form.options)
+    return np.concatenate([values.view(np.uint32), words])
 
 
 class Functors:
     """One call for each functor, named as in the .cuh files, with `_signed` or `_unsigned` for a block codec."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.built, self.tables = library, tables()
+        self.built = library
 
     def _call(self, name: str, n: int, *given: Array | float) -> None:
         function = getattr(self.built, name)
@@ -73,13 +74,13 @@ class Functors:
         """Codes of a flat float32 array as bytes; four elements a word, zeros behind the last."""
         padded = np.pad(x, (0, -x.size % 4))
         codes = np.zeros(padded.size, np.uint8)
-        self._call(f"{codec}_encode", padded.size, padded, float(inv), self.tables, codes)
+        self._call(f"{codec}_encode", padded.size, padded, float(inv), tables(codec), codes)
         return codes[: x.size]
 
     def decode(self, codec: str, codes: Array, scale: np.float32) -> Array:
         """float32 values of a flat array of bytes, a multiple of four."""
         x = np.zeros(codes.size, np.float32)
-        self._call(f"{codec}_decode", codes.size, codes, float(scale), self.tables, x)
+        self._call(f"{codec}_decode", codes.size, codes, float(scale), tables(codec), x)
         return x
 
     def store(self, codec: str, x: Array) -> Array:

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from refopt import Optimizer
+from refopt.codecs import CODECS
 from refopt.spec import Box
+from refopt_cuda.codecs import named
 from refopt_cuda.kernels.step_cuda import SKIP, Launch, Tensor
+from refopt_cuda.random import step_word
 from refopt_cuda.rules import form_of, row
 
 TO_WORDS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
@@ -41,43 +44,55 @@ def same(a: np.ndarray, b: np.ndarray, number: str = "float32") -> np.ndarray:
     return (a == b) | (np.isnan(widen(a, number)) & np.isnan(widen(b, number)))
 
 
+def record(name: str, block: int | None = None) -> Any:
+    """The oracle's codec for a name of `refopt_cuda.codecs`: "dynamic8", "fp8.e5m2", "bf16_ecc.16"."""
+    form = named(name)
+    found = CODECS[form.stem]
+    options = {option: choice for option, choice in form.options.items() if option != "signed"}
+    return found(**options, **({"block": block} if block and found.scope == "block" else {}))
+
+
 @dataclass
 class Pair:
     """Tensors on the device and the same ones in NumPy."""
 
     rule: str
     codecs: tuple[str, ...]
-    param: str
+    weight: str
     grad: str
     hyper: dict[str, Any]
-    block: int = 256
+    block: int | tuple[int, ...] = 256
+    seed: int = 5
 
     def __post_init__(self) -> None:
         probe = Optimizer(self.rule, **self.hyper)
-        self.names = [s.name for s in probe.states]
-        assigned = {n: self._codec(c) for n, c in zip(self.names, self.codecs, strict=True)}
-        self.opt = Optimizer(self.rule, assigned, **self.hyper)
-        self.launch = Launch(
-            form_of(self.rule, self.opt.hyper), self.codecs[: len(self.names)], self.param, self.grad, self.block
-        )
-
-    def _codec(self, stem: str) -> Any:
-        from refopt.codecs import CODECS
-
-        return CODECS[stem](block=self.block) if CODECS[stem].scope == "block" else stem
+        form = form_of(self.rule, probe.hyper)
+        self.names = [name for name, _ in form.states]
+        self.codecs = self.codecs[: len(self.names)]
+        blocks = self.block if isinstance(self.block, tuple) else (self.block,) * len(self.names)
+        assigned = {n: record(c, b) for n, c, b in zip(self.names, self.codecs, blocks, strict=True)}
+        self.visible = self.weight if self.weight in TO_WORDS else "bfloat16"
+        if self.weight not in TO_WORDS:
+            assigned["p"] = record(self.weight)
+        self.opt = Optimizer(self.rule, assigned, seed=self.seed, **self.hyper)
+        self.launch = Launch(form, self.codecs, self.weight, self.grad, blocks)
 
     def start(self, params: list[np.ndarray]) -> None:
         import cupy
 
-        self.words = [narrow(p, self.param) for p in params]
-        self.state = self.opt.init([widen(w, self.param) for w in self.words])
+        self.words = [narrow(p, self.visible) for p in params]
+        self.state = self.opt.init([widen(w, self.visible) for w in self.words])
         self.p = [cupy.asarray(w) for w in self.words]
         self.s = [[_device(s[n]) for n in self.names] for s in self.state]
+        self.rest = [_rest(s) for s in self.state]
         pointers = [
-            Tensor(p.data.ptr, tuple((c.data.ptr, z.data.ptr if z is not None else 0) for c, z in s), w.shape)
-            for p, s, w in zip(self.p, self.s, self.words, strict=True)
+            Tensor(p.data.ptr, tuple((c.data.ptr, z.data.ptr if z is not None else 0) for c, z in s), w.shape, *more)
+            for p, s, w, more in zip(self.p, self.s, self.words, self._more(), strict=True)
         ]
         self.launch.bind(pointers)
+
+    def _more(self) -> list[tuple[int, int]]:
+        return [(0 if rest is None else rest.data.ptr, k) for k, rest in enumerate(self.rest)]
 
     def step(self, grads: list[np.ndarray | None], shift: int = 0) -> None:
         """Both sides, then the comparison; `shift` moves the gradients off their alignment, in bytes."""
@@ -89,32 +104,46 @@ class Pair:
         rows = sorted(set(ts))
         scalars = np.stack([row(self.rule, t, self.opt.hyper) for t in rows])
         pointers = [SKIP if d is None else d.data.ptr + shift for d in device]
-        self.launch.run(pointers, scalars, [rows.index(t) for t in ts], cupy.cuda.get_current_stream().ptr)
+        drawn = [step_word(self.seed, t) for t in rows]
+        self.launch.run(pointers, scalars, [rows.index(t) for t in ts], cupy.cuda.get_current_stream().ptr, drawn)
         self.expect(words)
         self.compare()
 
     def expect(self, words: list[np.ndarray | None]) -> None:
-        params = [widen(w, self.param) for w in self.words]
+        params = [widen(w, self.visible) for w in self.words]
         grads = [None if w is None else widen(w, self.grad) for w in words]
         params, self.state = self.opt.step(params, grads, self.state)
-        self.words = [narrow(p, self.param) for p in params]
+        self.words = [narrow(p, self.visible) for p in params]
 
     def compare(self) -> None:
-        for k, (w, p, s) in enumerate(zip(self.words, self.p, self.state, strict=True)):
-            _agree(f"p of tensor {k} {w.shape}", w, p.get(), self.param)
-            for n, (codes, scales) in zip(self.names, self.s[k], strict=True):
+        for k, (w, p, s, rest) in enumerate(zip(self.words, self.p, self.state, self.rest, strict=True)):
+            _agree(f"p of tensor {k} {w.shape}", w, p.get(), self.visible)
+            if rest is not None:
+                _agree(f"beside p of tensor {k} {w.shape}", _beside(s), rest.get(), "")
+            for n, codec, (codes, scales) in zip(self.names, self.codecs, self.s[k], strict=True):
                 have = s[n]
-                want = have.codes if isinstance(have, Box) else have.view(np.uint32)
-                got = codes.get()
-                if isinstance(have, Box) and have.codec.scope == "element":
-                    _agree(f"{n} of tensor {k} {w.shape}", want, got, "bfloat16")
-                elif isinstance(have, Box):
-                    assert (want.view(np.uint8) == got.view(np.uint8)).all(), f"{n} codes of tensor {k} {w.shape}"
-                    _agree(
-                        f"{n} scales of tensor {k} {w.shape}", have.scales.view(np.uint32), scales.get().view(np.uint32)
-                    )
-                else:
-                    _agree(f"{n} of tensor {k} {w.shape}", want, got.view(np.uint32))
+                arrays = have.arrays if isinstance(have, Box) else {"codes": have}
+                number = {"f32": "float32", "bf16": "bfloat16"}.get(codec, "")
+                _agree(f"{n} of tensor {k} {w.shape}", _words(arrays["codes"]), _words(codes.get()), number)
+                if scales is not None:
+                    number = {"float16": "float16", "uint16": "bfloat16"}.get(arrays["scales"].dtype.name, "float32")
+                    what = f"{n} scales of tensor {k} {w.shape}"
+                    _agree(what, _words(arrays["scales"]), _words(scales.get()), number)
+
+
+def _words(a: np.ndarray) -> np.ndarray:
+    return a.view(f"u{a.dtype.itemsize}")
+
+
+def _beside(state: dict[str, Any]) -> np.ndarray | None:
+    return next(iter(state["p"].arrays.values())) if isinstance(state.get("p"), Box) else None
+
+
+def _rest(state: dict[str, Any]) -> Any:
+    import cupy
+
+    beside = _beside(state)
+    return None if beside is None else cupy.asarray(beside)
 
 
 def _device(stored: Any) -> tuple[Any, Any]:
@@ -133,8 +162,8 @@ def _shifted(words: np.ndarray, shift: int) -> Any:
     return raw
 
 
-def _agree(what: str, want: np.ndarray, got: np.ndarray, number: str = "float32") -> None:
-    bad = ~same(want, got, number)
+def _agree(what: str, want: np.ndarray, got: np.ndarray, number: str = "") -> None:
+    bad = ~same(want, got, number) if number else _words(want) != _words(got)
     if bad.any():
         at = np.argwhere(bad)[0]
         raise AssertionError(f"{what}: {bad.sum()} of {bad.size} words differ, first at {at.tolist()}")
