@@ -2,12 +2,13 @@
 
 Each piece is made for one rule, one codec a state and one format of weights, and is handed the tile's place as
 `where`: (first element, elements, row, offset in the row, row length). A format of None is float32, which is used
-where it lies. What lies beside the codes, `beside`, are the scales of a block codec or the rests of weights.
+where it lies. Pieces are shared by the kernels of a process: most of a compilation is spent on them. What lies beside the codes, `beside`, are the scales of a block codec or the rests of weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numba
@@ -124,6 +125,7 @@ def rule_loop(states: int, rule: Callable, scalars: int) -> Callable:
     return (loop0, loop1, loop2, loop3)[states]
 
 
+@cache
 def _allocated(count: int) -> Callable:
     """A tuple of float32 buffers, each an allocation of its own: LLVM cannot tell two rows of one array apart."""
     if count == 0:
@@ -162,6 +164,7 @@ def _views(tables: Sequence[Table]) -> Callable:
     return views
 
 
+@cache
 def _view(table: Table) -> Callable:
     """Where a tile lies as float32: in the stored array itself (None), or in the buffer it was decoded into."""
     if table is None:
@@ -186,6 +189,7 @@ def _closed(tables: Sequence[Table]) -> Callable:
 # ------------------------------------------------------------------------------------------------------------- decoding
 
 
+@cache
 def _open(table: Table) -> Callable:
     """How a tile is decoded into its buffer: `(codes, beside, buffer, block, where)`."""
     if table is None:
@@ -281,6 +285,7 @@ def _nibbles_decoded(decode: Callable) -> Callable:
 # ------------------------------------------------------------------------------------------------------------- encoding
 
 
+@cache
 def _close(table: Table) -> Callable:
     """How a tile of fresh values is stored, `(codes, scales, x, block, where)`; float32 was updated where it lies."""
     if table is None:
@@ -372,6 +377,7 @@ def _nibbles_encoded(table: Block) -> tuple[Callable, Callable]:
 # -------------------------------------------------------------------------------------------------------------- weights
 
 
+@cache
 def _close_weights(table: Table) -> Callable:
     """How a tile of fresh weights is stored: `(words, rests, x, key, bits, where)`."""
     if isinstance(table, Words):

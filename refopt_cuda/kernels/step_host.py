@@ -104,21 +104,25 @@ def _tiles(cut: Cut, coded: bool) -> tuple[int, int]:
 def _plan(of: Combination) -> Plan:
     """Build the kernel of one combination; compiled, or loaded from disk, when it first runs."""
     loop = rule_loop(len(of.codecs), of.rule.make(host()), of.scalars)
-    serial = tiles([_table(codec) for codec in of.codecs], loop, _weight(of), _number(of.grad))
+    serial = tiles([_table(codec) for codec in of.codecs], loop, _weight(of.weight), _number(of.grad))
     return Plan(cached(serial, of.name), cached(spread(serial), of.name + "_parallel"))
 
 
+@cache
 def _number(word: str) -> Element | None:
     """How a weight or gradient of this format is read and written; None is float32, which needs nothing."""
     return None if word == "f32" else arguments.number(word).make(host())
 
 
-def _weight(of: Combination) -> Table:
-    if isinstance(of.weight, str):
-        return _number(of.weight)
-    return Words(of.weight.make(host()), of.rest_dtype is not None, of.random)
+@cache
+def _weight(weight: str | Codec) -> Table:
+    if isinstance(weight, str):
+        return _number(weight)
+    rests = weight.module.rest_dtype(**weight.options) is not None
+    return Words(weight.make(host()), rests, weight.module.RANDOM)
 
 
+@cache
 def _table(codec: Codec) -> Table:
     if not codec.scaled:
         return _number(codec.stem)
