@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["make", "step_word"]
+__all__ = ["key", "make", "mixer", "step_word"]
 
 GOLDEN = 0x9E3779B97F4A7C15
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -28,11 +28,15 @@ def step_word(seed: int, t: int) -> int:
     return _mix((seed ^ t * GOLDEN) & MASK)
 
 
-def make(jit: Callable) -> tuple[Callable, Callable]:
-    """`key(step_word, tensor)` and `r16(key, i)`, 16 random bits of element i, over uint64 words."""
+def key(word: int, tensor: int) -> int:
+    """The key of one tensor at that step; `tensor` is its number among the parameters."""
+    return _mix(word ^ tensor)
+
+
+def mixer(jit: Callable) -> Callable:
+    """One scrambling of a uint64 word: those of a key's stream, key + 0, key + 1, ..., serve four elements each."""
     golden, first, second = np.uint64(GOLDEN), np.uint64(FIRST), np.uint64(SECOND)
-    s16, s27, s30, s31 = np.uint64(16), np.uint64(27), np.uint64(30), np.uint64(31)
-    two, three, low = np.uint64(2), np.uint64(3), np.uint64(0xFFFF)
+    s27, s30, s31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
     @jit
     def mixed(z):
@@ -40,6 +44,14 @@ def make(jit: Callable) -> tuple[Callable, Callable]:
         z = np.uint64(np.uint64(z ^ np.uint64(z >> s30)) * first)
         z = np.uint64(np.uint64(z ^ np.uint64(z >> s27)) * second)
         return np.uint64(z ^ np.uint64(z >> s31))
+
+    return mixed
+
+
+def make(jit: Callable) -> tuple[Callable, Callable]:
+    """`key(step_word, tensor)` and `r16(key, i)`, 16 random bits of element i, over uint64 words."""
+    mixed, s16 = mixer(jit), np.uint64(16)
+    two, three, low = np.uint64(2), np.uint64(3), np.uint64(0xFFFF)
 
     @jit
     def key(word, tensor):

@@ -1,25 +1,30 @@
 """The pieces of a host kernel, as Numba functions: decode a tile, run the rule over it, encode it back.
 
-Each piece is made for one rule and one codec a state, and is handed the tile's place as `where`: (first element,
-elements, row, offset in the row, row length). A codec of None is float32, which is used where it lies.
+Each piece is made for one rule, one codec a state and one format of weights, and is handed the tile's place as
+`where`: (first element, elements, row, offset in the row, row length). A format of None is float32, which is used
+where it lies. Pieces are shared by the kernels of a process: most of a compilation is spent on them. What lies beside the codes, `beside`, are the scales of a block codec or the rests of weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from refopt_cuda.codecs.forms import Block, Element
+from refopt_cuda.codecs.forms import Block, Element, Weight
+from refopt_cuda.kernels.arguments import NOTHING
+from refopt_cuda.kernels.arith import host
+from refopt_cuda.random import mixer
 
-__all__ = ["NO_SCALES", "rule_loop", "spread", "tiles"]
+__all__ = ["Nibbles", "Words", "rule_loop", "spread", "tiles"]
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
-NO_SCALES = np.zeros(0, np.float32)
-"""Stands in for the scales of a state without any."""
+LOW, HALF_BYTE = np.uint8(15), np.uint8(4)
+NO_BITS = np.uint32(0)
 options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
 jit = numba.njit(**options)
 """Without reference counts: a slice would cost two atomic operations, a third of the time of a short block."""
@@ -27,32 +32,50 @@ inline = numba.njit(inline="always")
 """For what returns a slice, which only a counted reference may do across a call."""
 
 
-def tiles(tables: Sequence, loop: Callable, p_form: Element | None, g_form: Element | None) -> Callable:
-    """The loop over tiles [lo, hi). `where` is (first element, elements, row, offset in the row, row length)."""
-    open_p, open_g, close_p = _open(p_form), _open(g_form), _close(p_form)
+class Nibbles(NamedTuple):
+    """A block codec of 4-bit codes: two share a byte, the earlier in its upper half, and each block begins a byte."""
+
+    block: Block
+
+
+class Words(NamedTuple):
+    """A format of weights: whether something lies beside the words, and whether storing them draws random bits."""
+
+    weight: Weight
+    rest: bool
+    random: bool
+
+
+Table = Block | Nibbles | Words | Element | None
+
+
+def tiles(tables: Sequence[Table], loop: Callable, p_form: Table, g_form: Element | None) -> Callable:
+    """The loop over tiles [lo, hi) of a tensor."""
+    open_p, open_g, close_p = _open(p_form), _open(g_form), _close_weights(p_form)
     view_p, view_g = _view(p_form), _view(g_form)
     opened, views, closed = _opened(tables), _views(tables), _closed(tables)
-    allocate = _allocated(2 + len(tables))
+    allocate, drawn = _allocated(2 + len(tables)), isinstance(p_form, Words) and p_form.random
 
     @jit
-    def walk(p, g, codes, scales, s, blocks, row, tile, lo, hi, buffers):
+    def walk(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi, buffers, bits):
         per_row = (row + tile - 1) // tile
         for k in range(lo, hi):
             r = k // per_row
             offset = (k - r * per_row) * tile
             where = (r * row + offset, min(tile, row - offset), r, offset, row)
-            open_p(p, NO_SCALES, buffers[0], 1, where)
-            open_g(g, NO_SCALES, buffers[1], 1, where)
+            open_p(p, rest, buffers[0], 1, where)
+            open_g(g, NOTHING, buffers[1], 1, where)
             opened(codes, scales, buffers[2:], blocks, where)
             p_tile = view_p(p, buffers[0], where)
             x = views(codes, buffers[2:], where)
             loop(p_tile, view_g(g, buffers[1], where), x, s)
             closed(codes, scales, x, blocks, where)
-            close_p(p, NO_SCALES, p_tile, 1, where)
+            close_p(p, rest, p_tile, key, bits, where)
 
     @numba.njit(error_model="numpy", nogil=True)
-    def serial(p, g, codes, scales, s, blocks, row, tile, lo, hi):
-        walk(p, g, codes, scales, s, blocks, row, tile, lo, hi, allocate(tile))
+    def serial(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi):
+        bits = np.empty(tile // 4 + 2 if drawn else 0, np.uint64)
+        walk(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi, allocate(tile), bits)
 
     return serial
 
@@ -61,9 +84,10 @@ def spread(serial: Callable) -> Callable:
     """All tiles, an even share for each thread; no element depends on the share it falls into."""
 
     @numba.njit(parallel=True, error_model="numpy")
-    def parallel(p, g, codes, scales, s, blocks, row, tile, count, threads):
+    def parallel(p, rest, g, codes, scales, s, blocks, row, tile, key, count, threads):
         for k in numba.prange(threads):
-            serial(p, g, codes, scales, s, blocks, row, tile, k * count // threads, (k + 1) * count // threads)
+            lo, hi = k * count // threads, (k + 1) * count // threads
+            serial(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi)
 
     return parallel
 
@@ -101,6 +125,7 @@ def rule_loop(states: int, rule: Callable, scalars: int) -> Callable:
     return (loop0, loop1, loop2, loop3)[states]
 
 
+@cache
 def _allocated(count: int) -> Callable:
     """A tuple of float32 buffers, each an allocation of its own: LLVM cannot tell two rows of one array apart."""
     if count == 0:
@@ -109,7 +134,10 @@ def _allocated(count: int) -> Callable:
     return numba.njit(lambda size: (np.empty(size, np.float32),) + rest(size))
 
 
-def _opened(tables: Sequence) -> Callable:
+# ----------------------------------------------------------------------------------------------------------- all states
+
+
+def _opened(tables: Sequence[Table]) -> Callable:
     """Decode one tile of every state into its buffer."""
     if not tables:
         return jit(lambda codes, scales, buffers, blocks, where: None)
@@ -123,7 +151,7 @@ def _opened(tables: Sequence) -> Callable:
     return opened
 
 
-def _views(tables: Sequence) -> Callable:
+def _views(tables: Sequence[Table]) -> Callable:
     """One tile of every state as a tuple of float32 arrays."""
     if not tables:
         return inline(lambda codes, buffers, where: ())
@@ -136,14 +164,15 @@ def _views(tables: Sequence) -> Callable:
     return views
 
 
-def _view(table: Block | Element | None) -> Callable:
+@cache
+def _view(table: Table) -> Callable:
     """Where a tile lies as float32: in the stored array itself (None), or in the buffer it was decoded into."""
     if table is None:
         return inline(lambda codes, buffer, where: codes[where[0] : where[0] + where[1]])
     return inline(lambda codes, buffer, where: buffer[: where[1]])
 
 
-def _closed(tables: Sequence) -> Callable:
+def _closed(tables: Sequence[Table]) -> Callable:
     """Encode one tile of every state back into its codes and scales."""
     if not tables:
         return jit(lambda codes, scales, x, blocks, where: None)
@@ -157,18 +186,26 @@ def _closed(tables: Sequence) -> Callable:
     return closed
 
 
-def _open(table: Block | Element | None) -> Callable:
-    """How a tile is decoded into its buffer; float32 itself (None) is used where it lies."""
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+
+@cache
+def _open(table: Table) -> Callable:
+    """How a tile is decoded into its buffer: `(codes, beside, buffer, block, where)`."""
     if table is None:
-        return jit(lambda codes, scales, buffer, block, where: None)
+        return jit(lambda codes, beside, buffer, block, where: None)
     if isinstance(table, Element):
         return _open_elements(table.load)
-    return _open_blocks(table.decode)
+    if isinstance(table, Words):
+        return _open_words(table)
+    if isinstance(table, Nibbles):
+        return _open_blocks(_nibbles_decoded(table.block.decode), _packed_place)
+    return _open_blocks(_decoded(table.decode), _place)
 
 
 def _open_elements(load: Callable) -> Callable:
     @jit
-    def elements(codes, scales, buffer, block, where):
+    def elements(codes, beside, buffer, block, where):
         words, x = codes[where[0] : where[0] + where[1]], buffer[: where[1]]
         for i in range(x.size):
             x[i] = load(words[i])
@@ -176,32 +213,88 @@ def _open_elements(load: Callable) -> Callable:
     return elements
 
 
-def _open_blocks(decode: Callable) -> Callable:
+def _open_words(table: Words) -> Callable:
+    load = table.weight.open
+
+    @jit
+    def alone(codes, beside, buffer, block, where):
+        words, x = codes[where[0] : where[0] + where[1]], buffer[: where[1]]
+        for i in range(x.size):
+            x[i] = load(words[i], NO_BITS)
+
+    @jit
+    def beside_rests(codes, beside, buffer, block, where):
+        lo, hi = where[0], where[0] + where[1]
+        words, rests, x = codes[lo:hi], beside[lo:hi], buffer[: where[1]]
+        for i in range(x.size):
+            x[i] = load(words[i], rests[i])
+
+    return beside_rests if table.rest else alone
+
+
+@jit
+def _place(block, where):
+    """(block number, its first byte) of a tile's first element, and bytes from one block to the next."""
+    start, _, r, offset, row = where
+    return r * ((row + block - 1) // block) + offset // block, start, block
+
+
+@jit
+def _packed_place(block, where):
+    """The same where two codes share a byte and every block begins one."""
+    _, _, r, offset, row = where
+    stride, tail = (block + 1) // 2, (row % block + 1) // 2
+    first = r * (row // block * stride + tail) + offset // block * stride
+    return r * ((row + block - 1) // block) + offset // block, first, stride
+
+
+def _open_blocks(decoded: Callable, place: Callable) -> Callable:
+    @jit
+    def blocks(codes, scales, buffer, block, where):
+        size = where[1]
+        x, (k, at, stride) = buffer[:size], place(block, where)
+        for lo in range(0, size, block):
+            decoded(codes[at : at + stride], scales[k], x[lo : min(lo + block, size)])
+            k, at = k + 1, at + stride
+
+    return blocks
+
+
+def _decoded(decode: Callable) -> Callable:
     @jit
     def decoded(codes, scale, x):
         for i in range(x.size):
             x[i] = decode(codes[i], scale)
 
+    return decoded
+
+
+def _nibbles_decoded(decode: Callable) -> Callable:
     @jit
-    def blocks(codes, scales, buffer, block, where):
-        start, size, r, offset, row = where
-        words, x = codes[start : start + size], buffer[:size]
-        k = r * ((row + block - 1) // block) + offset // block
-        for lo in range(0, size, block):
-            hi = min(lo + block, size)
-            decoded(words[lo:hi], scales[k], x[lo:hi])
-            k += 1
+    def decoded(codes, scale, x):
+        for i in range(x.size // 2):
+            byte = codes[i]
+            x[2 * i] = decode(np.uint8(byte >> HALF_BYTE), scale)
+            x[2 * i + 1] = decode(np.uint8(byte & LOW), scale)
+        if x.size % 2:
+            x[x.size - 1] = decode(np.uint8(codes[x.size // 2] >> HALF_BYTE), scale)
 
-    return blocks
+    return decoded
 
 
-def _close(table: Block | Element | None) -> Callable:
-    """How a tile of fresh float32 values is stored; float32 itself (None) was updated where it lies."""
+# ------------------------------------------------------------------------------------------------------------- encoding
+
+
+@cache
+def _close(table: Table) -> Callable:
+    """How a tile of fresh values is stored, `(codes, scales, x, block, where)`; float32 was updated where it lies."""
     if table is None:
         return jit(lambda codes, scales, x, block, where: None)
     if isinstance(table, Element):
         return _close_elements(table.store)
-    return _close_blocks(table)
+    if isinstance(table, Nibbles):
+        return _close_blocks(_encoded(table.block, *_nibbles_encoded(table.block)), _packed_place)
+    return _close_blocks(_encoded(table, *_bytes_encoded(table)), _place)
 
 
 def _close_elements(store: Callable) -> Callable:
@@ -214,24 +307,21 @@ def _close_elements(store: Callable) -> Callable:
     return elements
 
 
-def _close_blocks(table: Block) -> Callable:
-    encoded = _encoded(table)
-
+def _close_blocks(encoded: Callable, place: Callable) -> Callable:
     @jit
     def blocks(codes, scales, x, block, where):
-        start, size, r, offset, row = where
-        k = r * ((row + block - 1) // block) + offset // block
+        size = where[1]
+        k, at, stride = place(block, where)
         for lo in range(0, size, block):
-            hi = min(lo + block, size)
-            scales[k] = encoded(codes[start + lo : start + hi], x[lo:hi])
-            k += 1
+            scales[k] = encoded(codes[at : at + stride], x[lo : min(lo + block, size)])
+            k, at = k + 1, at + stride
 
     return blocks
 
 
-def _encoded(table: Block) -> Callable:
+def _encoded(table: Block, filled: Callable, cleared: Callable) -> Callable:
     """Encode one block and return its stored scale; the maximum is one of integers, so that NaN > Inf > any number."""
-    scale, encode, zero = table.scale, table.encode, table.zero
+    scale = table.scale
 
     @jit
     def encoded(codes, x):
@@ -239,12 +329,99 @@ def _encoded(table: Block) -> Callable:
         absmax = np.uint32(0)
         for i in range(words.size):
             absmax = max(absmax, np.uint32(words[i] & MAGNITUDE))
-        stored, inverse, coded = scale(absmax)
+        stored, factor, coded = scale(absmax)
         if coded:
-            for i in range(x.size):
-                codes[i] = encode(x[i], inverse)
+            filled(codes, x, factor)
         else:
-            codes[:] = zero
+            cleared(codes, x.size)
         return stored
 
     return encoded
+
+
+def _bytes_encoded(table: Block) -> tuple[Callable, Callable]:
+    """`filled(codes, x, factor)`, one code a byte, and `cleared(codes, size)` for a block of zeros."""
+    encode, zero = table.encode, table.zero
+
+    @jit
+    def filled(codes, x, factor):
+        for i in range(x.size):
+            codes[i] = encode(x[i], factor)
+
+    @jit
+    def cleared(codes, size):
+        codes[:size] = zero
+
+    return filled, cleared
+
+
+def _nibbles_encoded(table: Block) -> tuple[Callable, Callable]:
+    """The same with two codes a byte; a block of odd length ends with the code of zero."""
+    encode, zero = table.encode, np.uint8(table.zero)
+    zeros = np.uint8(zero << 4 | zero)
+
+    @jit
+    def filled(codes, x, factor):
+        for i in range(x.size // 2):
+            codes[i] = np.uint8(encode(x[2 * i], factor) << HALF_BYTE) | encode(x[2 * i + 1], factor)
+        if x.size % 2:
+            codes[x.size // 2] = np.uint8(encode(x[x.size - 1], factor) << HALF_BYTE) | zero
+
+    @jit
+    def cleared(codes, size):
+        codes[: (size + 1) // 2] = zeros
+
+    return filled, cleared
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+@cache
+def _close_weights(table: Table) -> Callable:
+    """How a tile of fresh weights is stored: `(words, rests, x, key, bits, where)`."""
+    if isinstance(table, Words):
+        return _close_words(table)
+    close = _close(table)
+    return jit(lambda p, rest, x, key, bits, where: close(p, rest, x, 1, where))
+
+
+def _close_words(table: Words) -> Callable:
+    store, draw = table.weight.close, _drawn()
+
+    @jit
+    def drawn(p, rest, x, key, bits, where):
+        words, random = p[where[0] : where[0] + where[1]], draw(bits, key, where[0], where[1])
+        for i in range(x.size):
+            words[i], _ = store(x[i], words[i], NO_BITS, random[i])
+
+    @jit
+    def alone(p, rest, x, key, bits, where):
+        words = p[where[0] : where[0] + where[1]]
+        for i in range(x.size):
+            words[i], _ = store(x[i], words[i], NO_BITS, NO_BITS)
+
+    @jit
+    def beside(p, rest, x, key, bits, where):
+        lo, hi = where[0], where[0] + where[1]
+        words, rests = p[lo:hi], rest[lo:hi]
+        for i in range(x.size):
+            words[i], rests[i] = store(x[i], words[i], rests[i], NO_BITS)
+
+    if table.rest and table.random:
+        raise NotImplementedError("host_tiles: no format of weights draws bits and keeps something beside its words")
+    return beside if table.rest else drawn if table.random else alone
+
+
+def _drawn() -> Callable:
+    """16 random bits for each element of a tile, by its number in the tensor: a word of the stream serves four."""
+    mix = mixer(host().jit)
+
+    @inline
+    def draw(bits, key, start, size):
+        first, skipped = start // 4, start % 4
+        for q in range((skipped + size + 3) // 4):
+            bits[q] = mix(key + np.uint64(first + q))
+        return bits.view(np.uint16)[skipped : skipped + size]
+
+    return draw

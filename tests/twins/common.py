@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 
 from refopt import Optimizer, codecs
 from refopt.spec import Box
+from refopt_cuda.codecs import named
+from refopt_cuda.random import step_word
+from refopt_cuda.rules import Form, form_of, row
+from tests.cases import RULES as RULE_CASES
+from tests.kernels.gpu_step import TO_WORDS, narrow, widen
 
-HYPERS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.03, "momentum": 0.85, "dampening": 0.2, "wd": 0.07},
-    "adam": {"lr": 0.01, "beta1": 0.8, "beta2": 0.97, "eps": 1e-7, "wd": 0.06},
-    "adamw": {"lr": 0.01, "beta1": 0.8, "beta2": 0.97, "eps": 1e-7, "wd": 0.1},
-    "lion": {"lr": 0.003, "beta1": 0.85, "beta2": 0.95, "wd": 0.2},
-}
-"""No value here makes two rules, or two orders of the same rule, coincide."""
+HYPERS: dict[str, dict[str, Any]] = {}
+"""Of each rule's plainest case: no value here makes two rules, or two orders of the same rule, coincide."""
+for case in RULE_CASES:
+    HYPERS.setdefault(case.stem if case.states else "", case.hyper)
 
-STATES = {"sgd": ("buf",), "adam": ("m", "v"), "adamw": ("m", "v"), "lion": ("m",)}
 BF16 = ml_dtypes.bfloat16
+SEED, NUMBER = 5, 2
+"""Of the random bits: a seed, and which of the parameters is the one that is stepped."""
 
 SHAPES = st.sampled_from(
     [(), (0,), (3, 0), (1,), (2,), (31,), (255,), (256,), (257,), (4095,), (4096,), (4097,)]
@@ -62,19 +65,128 @@ def _plant(flat: np.ndarray, kind: str, rng: np.random.Generator) -> None:
         flat[rng.integers(flat.size)] = np.nan if kind == "nan" else -np.inf
 
 
-def oracle(rule: str, names: tuple[str, ...], blocks: tuple[int, ...], p_codec: str = "f32", **hyper: Any) -> Optimizer:
-    """The oracle with codec names[i] of block blocks[i] for state i."""
-    given: dict[str, Any] = {"p": p_codec}
-    for role, name, block in zip(STATES[rule], names, blocks, strict=False):
-        record = codecs.CODECS[name]
-        given[role] = record(block=block) if record.scope == "block" else record
-    return Optimizer(rule, codecs=given, **(HYPERS[rule] | hyper))
+def log_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Magnitudes from 1e-12 to 1e4, and zeros."""
+    x = rng.choice([-1.0, 1.0], shape) * 10 ** rng.uniform(-12, 4, shape)
+    return np.asarray(x * (rng.random(shape) > 0.05), np.float32)
 
 
-def stored(rule: str, names: tuple[str, ...], state: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-    """A deep copy of the oracle's state of one tensor, as the twins take it."""
-    arrays = [state[role] for role in STATES[rule][: len(names)]]
-    return [copy.deepcopy(a.arrays if isinstance(a, Box) else {"codes": a}) for a in arrays]
+class Case(NamedTuple):
+    """One combination of all that a kernel is made for, by name: a rule with hyper-parameters, a codec a state, formats
+    of weights and gradients; and the block length, one for all states or one a state."""
+
+    stem: str
+    codecs: tuple[str, ...]
+    weight: str = "float32"
+    grad: str = "float32"
+    block: int | tuple[int, ...] = 64
+    hyper: dict[str, Any] | None = None
+
+    @property
+    def hypers(self) -> dict[str, Any]:
+        """The hyper-parameters, by default those of the rule's plainest case with states."""
+        return HYPERS[self.stem] if self.hyper is None else self.hyper
+
+    @property
+    def form(self) -> Form:
+        return form_of(self.stem, Optimizer(self.stem, **self.hypers).hyper)
+
+    @property
+    def visible(self) -> str:
+        """The number format of the weights that are seen."""
+        return self.weight if self.weight in TO_WORDS else "bfloat16"
+
+    def optimizer(self) -> Optimizer:
+        """The oracle with these codecs."""
+        states, blocks = self.form.states, self.block
+        blocks = blocks if isinstance(blocks, tuple) else (blocks,) * len(states)
+        given = {name: record(c, b) for (name, _), c, b in zip(states, self.codecs, blocks, strict=True)}
+        if self.weight not in TO_WORDS:
+            given["p"] = record(self.weight)
+        return Optimizer(self.stem, given, seed=SEED, **self.hypers)
+
+    def __str__(self) -> str:
+        parts = [self.form.name, "+".join(self.codecs) or "none", self.weight, self.grad]
+        return "-".join([*parts, str(self.block).strip("()").replace(", ", "+")])
+
+
+def record(name: str, block: int | None = None) -> Any:
+    """The oracle's codec for a name of `refopt_cuda.codecs`: "dynamic8", "fp8.e5m2", "bf16_ecc.16"."""
+    form = named(name)
+    found, signed = codecs.CODECS[form.stem], name.partition(".")[2]
+    options = {k: v for k, v in form.options.items() if k != "signed" or signed in ("signed", "unsigned")}
+    return found(**options, block=block, layout=None) if found.scope == "block" else found(**options)
+
+
+class Compared(NamedTuple):
+    """One array after a step: a twin's and the oracle's, all NaNs being one value."""
+
+    what: str
+    have: np.ndarray
+    want: np.ndarray
+
+    @property
+    def differ(self) -> int:
+        """How many words do."""
+        return int((words(self.have) != words(self.want)).sum())
+
+
+def compared(
+    case: Case, step: Callable, p: np.ndarray, gradients: Sequence[np.ndarray], t0: int = 0
+) -> Iterator[Compared]:
+    """A step of a twin for each gradient, each from the oracle's state, so that no difference can hide in another.
+
+    step    `step_host.step`, or what takes the same arguments
+    """
+    opt, form, others = case.optimizer(), case.form, [np.ones(1, np.float32)] * NUMBER
+    weight = case.weight if case.weight not in TO_WORDS else None
+    p = narrow(np.asarray(p), case.visible)
+    states = opt.init([*others, widen(p, case.visible)])
+    for state in states:
+        state["t"] = t0
+    for given in gradients:
+        g = narrow(np.asarray(given), case.grad)
+        mine, state = p.copy(), states[NUMBER]
+        kept, rest = [_arrays(state[name]) for name, _ in form.states], _beside(state)
+        t = state["t"] + 1
+        s = row(case.stem, t, {**opt.hyper, **{k: v for k, v in case.hypers.items() if k in ("gscale", "maximize")}})
+        step(form, case.codecs, _seen(mine, case.visible), _seen(g, case.grad), kept, p.shape, case.block, s,
+             weight=weight, rest=rest, random=(step_word(SEED, t), NUMBER))  # fmt: skip
+        new, states = opt.step([*others, widen(p, case.visible)], [*others, widen(g, case.grad)], states)
+        p, state = narrow(new[NUMBER], case.visible), states[NUMBER]
+        yield Compared(f"step {t}: p", _numbers(mine, case.visible), _numbers(p, case.visible))
+        if rest is not None:
+            view = BF16 if case.weight == "bf16_kahan" else rest.dtype
+            yield Compared(f"step {t}: beside p", rest.view(view), _beside(state).view(view))
+        for (name, _), codec, have in zip(form.states, case.codecs, kept, strict=True):
+            for key, want in _arrays(state[name]).items():
+                view = BF16 if codec == "bf16" or (key, want.dtype) == ("scales", np.uint16) else want.dtype
+                yield Compared(f"step {t}: {name}.{key}", have[key].view(view), want.view(view))
+
+
+def check(case: Case, step: Callable, p: np.ndarray, gradients: Sequence[np.ndarray], t0: int = 0) -> None:
+    """Raise AssertionError where a word of a twin's step is not the oracle's."""
+    for one in compared(case, step, p, gradients, t0):
+        assert_same_bits(one.have, one.want, f"{case}: {one.what}")
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    """A copy of a state's arrays, as the twins take them."""
+    return copy.deepcopy(state.arrays if isinstance(state, Box) else {"codes": state})
+
+
+def _beside(state: dict[str, Any]) -> np.ndarray | None:
+    """A copy of what the oracle keeps beside the weights."""
+    return next(iter(state["p"].arrays.values())).copy() if isinstance(state.get("p"), Box) else None
+
+
+def _seen(a: np.ndarray, number: str) -> np.ndarray:
+    """Words as a caller hands them over: float32 and float16 as such."""
+    return a if number == "bfloat16" else a.view(number)
+
+
+def _numbers(a: np.ndarray, number: str) -> np.ndarray:
+    return a.view(BF16 if number == "bfloat16" else number)
 
 
 def words(a: np.ndarray) -> np.ndarray:
@@ -91,15 +203,6 @@ def assert_same_bits(got: np.ndarray, want: np.ndarray, what: str) -> None:
     if differ.size:
         i = differ[0]
         raise AssertionError(
-            f"{what}: {differ.size} of {math.prod(want.shape)} differ, first at {i}: "
+            f"{what}: {differ.size} of {want.size} differ, first at {i}: "
             f"{got.reshape(-1)[i]!r} for {want.reshape(-1)[i]!r}"
         )
-
-
-def assert_states_agree(
-    rule: str, names: tuple[str, ...], got: list[dict[str, np.ndarray]], state: dict[str, Any]
-) -> None:
-    for role, name, have, want in zip(STATES[rule], names, got, stored(rule, names, state), strict=False):
-        for key, array in want.items():
-            view = BF16 if name == "bf16" else array.dtype
-            assert_same_bits(have[key].view(view), array.view(view), f"{role}.{key}")
