@@ -13,10 +13,10 @@ from refopt_cuda.optim import checks, run, settings, states
 from refopt_cuda.rules import form_of
 
 MEANING: dict[str, dict[str, Any]] = {
-    "adam": {"amsgrad": False, "decoupled_weight_decay": False},
-    "adamw": {"amsgrad": False, "decoupled_weight_decay": True},
+    "adam": {"decoupled_weight_decay": False},
+    "adamw": {"decoupled_weight_decay": True},
 }
-"""Options of torch.optim under which a state would mean another rule."""
+"""An option of torch.optim under which a state would mean another rule."""
 
 
 class Composed(torch.optim.Optimizer):
@@ -180,10 +180,16 @@ class Composed(torch.optim.Optimizer):
         if sizes[0] != sizes[1]:
             raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for k, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
-            own = {name: ours[name] for name in ("rule", "codecs", "block", "min_size")}
+            own = {name: ours[name] for name in ("rule", "codecs", "min_size")}
             for name, value in (own | MEANING.get(self.rule.stem, {})).items():
                 if theirs.get(name, value) != value:
                     raise StateError(f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {value!r}")
+            for role in ours["codecs"]:
+                sizes = [settings.coding(g["codecs"][role], g["block"], False).block for g in ({**ours, **theirs}, ours)]
+                if sizes[0] != sizes[1]:
+                    raise StateError(
+                        f"{call}: group {k} keeps {role} in blocks of {sizes[0]}, this optimizer in blocks of {sizes[1]}"
+                    )
             hyper = settings.hyper_of(self.rule, {**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:

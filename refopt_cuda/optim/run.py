@@ -209,9 +209,10 @@ class Plan:
 
     def agree(self, rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], call: str) -> None:
         """Begin anew where the group's settings have changed."""
-        mode = tuple(settings.roles(rule, hyper).items()), group["codecs"], group["block"], group["min_size"]
+        first = settings.roles(rule, hyper)
+        mode = tuple(first.items()), group["codecs"], group["block"], group["min_size"]
         if mode != self.mode:
-            settings.check_group(rule, group, call)
+            settings.check_group(rule, group, call, first)
             self.mode, self.slots, self.buckets = (mode[0], dict(group["codecs"]), *mode[2:]), {}, {}
             self.lane = None
 

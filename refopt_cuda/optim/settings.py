@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from refopt.codecs import CODECS as RECORDS
 from refopt.rules import RULES
 from refopt.spec import Codec, Hyper, Rule, State
-from refopt_cuda.codecs import STATES, WEIGHTS, Form, form_of, named
+from refopt_cuda.codecs import STATES, WEIGHTS, Form, named
 from refopt_cuda.rules import RULES as KERNELS
 from refopt_cuda.rules import hypers
 
@@ -145,17 +145,17 @@ def coding(text: str, block: int | None, nonnegative: bool) -> Coding:
     return Coding(form, (int(own) if own else block or RECORDS[form.stem].block or 0) if form.scaled else 0)
 
 
-def check_group(rule: Rule, group: Mapping[str, Any], call: str) -> None:
-    """ValueError for a block, a limit or a table of codecs that no state can be kept with."""
+def check_group(rule: Rule, group: Mapping[str, Any], call: str, needed: Iterable[str] = ()) -> None:
+    """ValueError for a block, a limit or a table of codecs that no state, of those that are needed, can be kept with."""
     for name, low in (("block", 1), ("min_size", 0)):
         value = group[name]
         if name == "block" and value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{call}: {name} must be a whole number >= {low}, got {value!r}")
-    codecs, names = group["codecs"], {s.name for s in rule.states}
-    if not isinstance(codecs, Mapping) or set(codecs) - {"p"} != names:
-        raise ValueError(f"{call}: codecs must give each of {', '.join(names)} a codec, got {codecs!r}")
+    codecs, names = group["codecs"], {s.name for s in rule.states} | {"p"}
+    if not isinstance(codecs, Mapping) or not set(needed) <= set(codecs) <= names:
+        raise ValueError(f"{call}: codecs must give each of {', '.join(needed)} a codec, got {codecs!r}")
     sizes = []
     for role, text in codecs.items():
         block = coding(words(role, text, call), group["block"], False)
