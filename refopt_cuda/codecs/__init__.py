@@ -20,12 +20,34 @@ from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from refopt_cuda.codecs import bf16, bf16_ecc, bf16_kahan, bf16_rem16, bf16_sr, dynamic8, f32, int8_linear
+from refopt_cuda.codecs import (
+    bf16,
+    bf16_ecc,
+    bf16_kahan,
+    bf16_rem16,
+    bf16_sr,
+    compand8,
+    dynamic8,
+    f32,
+    fp4,
+    fp8,
+    int8_linear,
+    nf4,
+    q4,
+)
 
 __all__ = ["BLOCK", "CODECS", "ELEMENT", "STATES", "WEIGHTS", "Form", "form_of", "forms", "named"]
 
 ELEMENT: dict[str, ModuleType] = {"f32": f32, "bf16": bf16}
-BLOCK: dict[str, ModuleType] = {"int8_linear": int8_linear, "dynamic8": dynamic8}
+BLOCK: dict[str, ModuleType] = {
+    "int8_linear": int8_linear,
+    "dynamic8": dynamic8,
+    "fp8": fp8,
+    "q4": q4,
+    "compand8": compand8,
+    "nf4": nf4,
+    "fp4": fp4,
+}
 WEIGHTS: dict[str, ModuleType] = {
     "bf16_sr": bf16_sr,
     "bf16_kahan": bf16_kahan,
