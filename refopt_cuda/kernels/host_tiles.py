@@ -2,7 +2,8 @@
 
 Each piece is made for one rule, one codec a state and one format of weights, and is handed the tile's place as
 `where`: (first element, elements, row, offset in the row, row length). A format of None is float32, which is used
-where it lies. Pieces are shared by the kernels of a process: most of a compilation is spent on them. What lies beside the codes, `beside`, are the scales of a block codec or the rests of weights.
+where it lies. What lies beside the codes, `beside`, are the scales of a block codec or the rests of weights. Pieces are
+shared by the kernels of a process: most of a compilation is spent on them.
 """
 
 from __future__ import annotations

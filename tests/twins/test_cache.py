@@ -14,14 +14,14 @@ pytest.importorskip("numba")
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import numpy as np
-from refopt_cuda.kernels import host_cache, step_host
+from refopt_cuda.kernels import arguments, host_cache, step_host
 from refopt_cuda.rules import RULES
 if {edited}:
     host_cache._sources = lambda: "another scalar form"
 p, g = np.ones(8, np.float32), np.ones(8, np.float32)
 codecs, states = {{"sgd": ((), []), "lion": (("f32",), [{{"codes": np.zeros(8, np.float32)}}])}}[{rule!r}]
 step_host.step({rule!r}, codecs, p, g, states, (8,), 256, RULES[{rule!r}].scalars(1, lr=0.5))
-plan = step_host._plan({rule!r}, codecs, "f32", "f32")
+plan = step_host._plan(arguments.combination({rule!r}, codecs, p.dtype, g.dtype))
 print(*p[:1], sum(plan.serial.stats.cache_hits.values()), sum(plan.serial.stats.cache_misses.values()))
 """
 

@@ -1,8 +1,8 @@
-"""The host twin computes the oracle's bits, whatever the rule, codecs, dtypes, shape and number of threads."""
+"""The host twin computes the oracle's bits, whatever the rule, codecs, formats, shape and number of threads."""
 
 from __future__ import annotations
 
-import copy
+import os
 from typing import Any
 
 import numpy as np
@@ -10,108 +10,72 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import refopt
-from refopt import codecs
-from refopt.spec import Box
-from tests.cases import RULES as ORACLE_CASES
-from tests.twins.common import BF16, HYPERS, assert_same_bits, assert_states_agree, inputs, oracle, stored
+from tests.twins.combinations import EACH, pairs, sampled
+from tests.twins.common import HYPERS, Case, check, inputs, log_uniform
 
 pytest.importorskip("numba")
 from refopt_cuda.kernels import step_host
-from refopt_cuda.rules import RULES, form_of, row
+from refopt_cuda.random import step_word
+from refopt_cuda.rules import RULES
 
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+PLAIN_SGD = {"lr": 0.03, "wd": 0.07}
 CASES = [
-    # rule, codec a state, dtype of p, dtype of g
-    ("sgd", (), "f32", "f16"),
-    ("sgd", ("f32",), "bf16", "f32"),
-    ("sgd", ("bf16",), "f16", "bf16"),
-    ("sgd", ("int8_linear",), "f32", "f32"),
-    ("adam", ("f32", "bf16"), "f32", "bf16"),
-    ("adam", ("dynamic8", "dynamic8"), "f16", "f16"),
-    ("adamw", ("f32", "f32"), "f32", "f32"),
-    ("adamw", ("dynamic8", "dynamic8"), "f32", "f32"),
-    ("adamw", ("dynamic8", "dynamic8"), "bf16", "bf16"),
-    ("adamw", ("dynamic8", "int8_linear"), "f32", "bf16"),
-    ("adamw", ("int8_linear", "f32"), "bf16", "f16"),
-    ("lion", ("f32",), "f16", "f32"),
-    ("lion", ("dynamic8",), "bf16", "f32"),
+    Case("sgd", (), "float32", "float16", hyper=PLAIN_SGD),
+    Case("sgd", ("bf16",), "float16", "bfloat16"),
+    Case("adam", ("q4", "q4"), "bf16_kahan"),
+    Case("adamw", ("f32", "f32")),
+    Case("adamw", ("dynamic8", "dynamic8")),
+    Case("adamw", ("compand8", "int8_linear"), "bfloat16", "bfloat16"),
+    Case("lion", ("fp8",), "bf16_sr"),
+    Case("rmsprop", ("compand8.bf16",), "bf16_ecc", "float16"),
 ]
-DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": BF16}
-
-
-def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.asarray(x).astype(DTYPES[dtype])
-
-
-def as_words(x: np.ndarray) -> np.ndarray:
-    return x.view(np.uint16) if x.dtype == BF16 else x
-
-
-def check(case: tuple, p: np.ndarray, gradients: list, blocks: tuple[int, ...], t0: int = 0, **hyper: Any) -> None:
-    """Three steps, each from the oracle's state, so that no difference can hide in another."""
-    rule, names, p_dtype, g_dtype = case
-    hyper = HYPERS[rule] | ({"momentum": 0.0, "dampening": 0.0} if rule == "sgd" and not names else {}) | hyper
-    opt = oracle(rule, names, blocks, "bf16" if p_dtype == "bf16" else "f32", **hyper)
-    p = rounded(p, p_dtype)
-    state = opt.init(p.astype(np.float32))
-    state[0]["t"] = t0
-    for g in gradients:
-        g = rounded(g, g_dtype)
-        mine, states = p.copy(), stored(rule, names, state[0])
-        wide, state = opt.step(p.astype(np.float32), g.astype(np.float32), state)
-        gscale, maximize = hyper.get("gscale", 1.0), hyper.get("maximize", False)
-        plain = {k: v for k, v in hyper.items() if k not in ("gscale", "maximize")}
-        s = RULES[rule].scalars(state[0]["t"], gscale=gscale, maximize=maximize, **plain)
-        step_host.step(rule, names, as_words(mine), as_words(g), states, p.shape, blocks, s)
-        p = rounded(wide, p_dtype)
-        assert_same_bits(mine, p, "p")
-        assert_states_agree(rule, names, states, state[0])
+F32, CODED, DRAWN = CASES[3], CASES[4], CASES[6]
+BLOCKS = (1, 15, 16, 100, 256, 2048)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
-@given(drawn=inputs(), block=st.sampled_from([1, 16, 100, 256, 2048]), t0=st.sampled_from([0, 1, 700]))
-def test_host_equals_the_oracle_bit_for_bit(case, drawn, block, t0):
-    p, gradients = drawn
-    check(case, p, gradients, (block,) * len(case[1]), t0)
+@given(drawn=inputs(), block=st.sampled_from(BLOCKS), t0=st.sampled_from([0, 1, 700]))
+def test_every_shape_block_and_step_equals_the_oracle_bit_for_bit(case, drawn, block, t0):
+    check(case._replace(block=block), step_host.step, *drawn, t0)
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[8], CASES[12]], ids=str)
+@pytest.mark.parametrize("case", pairs() if NIGHTLY else [*EACH, *sampled(8)], ids=str)
+def test_every_rule_codec_and_format_equals_the_oracle_bit_for_bit(case):
+    """Fifteen hundred elements of all magnitudes."""
+    rng = np.random.default_rng(11)
+    check(case, step_host.step, log_uniform(rng, (5, 300)), [log_uniform(rng, (5, 300)) for _ in range(3)])
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[2], DRAWN], ids=str)
 def test_threads_change_no_bit(case, monkeypatch):
     rng = np.random.default_rng(5)
     p, *gradients = (rng.standard_normal((37, 1030)).astype(np.float32) for _ in range(4))
     monkeypatch.setattr(step_host, "PARALLEL_FROM", 0)
-    check(case, p, gradients, (256,) * len(case[1]))
+    check(case._replace(block=256), step_host.step, p, gradients)
 
 
 def test_large_tensors_take_the_parallel_path_by_default():
     rng = np.random.default_rng(6)
     p, g = (rng.standard_normal(step_host.PARALLEL_FROM + 77).astype(np.float32) for _ in range(2))
-    check(CASES[7], p, [g], (256, 256))
+    check(CODED._replace(block=256), step_host.step, p, [g])
 
 
 @settings(deadline=None)
-@given(drawn=inputs(), blocks=st.sampled_from([(64, 256), (256, 32), (1, 16), (16, 4096)]))
+@given(drawn=inputs(), blocks=st.sampled_from([(64, 256), (256, 32), (1, 16), (16, 4096), (15, 45)]))
 def test_each_state_may_have_its_own_block_size(drawn, blocks):
     p, gradients = drawn
-    check(CASES[7], p, gradients, blocks)
+    for case in (CODED, CASES[2]):
+        check(case._replace(block=blocks), step_host.step, p, gradients)
 
 
-@pytest.mark.parametrize(
-    "hyper", [{"nesterov": True, "dampening": 0.0}, {"wd": 0.0}, {"gscale": 0.4, "maximize": True}]
-)
-def test_sgd_options(hyper):
-    rng = np.random.default_rng(7)
-    p, *gradients = (rng.standard_normal(300).astype(np.float32) for _ in range(4))
-    check(CASES[1], p, gradients, (256,), **hyper)
-
-
-@pytest.mark.parametrize("case", [CASES[4], CASES[6], CASES[11]], ids=str)
-def test_gradient_scale_comes_first_and_its_sign_is_ascent(case):
+@pytest.mark.parametrize("case", [CASES[2], CODED, DRAWN], ids=str)
+@pytest.mark.parametrize("change", [{"wd": 0.0}, {"gscale": 0.37, "maximize": True}], ids=str)
+def test_gradient_scale_comes_first_and_its_sign_is_ascent(case, change):
     rng = np.random.default_rng(8)
     p, *gradients = (rng.standard_normal(300).astype(np.float32) for _ in range(4))
-    check(case, p, gradients, (256,) * len(case[1]), gscale=0.37, maximize=True)
+    check(case._replace(hyper=HYPERS[case.stem] | change), step_host.step, p, gradients)
 
 
 def test_dead_parameters_reach_exact_zero_states():
@@ -195,6 +159,16 @@ def lion_call(**change: Any) -> None:
         ({"p": read_only(np.zeros((4, 64), np.float32))}, ValueError, "p is updated in place"),
         ({"codecs": (), "states": []}, ValueError, "lion does not keep 0 states"),
         ({"states": []}, ValueError, "0 states for 1 codecs"),
+        ({"states": [{"codes": np.zeros((4, 64), np.uint8)}]}, ValueError, "needs .*scales"),
+        ({"codecs": ("bf16_sr",)}, ValueError, "no state is kept in bf16_sr"),
+        ({"codecs": ("q4",)}, ValueError, r"codes.*uint8\[128\]"),
+        ({"codecs": ("compand8",)}, TypeError, "codes.*must be int8"),
+        ({"weight": "dynamic8"}, ValueError, "no format of weights is named dynamic8"),
+        ({"weight": "bf16_sr"}, TypeError, "p of bf16_sr must be bfloat16 words"),
+        ({"p": np.zeros((4, 64), np.uint16), "weight": "bf16_sr"}, ValueError, "random must be"),
+        ({"p": np.zeros((4, 64), np.uint16), "weight": "bf16_rem16"}, ValueError, "needs rest"),
+        ({"p": np.zeros((4, 64), np.uint16), "weight": "bf16_ecc", "rest": np.zeros(256, np.int16)}, TypeError, "int8"),
+        ({"rest": np.zeros((4, 64), np.int16)}, ValueError, "nothing lies beside"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(change, error, says):
@@ -203,44 +177,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(change, error, 
         lion_call(**change)
 
 
+def test_a_word_of_the_step_and_a_number_decide_the_random_bits():
+    """Words are drawn by an element's place: two tensors of a step differ, and so do two steps of a tensor."""
+    rng = np.random.default_rng(12)
+    g = rng.standard_normal(64).astype(np.float32)
+    seen = set()
+    for t, number in ((1, 0), (1, 1), (2, 0), (2, 1)):
+        p = np.full(64, 0x3F80, np.uint16)
+        s = RULES["sgd"].scalars(1, lr=1e-3)
+        step_host.step("sgd", (), p, g, [], (64,), 64, s, weight="bf16_sr", random=(step_word(0, t), number))
+        seen.add(p.tobytes())
+    assert len(seen) == 4
+
+
 def test_block_sizes_that_do_not_nest_are_refused():
     states = [{"codes": np.zeros(640, np.uint8), "scales": np.zeros(n, np.float32)} for n in (10, 7)]
     p = np.zeros(640, np.float32)
     s = RULES["adamw"].scalars(1, lr=0.1)
     with pytest.raises(ValueError, match="each divide the largest"):
         step_host.step("adamw", ("dynamic8", "dynamic8"), p, p.copy(), states, (640,), (64, 100), s)
-
-
-ORACLE = [case for case in ORACLE_CASES if case.stem in RULES]
-
-
-@pytest.mark.parametrize("case", ORACLE, ids=lambda case: case.label)
-@pytest.mark.parametrize("codec", ["f32", "bf16", "int8_linear", "dynamic8"])
-def test_every_rule_and_dialect_equals_the_oracle_with_every_codec(case, codec):
-    """Fifteen hundred elements of all magnitudes, from the oracle's state at each of three steps."""
-    record = codecs.CODECS[codec]
-    opt = case.optimizer(refopt, record(block=64) if record.scope == "block" else record)
-    form, rng = form_of(case.stem, case.hyper), np.random.default_rng(11)
-    names = tuple(name for name, _ in form.states)
-    p = log_uniform(rng, (5, 300))
-    state = opt.init([p])
-    for _ in range(3):
-        g, mine = log_uniform(rng, (5, 300)), p.copy()
-        kept = [state[0][name] for name in names]
-        states = [copy.deepcopy(x.arrays if isinstance(x, Box) else {"codes": x}) for x in kept]
-        (p,), state = opt.step([p], [g], state)
-        step_host.step(
-            form, (codec,) * len(names), mine, g, states, p.shape, 64, row(case.stem, state[0]["t"], opt.hyper)
-        )
-        assert_same_bits(mine, p, f"{form.name}: p")
-        for name, have in zip(names, states, strict=True):
-            want = state[0][name]
-            for key, array in (want.arrays if isinstance(want, Box) else {"codes": want}).items():
-                view = BF16 if codec == "bf16" else array.dtype
-                assert_same_bits(have[key].view(view), array.view(view), f"{form.name}: {name}.{key}")
-
-
-def log_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Magnitudes from 1e-12 to 1e4, and zeros."""
-    x = rng.choice([-1.0, 1.0], shape) * 10 ** rng.uniform(-12, 4, shape)
-    return np.asarray(x * (rng.random(shape) > 0.05), np.float32)
