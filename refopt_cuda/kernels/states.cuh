@@ -71,7 +71,7 @@ struct Measure {
         if (magnitude - 0x0D800000u < 0x71000000u) {  // 2^-100 .. 2^126
             float s = C::scale(a);
             if (!C::FACTOR_OF_SCALE) return {s, Core::rcp_core(a), true, false};
-            return {s, s > 0.0f ? divide(1.0f, s) : 0.0f, s > 0.0f, a >= 4.6116860e18f};
+            return {s, bits(s) ? divide(1.0f, s) : 0.0f, bits(s) != 0, a >= 4.6116860e18f};
         }
         if (!(a < real(0x7F800000u))) return {real(0x7FC00000u), 0.0f, false, false};
         if (a < 7.8886091e-31f) return {0.0f, 0.0f, false, false};  // 2^-100

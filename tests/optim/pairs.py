@@ -118,14 +118,14 @@ class Mirror:
     """One parameter in the reference; `step` takes what the torch side took, `agrees` compares p and every state."""
 
     def __init__(
-        self, case: Case, p: Any, min_size: int = 4096, block: int | None = None, number: int = 0, **codecs: str
+        self, case: Case, param: Any, min_size: int = 4096, block: int | None = None, number: int = 0, **codecs: str
     ) -> None:
         table = {s.name: codecs.get(s.name, case.codec(s.name)) for s in refopt.rules.RULES[case.rule].states}
-        given = {role: record(text, block) for role, text in table.items()} if coded(p.shape, min_size) else {}
-        if "p" in codecs and p.dtype == torch.bfloat16:
+        given = {role: record(text, block) for role, text in table.items()} if coded(param.shape, min_size) else {}
+        if "p" in codecs and param.dtype == torch.bfloat16:
             given["p"] = record(codecs["p"])
         self.opt = refopt.Optimizer(case.rule, given, **case.words)
-        self.p, self.dtype, self.number = exact(p), p.dtype, number
+        self.p, self.dtype, self.number = exact(param), param.dtype, number
         self.state = self.opt.init([self.p])
 
     def step(self, g: torch.Tensor) -> None:

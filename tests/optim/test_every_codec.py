@@ -28,7 +28,10 @@ ADAMW = Case("AdamW", "adamw", {"lr": 0.013, "betas": (0.8, 0.97), "eps": 1e-7, 
 def reference(case: Case) -> Case:
     """The same hyper-parameters by the names that the reference knows."""
     new = {"momentum": "beta"} if case.rule == "signum" else {"initial_accumulator_value": "init_acc"}
-    return case._replace(words={new.get(k, k): v for k, v in case.words.items()})
+    words = {new.get(k, k): v for k, v in case.words.items()}
+    if len(words.get("betas", ())) == 3:
+        words |= dict(zip(("beta1", "beta2", "beta3"), words.pop("betas"), strict=True)) | {"wd": 1e-2}
+    return case._replace(words=words)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu), "cpu"])
