@@ -182,6 +182,7 @@ def layout(name: str, record: np.dtype) -> str:
     """C++ that compiles only where `name` has the size and the offsets of a NumPy record."""
     lines = [f'static_assert(sizeof({name}) == {record.itemsize}, "size");']
     for field, (_, offset, *_) in (record.fields or {}).items():
+        field = {"p": "at.p", "rest": "at.rest"}.get(field, field) if name == "Tensor" else field
         lines.append(f'static_assert(__builtin_offsetof({name}, {field}) == {offset}, "{field}");')
     return "\n".join(lines)
 
