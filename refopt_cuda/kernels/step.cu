@@ -243,7 +243,7 @@ struct Piece {
 };
 
 // A piece whose tiles are all whole and of one row, as nearly all of a model are.
-HD void step_easy(const Task& task, const Tensor& t, const Piece& piece, uint32_t jump) {
+HD void step_easy(const Task& task, const Tensor t, const Piece& piece, uint32_t jump) {
     const Ahead ahead(task, t);
     const uint32_t end = (t.whole - 1) * 32 + 1;
     float hold[KEPT] = {};
