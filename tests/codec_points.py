@@ -150,13 +150,12 @@ def blocks_of_magnitudes(form: CodecForm) -> Array:
     return rows if form.signed else np.abs(rows)
 
 
-def random_blocks(form: CodecForm, seed: int, low: float, high: float, special: float, count: int = 8) -> Array:
-    """Log-uniform sizes, either sign, some of them special words."""
+def random_blocks(seed: int, low: float, high: float, special: float, count: int = 8) -> Array:
+    """Log-uniform sizes, either sign, some of them special words; what has no sign takes a negative number for 0."""
     rng = np.random.default_rng(seed)
     shape = (count, BLOCK)
-    x = (rng.choice([-1.0, 1.0], shape) * 10.0 ** rng.uniform(low, high, shape)).astype(f32)
-    x = np.where(rng.random(shape) < special, rng.choice(f32(SPECIAL), shape), x)
-    return x if form.signed else np.abs(x)
+    x = (rng.choice([-1.0, 1.0, 1.0], shape) * 10.0 ** rng.uniform(low, high, shape)).astype(f32)
+    return np.where(rng.random(shape) < special, rng.choice(f32(SPECIAL), shape), x)
 
 
 def live(rows: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
-// Companded 8-bit: see refopt/codecs/compand8.py. Decoding reads the table; z 127 = (y r) 254 in the same bits, since 2 is a
-// power of two, and 1 + |y| lies in [1, 2], where the fast reciprocal is exact.
+// Companded 8-bit: see refopt/codecs/compand8.py. Decoding reads the table; z 127 = (y r) 254 in the same bits, since 2
+// is a power of two, and 1 + |y| lies in [1, 2], where the fast reciprocal is exact. `saturated` brings a product to
+// [0, 1], the NaN of a negative number's root to 0.
 constexpr int F16 = 0, BF16 = 1;
 template <bool SIGNED, int SCALE> struct compand8 {
     static constexpr int BITS = 8;
@@ -33,7 +34,7 @@ template <bool SIGNED, int SCALE> struct compand8 {
                 float y = saturated(magnitude(x[k]), inv);
                 z = mul(real(bits(mul(y, reciprocal(add(1.0f, y)))) | (bits(x[k]) & 0x80000000u)), 254.0f);
             } else {
-                z = mul(saturated(a.sqrt(larger(x[k], 0.0f)), inv), 255.0f);
+                z = mul(saturated(a.sqrt(x[k]), inv), 255.0f);
             }
             q[k] = bits(add(z, 12582912.0f));  // 1.5 2^23
         }
@@ -43,7 +44,11 @@ template <bool SIGNED, int SCALE> struct compand8 {
 #ifdef __CUDACC_RTC__
     HD static uint32_t half(float s) { uint16_t w; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(w) : "f"(s)); return w; }
     HD static float whole(uint16_t w) { float s; asm("cvt.f32.f16 %0, %1;" : "=f"(s) : "h"(w)); return s; }
-    HD static float saturated(float a, float b) { float r; asm("mul.rn.sat.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+    HD static float saturated(float a, float b) {
+        float r;
+        asm("mul.rn.sat.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+        return r;
+    }
     HD static float reciprocal(float d) { return Core::rcp_core(d); }
 #else
     HD static uint32_t half(float s) {
@@ -58,7 +63,10 @@ template <bool SIGNED, int SCALE> struct compand8 {
         if (m >= 0x7C00) x |= 0x7F800000u;
         return real(x | (w & 0x8000u) << 16);
     }
-    HD static float saturated(float a, float b) { float r = mul(a, b); return r > 1.0f ? 1.0f : r; }
+    HD static float saturated(float a, float b) {
+        float r = mul(a, b);
+        return r > 1.0f ? 1.0f : r > 0.0f ? r : 0.0f;
+    }
     HD static float reciprocal(float d) { return divide(1.0f, d); }
 #endif
 };

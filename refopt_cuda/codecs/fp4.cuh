@@ -1,5 +1,5 @@
-// A 4-bit float for weights: see refopt/codecs/fp4.py. The search gives the rank of the magnitude, 8 more with a sign; the
-// codes of ranks 2, 3, 6, 7 are 6, 7, 2, 3. A zero has no sign, and adding +0 takes it off.
+// A 4-bit float for weights: see refopt/codecs/fp4.py. The search gives the rank of the magnitude, 8 more with a sign;
+// the codes of ranks 2, 3, 6, 7 are 6, 7, 2, 3. A zero has no sign: adding +0 takes it off.
 struct fp4 {
     static constexpr int BITS = 4;
     static constexpr bool SCALED = true;

@@ -1,7 +1,7 @@
-// 8-bit floats, a scale for each block: see refopt/codecs/fp8.py. Since Ada a GPU converts two at a time; an e5m2 word is the
-// upper byte of a float16. Elsewhere a word's fields move to those of a float32, whose bias a multiplication mends, and the
-// way back rounds on the word, or, below the normal range, by adding a number whose steps are those of the subnormals.
-// Nothing is clamped: |y| <= 1 + 2^-22 rounds to the largest number at most.
+// 8-bit floats, a scale for each block: see refopt/codecs/fp8.py. Since Ada a GPU converts two at a time; an e5m2 word
+// is the upper byte of a float16. Elsewhere a word's fields move to those of a float32, whose bias a multiplication
+// mends, and the way back rounds on the word, or, below the normal range, by adding a number whose steps are those of
+// the subnormals. Nothing is clamped: |y| <= 1 + 2^-22 rounds to the largest number at most.
 constexpr int E4M3 = 0, E5M2 = 1;
 template <int FORMAT> struct fp8 {
     static constexpr int BITS = 8;
@@ -11,7 +11,8 @@ template <int FORMAT> struct fp8 {
     static constexpr int SCALE_BITS = 32;
     static constexpr bool FACTOR_OF_SCALE = false;
     static constexpr float LARGEST = FORMAT == E4M3 ? 448.0f : 57344.0f;
-    static constexpr uint32_t MANTISSA = FORMAT == E4M3 ? 3 : 2, BIAS = FORMAT == E4M3 ? 7 : 15, LAST = FORMAT == E4M3 ? 0x7E : 0x7B;
+    static constexpr uint32_t MANTISSA = FORMAT == E4M3 ? 3 : 2, BIAS = FORMAT == E4M3 ? 7 : 15;
+    static constexpr uint32_t LAST = FORMAT == E4M3 ? 0x7E : 0x7B;
     HD static float scale(float amax) { return divide(amax, LARGEST); }
     template <class T> HD static float decode(uint32_t word, int k, float scale, const T&) {
 #if __CUDA_ARCH__ >= 890
@@ -35,19 +36,24 @@ template <int FORMAT> struct fp8 {
         uint32_t high = ((m + ((1u << (SHIFT - 1)) - 1) + (m >> SHIFT & 1)) >> SHIFT) - ((127 - BIAS) << MANTISSA);
         return (m < NORMAL ? low : high) | (w >> 24 & 0x80u);
     }
-    HD static uint32_t pair(float a, float b) {  // in the low half
-#if __CUDA_ARCH__ >= 890
-        uint16_t w;
-        if (FORMAT == E4M3) asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(w) : "f"(b), "f"(a));
-        else asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(w) : "f"(b), "f"(a));
-        return w;
-#else
-        return byte_perm(nearest(a), nearest(b), 0x0040);
-#endif
-    }
     template <class A, class T> HD static uint32_t encode(A&, const float* x, float inv, const T&) {
         float y[4];
         for (int k = 0; k < 4; k++) y[k] = mul(mul(x[k], inv), LARGEST);
-        return byte_perm(pair(y[0], y[1]), pair(y[2], y[3]), 0x5410);
+#if __CUDA_ARCH__ >= 890
+        uint32_t w;
+        if (FORMAT == E4M3)
+            asm("{.reg .b16 a, b; cvt.rn.satfinite.e4m3x2.f32 a, %2, %1; cvt.rn.satfinite.e4m3x2.f32 b, %4, %3;"
+                "mov.b32 %0, {a, b};}"
+                : "=r"(w) : "f"(y[0]), "f"(y[1]), "f"(y[2]), "f"(y[3]));
+        else
+            asm("{.reg .b16 a, b; cvt.rn.satfinite.e5m2x2.f32 a, %2, %1; cvt.rn.satfinite.e5m2x2.f32 b, %4, %3;"
+                "mov.b32 %0, {a, b};}"
+                : "=r"(w) : "f"(y[0]), "f"(y[1]), "f"(y[2]), "f"(y[3]));
+        return w;
+#else
+        uint32_t lower = byte_perm(nearest(y[0]), nearest(y[1]), 0x0040);
+        uint32_t upper = byte_perm(nearest(y[2]), nearest(y[3]), 0x0040);
+        return byte_perm(lower, upper, 0x5410);
+#endif
     }
 };

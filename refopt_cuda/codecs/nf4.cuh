@@ -1,4 +1,4 @@
-// 4-bit NormalFloat: see refopt/codecs/nf4.py. The two signs have different midpoints, and each its own half of the buckets.
+// 4-bit NormalFloat: see refopt/codecs/nf4.py. The two signs have different midpoints, each in its half of the buckets.
 struct nf4 {
     static constexpr int BITS = 4;
     static constexpr bool SCALED = true;

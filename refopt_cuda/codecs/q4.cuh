@@ -1,4 +1,5 @@
-// 4-bit states, a scale for each block: see refopt/codecs/q4.py. The levels k / 16 need no table: 2^19 + y has steps of 1/16.
+// 4-bit states, a scale for each block: see refopt/codecs/q4.py. The levels k / 16 need no table: a float32 beside 2^19
+// has steps of 1/16.
 template <bool SIGNED> struct q4 {
     static constexpr int BITS = 4;
     static constexpr bool SCALED = true;
@@ -13,11 +14,15 @@ template <bool SIGNED> struct q4 {
         uint32_t w = byte_perm(codes, 0x49000000u, 0x7440u | k >> 1);  // 2^19 + code / 16
         return mul(sub(real(w), 524287.9375f), scale);                 // 2^19 - 1/16
     }
-    HD static uint32_t sixteenths(float y) { return bits(add(larger(y, 0.0625f), 786432.0f)); }  // 1 .. 16, beside 1.5 2^19
+    // 1 .. 16 in the low byte, beside 1.5 2^19
+    HD static uint32_t sixteenths(float y) { return bits(add(larger(y, 0.0625f), 786432.0f)); }
     template <class A, class T> HD static uint32_t encode(A&, const float* x, float inv, const T& t) {
-        if constexpr (SIGNED) return nibbles::nearest(x, inv, t);
-        uint32_t q[8];
-        for (int k = 0; k < 8; k++) q[k] = sixteenths(mul(x[k], inv));
-        return nibbles::join(nibbles::bytes(q, 0x0040), nibbles::bytes(q + 1, 0x0040)) - 0x11111111u;
+        if constexpr (SIGNED) {
+            return nibbles::nearest(x, inv, t);
+        } else {
+            uint32_t q[8];
+            for (int k = 0; k < 8; k++) q[k] = sixteenths(mul(x[k], inv));
+            return nibbles::join(nibbles::bytes(q, 0x0040), nibbles::bytes(q + 1, 0x0040)) - 0x11111111u;
+        }
     }
 };

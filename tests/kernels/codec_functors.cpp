@@ -1,5 +1,5 @@
-// Loops over arrays around the functors of block codecs. codec_functors.py puts them in front, and below a CODEC for each
-// form; the same text is a shared library for the host and, under NVRTC, kernels for a GPU.
+// Loops over arrays around the functors of block codecs. codec_functors.py puts those in front, and below a CODEC for
+// each form; the same text is a shared library for the host and, under NVRTC, kernels for a GPU.
 #ifdef __CUDACC_RTC__
 #define ENTRY extern "C" __global__ void
 #define EACH(i, n) (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)

@@ -5,6 +5,7 @@ Fractions are exhaustive over the upper half of a float32 and on both sides of e
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tests.codec_points import (
     nibbles,
     random_blocks,
 )
-from tests.kernels.codec_functors import Device, Functors, Host
+from tests.kernels.codec_functors import Device, Functors, Host, text
 
 f32: Any = np.float32
 Array = np.ndarray
@@ -101,7 +102,7 @@ def test_a_block_of_any_size_gets_the_oracles_scale_and_codes(functors, form):
     special=st.sampled_from([0.0, 0.1, 0.5]),
 )
 def test_a_block_of_any_numbers_gets_the_oracles_codes_and_scale(functors, form, seed, low, width, special):
-    check(functors, form, random_blocks(form, seed, low, min(low + width, 38.5), special))
+    check(functors, form, random_blocks(seed, low, min(low + width, 38.5), special))
 
 
 @every_form
@@ -159,3 +160,18 @@ def test_scales_are_narrowed_to_the_nearest_and_at_most_the_largest(functors, fo
         want = np.minimum(bits + 0x7FFF + (bits >> shift & 1) >> shift, last)
     same_bits(functors.narrow(form, x), want.astype(np.uint16), "narrowed")
     assert functors.narrow(form, f32([np.nan])).item() == QUIET[form.options["scale"]]
+
+
+@pytest.mark.parametrize("architecture", [75, 80, 86, 89, 90, 100, 120])
+def test_the_functors_compile_and_their_arithmetic_does_not_obey_the_flags(architecture):
+    from tests.kernels.test_nvrtc import ARCHITECTURES, UNUSED, compile_text, foreign
+
+    if architecture not in ARCHITECTURES:
+        pytest.skip(f"this NVRTC does not compile for sm_{architecture}")
+    ptx, log = compile_text(text(), architecture)
+    assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {UNUSED}, log
+    named = re.compile(r"mul\.rn\.sat\.f32|cvt\.rn\.satfinite\.e[45]m[32]x2\.f32")
+    assert not [line for line in foreign(ptx, False) if not named.match(line)]
+    assert ".f64" not in ptx
+    assert ("e4m3x2" in ptx) == ("e5m2x2" in ptx) == (architecture >= 89), "the hardware converts since Ada"
+    assert ptx.count(".entry") == 6 * len(FORMS)

@@ -104,7 +104,7 @@ def test_a_block_of_any_size_gets_the_oracles_scale_and_codes(form):
     special=st.sampled_from([0.0, 0.1, 0.5]),
 )
 def test_a_block_of_any_numbers_gets_the_oracles_codes_and_scale(form, seed, low, width, special):
-    check(form, random_blocks(form, seed, low, min(low + width, 38.5), special))
+    check(form, random_blocks(seed, low, min(low + width, 38.5), special))
 
 
 @every_form
