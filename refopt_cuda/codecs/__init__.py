@@ -36,7 +36,7 @@ from refopt_cuda.codecs import (
     q4,
 )
 
-__all__ = ["BLOCK", "CODECS", "ELEMENT", "STATES", "WEIGHTS", "Form", "form_of", "forms", "named"]
+__all__ = ["BLOCK", "CODECS", "ELEMENT", "FROZEN", "STATES", "WEIGHTS", "Form", "form_of", "forms", "named"]
 
 ELEMENT: dict[str, ModuleType] = {"f32": f32, "bf16": bf16}
 BLOCK: dict[str, ModuleType] = {
@@ -45,9 +45,9 @@ BLOCK: dict[str, ModuleType] = {
     "fp8": fp8,
     "q4": q4,
     "compand8": compand8,
-    "nf4": nf4,
-    "fp4": fp4,
 }
+FROZEN: dict[str, ModuleType] = {"nf4": nf4, "fp4": fp4}
+"""What weights that are not trained are kept in: blocks of the flattened tensor."""
 WEIGHTS: dict[str, ModuleType] = {
     "bf16_sr": bf16_sr,
     "bf16_kahan": bf16_kahan,
@@ -56,7 +56,7 @@ WEIGHTS: dict[str, ModuleType] = {
 }
 STATES: dict[str, ModuleType] = {**ELEMENT, **BLOCK}
 """What a state can be kept in."""
-CODECS: dict[str, ModuleType] = {**STATES, **WEIGHTS}
+CODECS: dict[str, ModuleType] = {**STATES, **WEIGHTS, **FROZEN}
 
 
 class Form(NamedTuple):
@@ -78,7 +78,7 @@ class Form(NamedTuple):
     @property
     def scaled(self) -> bool:
         """Whether blocks have scales."""
-        return self.stem in BLOCK
+        return self.stem in BLOCK or self.stem in FROZEN
 
     @property
     def module(self) -> ModuleType:

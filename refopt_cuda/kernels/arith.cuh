@@ -10,6 +10,8 @@ typedef unsigned int uint32_t;
 typedef unsigned short uint16_t;
 typedef unsigned char uint8_t;
 typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
 typedef unsigned long long uint64_t;
 typedef long long int64_t;
 HD float mul(float a, float b) { float r; asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }

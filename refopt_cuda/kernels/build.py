@@ -130,8 +130,9 @@ def functor(form: Any) -> str:
 
 def functors(rule: str, codecs: tuple[str, ...]) -> str:
     """Arithmetic, codecs and the rule: plain C++ that g++ compiles as well."""
-    parts = ["kernels/arith.cuh", "kernels/random.cuh", *(f"codecs/{stem}.cuh" for stem in codecs), f"rules/{rule}.cuh"]
-    return "\n".join(_text(part) for part in parts)
+    shared = ["codecs/nibbles.cuh"] if any(getattr(_codecs.CODECS[stem], "BITS", 0) == 4 for stem in codecs) else []
+    parts = ["kernels/arith.cuh", "kernels/random.cuh", *shared, *(f"codecs/{stem}.cuh" for stem in codecs)]
+    return "\n".join(_text(part) for part in [*parts, f"rules/{rule}.cuh"])
 
 
 def state(kernel: Kernel, form: _codecs.Form) -> str:

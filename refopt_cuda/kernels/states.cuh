@@ -44,7 +44,9 @@ HD uint32_t lane_max(const float (&x)[8]) {
 }
 HD uint32_t block_max(uint32_t w, uint32_t shift) {  // over 2^shift neighbouring lanes
     if (shift >= 5) return warp_max(w);
-    for (uint32_t d = 1; d < 1u << shift; d <<= 1) w = max(w, __shfl_xor_sync(0xFFFFFFFFu, w, d));
+#pragma unroll
+    for (uint32_t k = 0; k < 4; k++)
+        if (k < shift) w = max(w, __shfl_xor_sync(0xFFFFFFFFu, w, 1u << k));
     return w;
 }
 
@@ -71,7 +73,7 @@ struct Measure {
         if (magnitude - 0x0D800000u < 0x71000000u) {  // 2^-100 .. 2^126
             float s = C::scale(a);
             if (!C::FACTOR_OF_SCALE) return {s, Core::rcp_core(a), true, false};
-            return {s, s > 0.0f ? divide(1.0f, s) : 0.0f, s > 0.0f, a >= 4.6116860e18f};
+            return {s, bits(s) ? divide(1.0f, s) : 0.0f, bits(s) != 0, a >= 4.6116860e18f};
         }
         if (!(a < real(0x7F800000u))) return {real(0x7FC00000u), 0.0f, false, false};
         if (a < 7.8886091e-31f) return {0.0f, 0.0f, false, false};  // 2^-100
@@ -144,10 +146,9 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         uint32_t w = warp_max(lane_max(x));
         if (lane == i) magnitude = w;
     }
-    template <class Find> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen,
-                                                 bool ends, const Find& find, Measure& m) {
+    static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen, bool ends, const Where& w, Measure& m) {
         uint32_t a = at.shift <= 5 ? lane_max(x) : (lane ^ i) >> (at.shift - 5) ? 0 : seen;
-        m = Measure::of<C>(ends ? run_max(a, at.shift, lane, find()) : block_max(a, at.shift));
+        m = Measure::of<C>(ends ? run_max(a, at.shift, lane, w) : block_max(a, at.shift));
     }
     template <class A, int WORDS> static HD void encode(const float* x, const Measure& m, const Shared& shared, uint32_t* word) {
         A a;
@@ -166,11 +167,10 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
     }
     // Scales of tile j of a unit: kept until the unit ends where a whole sector comes together, else stored at once.
     static HD bool kept(const Slot& at) { return at.per == 0 && at.shift >= 3; }
-    template <class Find> static HD void keep(const Slot& at, const Find& find, uint32_t lane, uint32_t j, float scale, float& hold) {
+    static HD void keep(const Slot& at, const Where& w, uint32_t lane, uint32_t j, float scale, float& hold) {
         if (at.shift > 5 || (at.shift == 5 && kept(at))) {
             if (lane == (kept(at) ? j : j % GROUP) >> (at.shift - 5)) hold = scale;
         } else if (!kept(at)) {
-            Where w = find();
             if (w.inside && (w.within & ((1u << at.shift) - 1)) == 0) give_scale(at.scales, scale_of(at, w), scale);
         } else {
             float v = __shfl_sync(0xFFFFFFFFu, scale, (lane << at.shift) & 31);
@@ -185,12 +185,14 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
     static HD uint32_t mine(const Slot& at, uint32_t lane) {  // the tile of a unit whose scale a lane keeps, or one of its scales
         return at.shift >= 5 ? lane << (at.shift - 5) : lane >> (5 - at.shift);
     }
-    static HD void again(const Slot& at, uint32_t tile, uint32_t j, uint32_t lane, float& hold) {  // tile j's are in memory already
-        if (kept(at) && mine(at, lane) == j) hold = take_scale(at.scales, (tile << 5 >> at.shift) + lane);
+    static HD void again(const Slot& at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float& hold) {  // those from tile j on are in memory
+        uint32_t i = (tile << 5 >> at.shift) + lane;
+        if (kept(at) && mine(at, lane) - j < GROUP && i < scales(at, total)) hold = take_scale(at.scales, i);
     }
+    static HD int64_t scales(const Slot& at, int64_t eights) { return (eights + (1 << at.shift) - 1) >> at.shift; }  // of a tensor of one row
     static HD void close(const Slot& at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, float hold) {
         uint32_t i = (tile << 5 >> at.shift) + lane;
-        if (kept(at) && mine(at, lane) < count && i < (total + (1 << at.shift) - 1) >> at.shift) give_scale(at.scales, i, hold);
+        if (kept(at) && mine(at, lane) < count && i < scales(at, total)) give_scale(at.scales, i, hold);
     }
     // one or two elements at a time, two where they share a byte
     static HD char* byte_at(const Slot& at, int64_t row, int64_t within, int64_t columns) {
@@ -223,13 +225,13 @@ template <class S> struct Stored<S, false> {  // a number each, no scale
     HD void load(const Slot& at, const Where& w) { N::load(at.codes, w.i, raw); }
     HD void get(float (&x)[8], const Shared&) const { N::get(raw, x); }
     static HD void grow(const float (&)[8], uint32_t, uint32_t, uint32_t&) {}
-    template <class Find> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Find&, Measure&) {}
+    static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Where&, Measure&) {}
     static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure&, const Shared&) {
         if (inside) N::put(at.codes, i, x);
     }
-    template <class Find> static HD void keep(const Slot&, const Find&, uint32_t, uint32_t, float, float&) {}
+    static HD void keep(const Slot&, const Where&, uint32_t, uint32_t, float, float&) {}
     static HD void flush(const Slot&, const Span&, uint32_t, float) {}
-    static HD void again(const Slot&, uint32_t, uint32_t, uint32_t, float&) {}
+    static HD void again(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float&) {}
     static HD void close(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float) {}
     static HD float one(const Slot& at, int64_t row, int64_t within, int64_t columns, const Shared&) {
         return N::one((const char*)at.codes, row * columns + within);
@@ -249,11 +251,11 @@ template <> struct Load<> {
     HD void load(const Slot*, const Where&) {}
     HD void get(float (*)[8], const Shared&) const {}
     static HD void grow(const float (*)[8], uint32_t, uint32_t, uint32_t*) {}
-    template <class Find> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Find&, Measure*) {}
+    static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Where&, Measure*) {}
     static HD void put(const Slot*, uint32_t, bool, const float (*)[8], const Measure*, const Shared&) {}
-    template <class Find> static HD void keep(const Slot*, const Find&, uint32_t, uint32_t, const Measure*, float*) {}
+    static HD void keep(const Slot*, const Where&, uint32_t, uint32_t, const Measure*, float*) {}
     static HD void flush(const Slot*, const Span&, uint32_t, const float*) {}
-    static HD void again(const Slot*, uint32_t, uint32_t, uint32_t, float*) {}
+    static HD void again(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, float*) {}
     static HD void close(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, const float*) {}
     static HD void one(const Slot*, int64_t, int64_t, int64_t, float*, const Shared&) {}
     static HD void two(const Slot*, int64_t, int64_t, int64_t, const float*, const float*, bool, const Measure*, const Shared&) {}
@@ -276,21 +278,21 @@ template <class S, class... More> struct Load<S, More...> {
     static HD void grow(const float (*x)[8], uint32_t i, uint32_t lane, uint32_t* a) {
         Stored<S>::grow(*x, i, lane, *a), Next::grow(x + 1, i, lane, a + 1);
     }
-    template <class Find> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends,
-                                                 const Find& find, Measure* m) {
-        Stored<S>::measure(*at, *x, i, lane, *a, ends, find, *m), Next::measure(at + 1, x + 1, i, lane, a + 1, ends, find, m + 1);
+    static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends, const Where& w,
+                           Measure* m) {
+        Stored<S>::measure(*at, *x, i, lane, *a, ends, w, *m), Next::measure(at + 1, x + 1, i, lane, a + 1, ends, w, m + 1);
     }
     static HD void put(const Slot* at, uint32_t i, bool inside, const float (*x)[8], const Measure* m, const Shared& t) {
         Stored<S>::put(*at, i, inside, *x, *m, t), Next::put(at + 1, i, inside, x + 1, m + 1, t);
     }
-    template <class Find> static HD void keep(const Slot* at, const Find& find, uint32_t lane, uint32_t j, const Measure* m, float* hold) {
-        Stored<S>::keep(*at, find, lane, j, m->scale, *hold), Next::keep(at + 1, find, lane, j, m + 1, hold + 1);
+    static HD void keep(const Slot* at, const Where& w, uint32_t lane, uint32_t j, const Measure* m, float* hold) {
+        Stored<S>::keep(*at, w, lane, j, m->scale, *hold), Next::keep(at + 1, w, lane, j, m + 1, hold + 1);
     }
     static HD void flush(const Slot* at, const Span& first, uint32_t lane, const float* hold) {
         Stored<S>::flush(*at, first, lane, *hold), Next::flush(at + 1, first, lane, hold + 1);
     }
-    static HD void again(const Slot* at, uint32_t tile, uint32_t j, uint32_t lane, float* hold) {
-        Stored<S>::again(*at, tile, j, lane, *hold), Next::again(at + 1, tile, j, lane, hold + 1);
+    static HD void again(const Slot* at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float* hold) {
+        Stored<S>::again(*at, tile, j, total, lane, *hold), Next::again(at + 1, tile, j, total, lane, hold + 1);
     }
     static HD void close(const Slot* at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, const float* hold) {
         Stored<S>::close(*at, tile, count, total, lane, *hold), Next::close(at + 1, tile, count, total, lane, hold + 1);

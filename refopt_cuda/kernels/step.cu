@@ -200,15 +200,11 @@ template <bool DRY> HD bool step_tile(const Task& task, const Tensor& t, const P
     if (WEIGHT::RANDOM) r16x8(task.key, (uint64_t)at.i * 8, random);
     if (at.inside) WEIGHT::put(t.at, at.i, w, p, random);
     Measure m[KEPT];
-    auto find = [&] {  // again: it would cost registers in between
-        Where again;
-        bool never;
-        locate(task, t, place, again, never);
-        return again;
-    };
-    States::measure(t.states, x, j % GROUP, task.lane, magnitude, place.ends, find, m);
+    Where there = {at.i, 0, at.i, 0, 31, at.inside};  // where one row is all: what else is needed then is found again, not kept
+    if (t.per) locate(task, t, place, there, empty);
+    States::measure(t.states, x, j % GROUP, task.lane, magnitude, place.ends, there, m);
     States::put(t.states, at.i, at.inside, x, m, task.shared);
-    States::keep(t.states, find, task.lane, j, m, hold);
+    States::keep(t.states, there, task.lane, j, m, hold);
     return true;
 }
 
@@ -257,7 +253,7 @@ HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Share
         uint32_t tile = piece.tile + j;
         Place next(t, tile + (j + GROUP < piece.count ? GROUP : jump));
         if (AHEAD) ahead.ask(next.eight(t), end);
-        if (step_group(task, t, place, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
+        if (step_group(task, t, place, j, hold)) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
         place = next;
     }
     States::close(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);

@@ -122,7 +122,7 @@ class Launch:
         self.codecs = tuple(
             named(c, never) if isinstance(c, str) else c for c, (_, never) in zip(codecs, form.states, strict=True)
         )
-        self.weight = named(weight) if isinstance(weight, str) and weight in WEIGHTS else weight
+        self.weight = named(weight) if isinstance(weight, str) and weight.partition(".")[0] in WEIGHTS else weight
         self.blocks = tuple(block) if isinstance(block, Sequence) else (block,) * len(codecs)
         scaled = [b for b, c in zip(self.blocks, self.codecs, strict=True) if c.scaled]
         self.block = max(scaled, default=256)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -19,6 +20,14 @@ def param(p: torch.Tensor, call: str) -> None:
         raise TypeError(f"{call}: parameters must be dense float32, bfloat16 or float16, got {p.dtype}, {p.layout}")
     if p.device.type not in ("cpu", "cuda"):
         raise TypeError(f"{call}: parameters must be on a CPU or a CUDA device, got {p.device}")
+
+
+def format_of_weights(group: Mapping[str, Any], call: str) -> None:
+    """ValueError where a format of bfloat16 weights is asked for and no parameter of the group is bfloat16."""
+    text, dtypes = group["codecs"].get("p"), {p.dtype for p in group["params"]}
+    if text is not None and dtypes and torch.bfloat16 not in dtypes:
+        got = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+        raise ValueError(f"{call}: codecs['p'] = {text!r} is a format of bfloat16 weights; these are {got}")
 
 
 def gather(params: Iterable[torch.Tensor], call: str) -> list[Pair]:

@@ -13,10 +13,10 @@ from refopt_cuda.optim import checks, run, settings, states
 from refopt_cuda.rules import form_of
 
 MEANING: dict[str, dict[str, Any]] = {
-    "adam": {"amsgrad": False, "decoupled_weight_decay": False},
-    "adamw": {"amsgrad": False, "decoupled_weight_decay": True},
+    "adam": {"decoupled_weight_decay": False},
+    "adamw": {"decoupled_weight_decay": True},
 }
-"""Options of torch.optim under which a state would mean another rule."""
+"""An option of torch.optim under which a state would mean another rule."""
 
 
 class Composed(torch.optim.Optimizer):
@@ -24,14 +24,17 @@ class Composed(torch.optim.Optimizer):
 
     params     tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
     rule       a stem ("adamw") or a record of `refopt.rules`
-    codecs     a codec for every state, or {state: codec}: "f32", "bf16", "int8_linear", "dynamic8"
-    block      elements that share a scale (256)
+    codecs     a codec for every state, or {role: codec} for states and for `p`, bfloat16 weights: names
+               ("dynamic8", "fp8.e5m2", "q4:64" in blocks of 64) or records of `refopt.codecs`
+    block      elements that share a scale, for all states; by default each codec's own (256; q4 128, compand8 32)
     min_size   smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
     maximize   climb instead of descend
+    seed       of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
     hyper      the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
 
     States are made in the first step: `state[p]["step"]`, which counts their steps, and for each state either torch's
-    own key (exp_avg ...) or "<name>.codes" (8-bit) and "<name>.scales" (float32, one a block). CPU tensors are stepped
+    own key (exp_avg ...) or "<name>.codes" and "<name>.scales" (one a block); what bfloat16 weights keep beside them is
+    "p.rem", "p.comp" or "p.error". Weights of another dtype do not follow codecs["p"]. CPU tensors are stepped
     by compiled loops, CUDA tensors by one kernel launch for each combination of dtypes on torch's current stream,
     without synchronisation. Gradients with NaN or Inf propagate.
 
@@ -46,9 +49,10 @@ class Composed(torch.optim.Optimizer):
         codecs: Any = None,
         *,
         place: str = "resident",
-        block: int = 256,
+        block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
+        seed: int = 0,
         usual: str | None = None,
         **hyper: Any,
     ) -> None:
@@ -61,7 +65,10 @@ class Composed(torch.optim.Optimizer):
         if place != "resident":
             raise ValueError(f"{call}: place must be 'resident', got {place!r}; other places have no fast path yet")
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
-        ours = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size, "maximize": bool(maximize)}
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
+        ours: dict[str, Any] = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size}
+        ours |= {"maximize": bool(maximize), "seed": seed}
         settings.check_group(record, ours, call)
         settings.hyper_of(record, known | hyper, call)
         self._plans: dict[int, run.Plan] = {}
@@ -87,7 +94,8 @@ class Composed(torch.optim.Optimizer):
         try:
             for p in self.param_groups[-1]["params"]:
                 checks.param(p, call)
-        except TypeError:
+            checks.format_of_weights(self.param_groups[-1], call)
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -99,15 +107,39 @@ class Composed(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         call, rule = f"{type(self).__name__}.step", self.rule
-        ready = []
-        for k, group in enumerate(self.param_groups):
-            plan = self._plans.setdefault(k, run.Plan())
-            hyper, pairs = settings.hyper_of(rule, group, call), checks.gather(group["params"], call)
-            ready.append((plan, hyper, group, plan.prepare(rule, hyper, group, pairs, self.state, call)))
-        self._check_apart([plan for plan, *_ in ready], call)
-        for plan, hyper, group, work in ready:
-            plan.run(form_of(rule.stem, hyper), hyper, group, work, self.state)
+        hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
+        plans = [self._plans.setdefault(k, run.Plan()) for k in range(len(hypers))]
+        for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
+            plan.agree(rule, hyper, group, call)
+        if not self._again(plans, hypers):
+            self._anew(plans, hypers, call)
         return loss
+
+    def _again(self, plans: list[run.Plan], hypers: list[dict[str, Any]]) -> bool:
+        """The step of before with new gradients, if nothing else has changed in any group."""
+        if any(plan.lane is None for plan in plans) or torch.cuda.is_current_stream_capturing():
+            return False
+        ready = []
+        for plan, group in zip(plans, self.param_groups, strict=True):
+            grads = plan.lane.gradients(group["params"], self.state)  # type: ignore[union-attr]
+            if grads is None:
+                return False
+            ready.append(grads)
+        for plan, hyper, group, grads in zip(plans, hypers, self.param_groups, ready, strict=True):
+            lane, form = plan.lane, form_of(self.rule.stem, hyper)
+            lane.step(grads, plan.row(form, hyper, group, lane.t + 1))  # type: ignore[union-attr]
+        return True
+
+    def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], call: str) -> None:
+        """A step in which everything is looked at."""
+        numbers = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        ready = []
+        for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
+            pairs = checks.gather(group["params"], call)
+            ready.append(plan.prepare(self.rule, hyper, group, pairs, self.state, numbers, call))
+        self._check_apart(plans, call)
+        for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
+            plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self.state)
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
         """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""
@@ -148,10 +180,16 @@ class Composed(torch.optim.Optimizer):
         if sizes[0] != sizes[1]:
             raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for k, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
-            own = {name: ours[name] for name in ("rule", "codecs", "block", "min_size")}
+            own = {name: ours[name] for name in ("rule", "codecs", "min_size")}
             for name, value in (own | MEANING.get(self.rule.stem, {})).items():
                 if theirs.get(name, value) != value:
                     raise StateError(f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {value!r}")
+            for role in ours["codecs"]:
+                sizes = [settings.coding(g["codecs"][role], g["block"], False).block for g in ({**ours, **theirs}, ours)]
+                if sizes[0] != sizes[1]:
+                    raise StateError(
+                        f"{call}: group {k} keeps {role} in blocks of {sizes[0]}, this optimizer in blocks of {sizes[1]}"
+                    )
             hyper = settings.hyper_of(self.rule, {**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:

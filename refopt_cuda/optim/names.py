@@ -10,6 +10,49 @@ from typing import Any
 
 from refopt_cuda.optim.composed import Composed
 
+__all__ = [
+    "SGD",
+    "SGD8bit",
+    "SGD4bit",
+    "SGDFp8",
+    "SGD32bit",
+    "Adam",
+    "Adam8bit",
+    "Adam4bit",
+    "AdamFp8",
+    "Adam32bit",
+    "AdamW",
+    "AdamW8bit",
+    "AdamW4bit",
+    "AdamWFp8",
+    "AdamW32bit",
+    "Lion",
+    "Lion8bit",
+    "Lion4bit",
+    "LionFp8",
+    "Lion32bit",
+    "Signum",
+    "Signum8bit",
+    "Signum4bit",
+    "SignumFp8",
+    "Signum32bit",
+    "RMSprop",
+    "RMSprop8bit",
+    "RMSprop4bit",
+    "RMSpropFp8",
+    "RMSprop32bit",
+    "Adagrad",
+    "Adagrad8bit",
+    "Adagrad4bit",
+    "AdagradFp8",
+    "Adagrad32bit",
+    "AdEMAMix",
+    "AdEMAMix8bit",
+    "AdEMAMix4bit",
+    "AdEMAMixFp8",
+    "AdEMAMix32bit",
+]
+
 Betas = tuple[float, float]
 
 
@@ -109,25 +152,119 @@ class Adam(AdamW):
         super().__init__(params, lr, betas, eps, weight_decay, **options)
 
 
-class SGD8bit(SGD):
-    """SGD whose momentum buffer is stored in 8 bits (dynamic map, blocks of 256)."""
+class Signum(_Named):
+    """Signum (arXiv 1802.04434), decoupled decay; signSGD for momentum = 0."""
 
-    usual = "dynamic8"
+    stem = "signum"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        codecs: Any = None,
+        min_8bit_size: int = 4096,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, codecs, min_8bit_size, options, lr=lr, beta=momentum, weight_decay=weight_decay)
 
 
-class Lion8bit(Lion):
-    """Lion whose momentum is stored in 8 bits (dynamic map, blocks of 256): 1.016 bytes a parameter."""
+class RMSprop(_Named):
+    """RMSprop, as torch.optim.RMSprop."""
 
-    usual = "dynamic8"
+    stem = "rmsprop"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        codecs: Any = None,
+        min_8bit_size: int = 4096,
+        **options: Any,
+    ) -> None:
+        words = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, codecs, min_8bit_size, options, **words, momentum=momentum, centered=centered)
 
 
-class AdamW8bit(AdamW):
-    """AdamW whose moments are stored in 8 bits (dynamic map, blocks of 256): 2.03 bytes a parameter instead of 8."""
+class Adagrad(_Named):
+    """Adagrad, as torch.optim.Adagrad."""
 
-    usual = "dynamic8"
+    stem = "adagrad"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        codecs: Any = None,
+        min_8bit_size: int = 4096,
+        **options: Any,
+    ) -> None:
+        words = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps}
+        words["initial_accumulator_value"] = initial_accumulator_value
+        super().__init__(params, codecs, min_8bit_size, options, **words)
 
 
-class Adam8bit(Adam):
-    """Adam whose moments are stored in 8 bits (dynamic map, blocks of 256): 2.03 bytes a parameter instead of 8."""
+class AdEMAMix(_Named):
+    """AdEMAMix (arXiv 2409.03137): a slow mean of gradients beside AdamW's; `t_alpha`, `t_beta3` let it in by and by."""
 
-    usual = "dynamic8"
+    stem = "ademamix"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        t_alpha: int | None = None,
+        t_beta3: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        codecs: Any = None,
+        min_8bit_size: int = 4096,
+        **options: Any,
+    ) -> None:
+        words = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, codecs, min_8bit_size, options, **words, t_alpha=t_alpha, t_beta3=t_beta3)
+
+
+KEPT = {
+    "8bit": ("dynamic8", "8 bits (dynamic map, blocks of 256)"),
+    "4bit": ("q4", "4 bits (blocks of 128)"),
+    "Fp8": ("fp8", "8-bit floats (e4m3, blocks of 256)"),
+    "32bit": ("f32", "32 bits"),
+}
+"""What is behind a rule's name: the usual codec of its states, and in words."""
+
+
+def _kept(base: Any) -> tuple[Any, Any, Any, Any]:
+    """The same class with its states kept in each of these ways."""
+    made = []
+    for suffix, (codec, words) in KEPT.items():
+        doc = f"`{base.__name__}` whose states are kept in {words}."
+        body = {"usual": codec, "__doc__": doc, "__module__": __name__}
+        made.append(type(base.__name__ + suffix, (base,), body))
+    return made[0], made[1], made[2], made[3]
+
+
+SGD8bit, SGD4bit, SGDFp8, SGD32bit = _kept(SGD)
+Adam8bit, Adam4bit, AdamFp8, Adam32bit = _kept(Adam)
+AdamW8bit, AdamW4bit, AdamWFp8, AdamW32bit = _kept(AdamW)
+Lion8bit, Lion4bit, LionFp8, Lion32bit = _kept(Lion)
+Signum8bit, Signum4bit, SignumFp8, Signum32bit = _kept(Signum)
+RMSprop8bit, RMSprop4bit, RMSpropFp8, RMSprop32bit = _kept(RMSprop)
+Adagrad8bit, Adagrad4bit, AdagradFp8, Adagrad32bit = _kept(Adagrad)
+AdEMAMix8bit, AdEMAMix4bit, AdEMAMixFp8, AdEMAMix32bit = _kept(AdEMAMix)

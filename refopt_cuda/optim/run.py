@@ -14,10 +14,22 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import checks, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.random import step_word
 from refopt_cuda.rules import Form, row
 
-Rows = Mapping[int, np.ndarray]
-"""The scalars of each step count that a step reaches."""
+address = torch.Tensor.data_ptr
+contiguous = torch.Tensor.is_contiguous
+
+
+class Row(NamedTuple):
+    """What a step of one count reads: the rule's scalars, and the word that its random bits are made of."""
+
+    scalars: np.ndarray
+    random: int
+
+
+Rows = Mapping[int, Row]
+"""The rows of all step counts that a step reaches."""
 
 
 @dataclass(eq=False)
@@ -27,23 +39,26 @@ class Slot:
     p: torch.Tensor
     kept: states.Layout
     state: dict[str, Any]
+    number: int
 
     def __post_init__(self) -> None:
         p, self.copied = self.p.detach(), not self.p.is_contiguous()
         self.dense = torch.empty_like(p, memory_format=torch.contiguous_format) if self.copied else p
         self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
-        self.kind = p.device, p.dtype, self.kept.codecs
+        self.beside = self.state[self.kept.beside.key] if self.kept.beside else None
+        self.kind = p.device, p.dtype, self.kept.codings, self.kept.weight
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         tensors = [(key, self.state[key]) for key in self.kept.keys]
         self.watched: list[tuple[str, torch.Tensor, int]] = [(key, x, x.data_ptr()) for key, x in tensors]
 
-    def stale(self, state: object) -> bool:
+    def stale(self, state: object, number: int) -> bool:
         """Whether the parameter or a state tensor is not what and where it was; `x.data = ...` keeps the identity."""
         p = self.p
-        if state is not self.state or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
+        moved = (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place
+        if state is not self.state or number != self.number or moved:
             return True
-        for key, x, address in self.watched:
-            if self.state.get(key) is not x or x.data_ptr() != address:
+        for key, x, where in self.watched:
+            if self.state.get(key) is not x or x.data_ptr() != where:
                 return True
         return False
 
@@ -58,16 +73,17 @@ class Slot:
             self.p.copy_(self.dense)
 
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-        """A CPU parameter and its states, as the compiled loops take them."""
+    def arrays(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray | None]:
+        """A CPU parameter, its states, and what lies beside it, as the compiled loops take them."""
         kept = [dict(zip(("codes", "scales"), map(words, ts), strict=False)) for ts in self.tensors]
-        return words(self.dense), kept
+        return words(self.dense), kept, None if self.beside is None else words(self.beside)
 
     @cached_property
     def pointers(self) -> step_cuda.Tensor:
         """A CUDA parameter and its states, as the kernels take them."""
         pairs = tuple((ts[0].data_ptr(), ts[1].data_ptr() if len(ts) > 1 else 0) for ts in self.tensors)
-        return step_cuda.Tensor(self.dense.data_ptr(), pairs, tuple(self.p.shape))
+        beside = 0 if self.beside is None else self.beside.data_ptr()
+        return step_cuda.Tensor(self.dense.data_ptr(), pairs, tuple(self.p.shape), beside, self.number)
 
 
 class Work(NamedTuple):
@@ -98,16 +114,20 @@ class Bucket:
                 if w.t in at:
                     place = self.places[w.slot]
                     pointers[place], which[place] = g.data_ptr(), at[w.t]
-            self.launch.run(pointers, np.stack([rows[t] for t in some]), which if len(some) > 1 else None, stream)
+            self.run(pointers, [rows[t] for t in some], which if len(some) > 1 else None, stream)
         for w in work:
             w.slot.put()
+
+    def run(self, pointers: Sequence[int], rows: Sequence[Row], which: Sequence[int] | None, stream: int) -> None:
+        """One launch."""
+        self.launch.run(pointers, np.stack([r.scalars for r in rows]), which, stream, [r.random for r in rows])
 
     def _hold(self, slots: Sequence[Slot], stream: int) -> None:
         """Bind these slots if one of them is new. Those that have no gradient for once keep their place."""
         if all(slot in self.places for slot in slots):
             return
         new = {id(slot.p) for slot in slots}
-        rest = [slot for slot in self.places if id(slot.p) not in new and not slot.stale(slot.state)]
+        rest = [slot for slot in self.places if id(slot.p) not in new and not slot.stale(slot.state, slot.number)]
         held = [*slots, *rest][: step_cuda.SIZES[-1]]
         with step_cuda.on_stream(stream):  # the table is copied and freed in the order of the launches that read it
             self.launch.bind([slot.pointers for slot in held])
@@ -115,8 +135,68 @@ class Bucket:
 
 
 @dataclass
+class Lane:
+    """The step that was just taken, ready to be taken again: many parameters of one count, all in known launches.
+
+    What could have changed is compared all at once, in lists that are made by C: which tensors there are, where they
+    lie, formats of gradients. Only a step that differs in nothing but the gradients' addresses goes this way.
+    """
+
+    slots: list[Slot]
+    kinds: list[torch.dtype]
+    buckets: list[tuple[torch.device, Bucket, list[int]]]
+    t: int
+
+    def __post_init__(self) -> None:
+        self.params = [slot.p for slot in self.slots]
+        self.entries = [slot.state for slot in self.slots]
+        self.keys = [(slot.state, key) for slot in self.slots for key in slot.kept.keys]
+        self.held = [x for slot in self.slots for _, x, _ in slot.watched]
+        self.ids = [*map(id, self.entries), *map(id, self.held)]
+        self.places = [slot.place[0] for slot in self.slots] + [a for slot in self.slots for *_, a in slot.watched]
+        self.shapes = [slot.p.shape for slot in self.slots]
+
+    @classmethod
+    def of(cls, work: Sequence[Work], launches: Mapping[Any, Bucket]) -> Lane | None:
+        """The lane of a step that was taken in these launches, None where it is not so simple."""
+        buckets = list(launches.values())
+        index = {w.slot: k for k, w in enumerate(work)}
+        simple = len({w.t for w in work}) == 1 and not any(w.slot.copied for w in work)
+        if not simple or sum(len(b.places) for b in buckets) != len(work):
+            return None
+        rows = [(next(iter(b.places)).p.device, b, [index[slot] for slot in b.places]) for b in buckets]
+        return cls([w.slot for w in work], [w.g.dtype for w in work], rows, work[0].t)
+
+    def gradients(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[torch.Tensor] | None:
+        """The gradients if nothing else has changed, else None."""
+        pairs = [(p, g) for p in params if (g := p.grad) is not None]
+        if [id(p) for p, _ in pairs] != [*map(id, self.params)]:
+            return None
+        grads = [g for _, g in pairs]
+        if [g.dtype for g in grads] != self.kinds or [g.shape for g in grads] != self.shapes:
+            return None
+        entries = map(state.get, self.params)
+        if [*map(id, entries), *[id(entry.get(key)) for entry, key in self.keys]] != self.ids:
+            return None
+        if [*map(address, self.params), *map(address, self.held)] != self.places or not all(map(contiguous, grads)):
+            return None
+        return grads if all(entry["step"] == self.t for entry in self.entries) else None
+
+    def step(self, grads: Sequence[torch.Tensor], made: Row) -> None:
+        """Enqueue the launches, then count."""
+        pointers = list(map(address, grads))
+        for device, bucket, order in self.buckets:
+            with torch.cuda.device(device):
+                stream = torch.cuda.current_stream(device).cuda_stream
+                bucket.run([pointers[k] for k in order], [made], None, stream)
+        self.t += 1
+        for entry in self.entries:
+            entry["step"] = self.t
+
+
+@dataclass
 class Plan:
-    """What one parameter group's steps reuse: a slot a parameter, a bucket a combination.
+    """What one parameter group's steps reuse: a slot a parameter, a bucket a combination, the lane of the last step.
 
     `apart` says whether the slots' parameters are known to share no memory.
     """
@@ -125,6 +205,16 @@ class Plan:
     slots: dict[int, Slot] = field(default_factory=dict)
     buckets: dict[Any, Bucket] = field(default_factory=dict)
     apart: bool = True
+    lane: Lane | None = None
+
+    def agree(self, rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], call: str) -> None:
+        """Begin anew where the group's settings have changed."""
+        first = settings.roles(rule, hyper)
+        mode = tuple(first.items()), group["codecs"], group["block"], group["min_size"]
+        if mode != self.mode:
+            settings.check_group(rule, group, call, first)
+            self.mode, self.slots, self.buckets = (mode[0], dict(group["codecs"]), *mode[2:]), {}, {}
+            self.lane = None
 
     def prepare(
         self,
@@ -133,20 +223,17 @@ class Plan:
         group: Mapping[str, Any],
         pairs: Sequence[Pair],
         state: Mapping[Any, dict[str, Any]],
+        numbers: Mapping[int, int],
         call: str,
     ) -> list[Work]:
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
         checks.capture(pairs, call)
-        mode = settings.roles(rule, hyper), group["codecs"], group["block"], group["min_size"]
-        if mode != self.mode:
-            settings.check_group(rule, group, call)
-            self.mode, self.slots, self.buckets = (mode[0], dict(group["codecs"]), *mode[2:]), {}, {}
         work = []
         for p, g in pairs:
-            slot = self.slots.get(id(p))
-            if slot is None or slot.stale(state.get(p)):
+            slot, number = self.slots.get(id(p)), numbers[id(p)]
+            if slot is None or slot.stale(state.get(p), number):
                 kept = states.layout(rule, hyper, group, p)
-                slot = self.slots[id(p)] = Slot(p, kept, states.ready(kept, state.get(p), p, call))
+                slot = self.slots[id(p)] = Slot(p, kept, states.ready(kept, state.get(p), p, call), number)
                 self.apart = False
             work.append(Work(slot, g, slot.state["step"] + 1))
         return work
@@ -160,27 +247,38 @@ class Plan:
         state: MutableMapping[Any, dict[str, Any]],
     ) -> None:
         """Step what was prepared, then count the step."""
-        rows = {t: row(form.stem, t, {**hyper, "maximize": group["maximize"]}) for t in {w.t for w in work}}
+        rows = {t: self.row(form, hyper, group, t) for t in {w.t for w in work}}
         kinds: dict[Any, list[Work]] = {}
         for w in work:
             if w.slot.p.is_cuda:
                 kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
             else:
-                on_host(form, w, group["block"], rows[w.t])
+                on_host(form, w, rows[w.t])
+        launches = {}
         for kind, some in kinds.items():
             for k in range(0, len(some), step_cuda.SIZES[-1]):
-                self._launch(form, (*kind, form, k), some[k : k + step_cuda.SIZES[-1]], group["block"], rows)
+                key = (*kind, form, k)
+                launches[key] = self._launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows)
         for w in work:
             w.slot.state["step"] = w.t
             state[w.slot.p] = w.slot.state
+        self.lane = Lane.of(work, launches) if launches else None
 
-    def _launch(self, form: Form, key: Any, work: Sequence[Work], block: int, rows: Rows) -> None:
-        device, p_dtype, codecs, g_dtype, *_ = key
+    @staticmethod
+    def row(form: Form, hyper: Mapping[str, Any], group: Mapping[str, Any], t: int) -> Row:
+        """The row of step count `t`."""
+        scalars = row(form.stem, t, {**hyper, "maximize": group["maximize"]})
+        return Row(scalars, step_word(group["seed"], t) if "p" in group["codecs"] else 0)
+
+    def _launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows) -> Bucket:
+        device, p_dtype, codings, weight, g_dtype, *_ = key
         with torch.cuda.device(device):
             if key not in self.buckets:
-                launch = step_cuda.Launch(form, codecs, NUMBERS[p_dtype], NUMBERS[g_dtype], block)
+                forms, blocks = [c.form for c in codings], [c.block or 256 for c in codings]
+                launch = step_cuda.Launch(form, forms, weight or NUMBERS[p_dtype], NUMBERS[g_dtype], blocks)
                 self.buckets[key] = Bucket(launch)
             self.buckets[key].step(work, rows, torch.cuda.current_stream(device).cuda_stream)
+        return self.buckets[key]
 
 
 def _batches(steps: list[int]) -> Iterable[list[int]]:
@@ -195,10 +293,13 @@ def words(x: torch.Tensor) -> np.ndarray:
     return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
-def on_host(form: Form, work: Work, block: int, scalars: np.ndarray) -> None:
+def on_host(form: Form, work: Work, made: Row) -> None:
     """Step one parameter with the compiled loops of the CPU."""
     slot = work.slot
     slot.take()
-    p, kept = slot.arrays
-    step_host.step(form, slot.kept.codecs, p, words(work.g.contiguous()), kept, tuple(slot.p.shape), block, scalars)
+    p, kept, beside = slot.arrays
+    forms, blocks = zip(*slot.kept.codings, strict=True) if slot.kept.codings else ((), ())
+    g, shape = words(work.g.contiguous()), tuple(slot.p.shape)
+    more: dict[str, Any] = {"weight": slot.kept.weight, "rest": beside, "random": (made.random, slot.number)}
+    step_host.step(form, forms, p, g, kept, shape, tuple(b or 256 for b in blocks), made.scalars, **more)
     slot.put()

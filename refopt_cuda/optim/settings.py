@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,15 +13,13 @@ import torch
 from refopt.codecs import CODECS as RECORDS
 from refopt.rules import RULES
 from refopt.spec import Codec, Hyper, Rule, State
-from refopt_cuda.codecs import CODECS
+from refopt_cuda.codecs import STATES, WEIGHTS, Form, named
 from refopt_cuda.rules import RULES as KERNELS
 from refopt_cuda.rules import hypers
 
 WORDS = {"f32": torch.float32, "bf16": torch.bfloat16}
 """Element codecs of states, as the dtype that a state tensor has."""
-OPTIONS = ("block", "layout", "signed", "nonfinite")
-"""What a codec's record can be given; this package has a fast path for the defaults, and for any block."""
-NOTHING = np.zeros(0, np.float32)
+ONE = np.zeros(1, np.float32)
 
 
 class Field(NamedTuple):
@@ -68,10 +66,9 @@ def hyper_of(rule: Rule, group: Mapping[str, Any], call: str) -> dict[str, Any]:
     return out
 
 
-def roles(rule: Rule, hyper: Mapping[str, Any]) -> tuple[State, ...]:
-    """The states that a run with these hyper-parameters keeps; SGD without momentum keeps none."""
-    kept = rule.init(NOTHING, **hyper)
-    return tuple(s for s in rule.states if s.name in kept)
+def roles(rule: Rule, hyper: Mapping[str, Any]) -> dict[str, float]:
+    """The states that a run with these hyper-parameters keeps, and what each starts at: nearly always 0."""
+    return {name: float(x[0]) for name, x in rule.init(ONE, **hyper).items()}
 
 
 def number(value: Any, name: str, call: str) -> Any:
@@ -85,48 +82,88 @@ def number(value: Any, name: str, call: str) -> Any:
 
 
 def codec_names(rule: Rule, given: Any, usual: Mapping[str, str], call: str) -> dict[str, str]:
-    """A codec stem for each state of the rule: what the caller named, else the usual one."""
+    """A codec for each state of the rule, and for the weights `p` if they have one: what the caller named, else the
+    usual one; as words, with the block size behind a colon where a record chose one."""
     table: dict[str, Any] = dict(usual)
     if isinstance(given, Mapping):
-        for role, codec in given.items():
-            if role == "p":
-                raise ValueError(f"{call}: codecs['p'] = {codec!r} is not available; weights keep their own dtype")
-            if role not in table:
-                raise ValueError(f"{call}: {rule.stem} has no role {role!r}; it has {', '.join(table)}")
+        known = {s.name for s in rule.states} | {"p"}
+        for role in given:
+            if role not in known:
+                has = ", ".join(s.name for s in rule.states)
+                raise ValueError(f"{call}: {rule.stem} has no role {role!r}; it has {has} and p, the weights")
         table |= given
     elif given is not None:
-        table = dict.fromkeys(table, given)
-    return {role: stem(codec, call) for role, codec in table.items()}
+        table |= dict.fromkeys((s.name for s in rule.states), given)
+    return {role: words(role, codec, call) for role, codec in table.items()}
 
 
-def stem(codec: Any, call: str) -> str:
-    """The stem of a codec given by name or by record."""
-    name = codec.stem if isinstance(codec, Codec) else codec
-    if not isinstance(name, str) or name not in CODECS:
-        none = "no kernel for codec" if name in tuple(RECORDS) else "no codec"
-        raise ValueError(f"{call}: {none} {name!r}; there are {', '.join(CODECS)}")
-    if isinstance(codec, Codec) and codec != RECORDS[name]:
-        usual = RECORDS[name]
-        changed = [f"{o}={getattr(codec, o)!r}" for o in OPTIONS if getattr(codec, o) != getattr(usual, o)]
-        changed += [f"{o}={value!r}" for o, value in codec.mode.items() if value != usual.mode.get(o)]
-        raise ValueError(
-            f"{call}: codecs has {name} with {', '.join(changed)}; of a codec's options only the block size can be "
-            f"chosen, for all states: pass block={codec.block or usual.block}"
-        )
-    return name
+def words(role: str, codec: Any, call: str) -> str:
+    """A codec given by name or by record as words: "dynamic8", "fp8.e5m2", "q4:64"; ValueError for one without a kernel."""
+    table, kind = (WEIGHTS, "format of weights") if role == "p" else (STATES, "codec")
+    text = _of_record(codec, call) if isinstance(codec, Codec) else codec
+    name, _, block = text.partition(":") if isinstance(text, str) else ("", "", "")
+    stem = name.partition(".")[0]
+    if stem not in table:
+        none = f"no kernel for {kind}" if stem in RECORDS else f"no {kind}"
+        raise ValueError(f"{call}: {none} {text!r}; there are {', '.join(table)}")
+    try:
+        named(name)
+    except ValueError:
+        forms = ", ".join(str(c) for choices in getattr(table[stem], "OPTIONS", {}).values() for c in choices)
+        raise ValueError(f"{call}: {kind} {text!r}: {stem} takes {forms or 'no words'}") from None
+    if block and (not block.isdecimal() or int(block) < 1 or not RECORDS[stem].block):
+        raise ValueError(f"{call}: {kind} {text!r}: behind the colon stands a block size")
+    return text
 
 
-def check_group(rule: Rule, group: Mapping[str, Any], call: str) -> None:
-    """ValueError for a block, a limit or a table of codecs that no state can be kept with."""
+def _of_record(codec: Codec, call: str) -> str:
+    """The words for a record; ValueError where it has options that no kernel knows."""
+    usual, known = RECORDS[codec.stem], getattr(STATES.get(codec.stem) or WEIGHTS.get(codec.stem), "OPTIONS", {})
+    chosen = {o: v for o, v in codec.mode.items() if v != usual.mode.get(o)}
+    if codec.sign_asked:
+        chosen["signed"] = codec.signed
+    odd = [f"{o}={v!r}" for o, v in chosen.items() if o not in known or v not in known[o]]
+    odd += [f"{o}={getattr(codec, o)!r}" for o in ("layout", "nonfinite") if getattr(codec, o) != getattr(usual, o)]
+    if odd:
+        takes = ", ".join(["block"] * bool(usual.block) + [o for o in known if o != "signed"]) or "no options"
+        raise ValueError(f"{call}: codecs has {codec.stem} with {', '.join(odd)}; its kernels take {takes}")
+    named_so = [f"un{o}" if v is False else o if v is True else str(v) for o, v in chosen.items()]
+    return ".".join([codec.stem, *named_so]) + (f":{codec.block}" if codec.block != usual.block else "")
+
+
+class Coding(NamedTuple):
+    """How one role is kept: the form of its codec, and how many elements share a scale (0: no scale)."""
+
+    form: Form
+    block: int
+
+
+def coding(text: str, block: int | None, nonnegative: bool) -> Coding:
+    """What the words of `codec_names` say; `block` is the group's, if it has one."""
+    name, _, own = text.partition(":")
+    form = named(name, nonnegative)
+    return Coding(form, (int(own) if own else block or RECORDS[form.stem].block or 0) if form.scaled else 0)
+
+
+def check_group(rule: Rule, group: Mapping[str, Any], call: str, needed: Iterable[str] = ()) -> None:
+    """ValueError for a block, a limit or a table of codecs that no state, of those that are needed, can be kept with."""
     for name, low in (("block", 1), ("min_size", 0)):
         value = group[name]
+        if name == "block" and value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{call}: {name} must be a whole number >= {low}, got {value!r}")
-    codecs, names = group["codecs"], [s.name for s in rule.states]
-    if not isinstance(codecs, Mapping) or set(codecs) != set(names) or any(c not in [*CODECS] for c in codecs.values()):
-        raise ValueError(
-            f"{call}: codecs must give each of {', '.join(names)} one of {', '.join(CODECS)}, got {codecs!r}"
-        )
+    codecs, names = group["codecs"], {s.name for s in rule.states} | {"p"}
+    if not isinstance(codecs, Mapping) or not set(needed) <= set(codecs) <= names:
+        raise ValueError(f"{call}: codecs must give each of {', '.join(needed)} a codec, got {codecs!r}")
+    sizes = []
+    for role, text in codecs.items():
+        block = coding(words(role, text, call), group["block"], False)
+        sizes += [block.block] if block.form.scaled else []
+        if block.form.scaled and block.form.module.BITS == 4 and block.block % 2:
+            raise ValueError(f"{call}: two codes of {block.form.stem} share a byte: block must be even, got {block.block}")
+    if any(max(sizes) % size for size in sizes):
+        raise ValueError(f"{call}: the block sizes of one parameter's states must divide the largest, got {sizes}")
 
 
 def rule_named(rule: Any, call: str) -> Rule:

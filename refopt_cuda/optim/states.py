@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from refopt.codecs import blocks
+from refopt.codecs import CODECS, blocks
 from refopt.spec import Rule, ShapeError, State, StateError
-from refopt_cuda.codecs import BLOCK
-from refopt_cuda.optim.settings import WORDS, eligible, roles
+from refopt_cuda.codecs import Form, named
+from refopt_cuda.optim.settings import WORDS, Coding, coding, eligible, roles
+
+ZEROS: Mapping[str, float] = MappingProxyType({})
+DTYPES = {
+    np.dtype(np.uint8): torch.uint8,
+    np.dtype(np.int8): torch.int8,
+    np.dtype(np.int16): torch.int16,
+    np.dtype(np.uint16): torch.bfloat16,  # words of that format
+    np.dtype(np.float16): torch.float16,
+    np.dtype(np.float32): torch.float32,
+}
+"""What torch calls the arrays that codecs store."""
 
 
 class Part(NamedTuple):
@@ -22,47 +36,82 @@ class Part(NamedTuple):
     key: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    zero: int
+    first: float
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one parameter's states are kept: a codec stem a state, and the tensors in order."""
+    """How one parameter's states are kept: a coding a state, the format of its weights, and the tensors in order.
 
-    codecs: tuple[str, ...]
+    `parts` are those of each state; `beside` is what lies beside the weights, None where nothing does.
+    """
+
+    codings: tuple[Coding, ...]
     parts: tuple[tuple[Part, ...], ...]
+    weight: Form | None = None
+    beside: Part | None = None
 
     @cached_property
     def all(self) -> tuple[Part, ...]:
-        return tuple(chain.from_iterable(self.parts))
+        return (*chain.from_iterable(self.parts), *([self.beside] if self.beside else []))
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Every state's entries in `state[p]`."""
+        """Every entry in `state[p]` but the step count."""
         return tuple(part.key for part in self.all)
 
 
 def layout(rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], p: torch.Tensor) -> Layout:
     """The states of `p` that a step keeps under this group's hyper-parameters, codecs, block and min_size."""
-    return layout_of(roles(rule, hyper), group, p)
+    first = roles(rule, hyper)
+    return layout_of([s for s in rule.states if s.name in first], group, p, first)
 
 
-def layout_of(kept: Iterable[State], group: Mapping[str, Any], p: torch.Tensor) -> Layout:
+def layout_of(kept: Iterable[State], group: Mapping[str, Any], p: torch.Tensor, first: Mapping[str, float] = ZEROS) -> Layout:
     """These states of `p` under this group's codecs, block and min_size."""
-    coded = eligible(p, group["min_size"])
-    codecs = [(state, group["codecs"][state.name] if coded else "f32") for state in kept]
-    parts = tuple(_parts(state, codec, tuple(p.shape), group["block"]) for state, codec in codecs)
-    return Layout(tuple(codec for _, codec in codecs), parts)
+    coded, shape = eligible(p, group["min_size"]), tuple(p.shape)
+    codings, parts = [], []
+    for state in kept:
+        found = coding(group["codecs"][state.name] if coded else "f32", group["block"], state.nonnegative)
+        codings.append(found)
+        parts.append(_parts(state, found, shape, first.get(state.name, 0.0)))
+    text = group["codecs"].get("p")
+    if text is None or p.dtype != torch.bfloat16:
+        return Layout(tuple(codings), tuple(parts))
+    weight = named(text)
+    return Layout(tuple(codings), tuple(parts), weight, _beside(weight, shape))
 
 
-def _parts(state: State, codec: str, shape: tuple[int, ...], block: int) -> tuple[Part, ...]:
-    if codec not in BLOCK:
-        return (Part(state.torch or state.name, shape, WORDS[codec], 0),)
-    unsigned = state.nonnegative
-    dtype = torch.int8 if codec == "int8_linear" and not unsigned else torch.uint8
-    zero = 127 if codec == "dynamic8" and not unsigned else 0
-    codes = Part(f"{state.name}.codes", shape, dtype, zero)
-    return codes, Part(f"{state.name}.scales", blocks.grid(shape, block), torch.float32, 0)
+def _parts(state: State, found: Coding, shape: tuple[int, ...], first: float) -> tuple[Part, ...]:
+    form, block = found
+    if not form.scaled:
+        return (Part(state.torch or state.name, shape, WORDS[form.stem], first),)
+    code, scale = _first(form, block, first)
+    codes = Part(f"{state.name}.codes", _codes_shape(form, block, shape), DTYPES[form.module.dtype(**form.options)], code)
+    scales = DTYPES[form.module.scale_dtype(**form.options)]
+    return codes, Part(f"{state.name}.scales", blocks.grid(shape, block), scales, scale)
+
+
+@cache
+def _first(form: Form, block: int, first: float) -> tuple[float, float]:
+    """The code (two of them, in four bits) and the scale of a block of equal numbers."""
+    box = CODECS[form.stem](**form.options, block=block).encode(np.full(2, first, np.float32))
+    return float(box.codes.reshape(-1)[0]), float(box.scales.reshape(-1)[0])
+
+
+def _codes_shape(form: Form, block: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """As the tensor; two codes of four bits share a byte, and every block begins one."""
+    if form.module.BITS == 8:
+        return shape
+    rows = blocks.layout_of(shape) == "rows"
+    row = shape[-1] if rows else math.prod(shape)
+    count = row // block * -(-block // 2) + -(-(row % block) // 2)
+    return (*shape[:-1], count) if rows else (count,)
+
+
+def _beside(weight: Form, shape: tuple[int, ...]) -> Part | None:
+    dtype = weight.module.rest_dtype(**weight.options)
+    return None if dtype is None else Part(f"p.{CODECS[weight.stem].parts[1].name}", shape, DTYPES[dtype], 0)
 
 
 def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str) -> dict[str, Any]:
@@ -72,8 +121,8 @@ def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str)
     """
     where = f"{call}: the state of a parameter of shape {tuple(p.shape)}"
     if not have or (kept.keys and have.keys() <= {"step"}):
-        zeros = {part.key: torch.full(part.shape, part.zero, dtype=part.dtype, device=p.device) for part in kept.all}
-        return {"step": 0, **zeros}
+        new = {part.key: torch.full(part.shape, part.first, dtype=part.dtype, device=p.device) for part in kept.all}
+        return {"step": 0, **new}
     count = _count(have, where)
     for part in kept.all:
         x = _fitting(part, have, where)

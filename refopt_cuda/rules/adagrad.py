@@ -12,8 +12,6 @@ from refopt_cuda.scalars import gradient_scale, row
 SCALARS = ("gs", "clr", "wd", "eps", "coupled")
 STATES = (("s", True),)
 OPTIONS = {"eps_at": ("outside", "inside")}
-FIRST = {"s": "init_acc"}
-"""The hyper-parameter that a state starts at; others start at zero."""
 ZERO = np.float32(0)
 ONE = np.float32(1)
 

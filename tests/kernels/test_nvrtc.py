@@ -33,9 +33,9 @@ UNUSED = "177"
 """The one warning that is allowed: a helper that this combination of codecs has no use for."""
 
 EXACT = re.compile(
-    r"(add|sub|mul|div|fma|sqrt)\.rn\.f32|(max|max\.NaN|abs|neg|copysign|selp|mov)\.f32|(ld|st)(\.\S+)?\.f32"
+    r"(add|sub|mul|div|fma|sqrt)\.rn\.f32|mul\.rn\.sat\.f32|(max|max\.NaN|abs|neg|copysign|selp|mov)\.f32|(ld|st)(\.\S+)?\.f32"
 )
-CONVERSIONS = re.compile(r"cvt\.f32\.f16|cvt\.rn\.(f16|bf16x2)\.f32")
+CONVERSIONS = re.compile(r"cvt\.f32\.f16|cvt\.rn\.(f16|bf16x2)\.f32|cvt\.rn\.satfinite\.e(4m3|5m2)x2\.f32")
 CORES = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"}
 SPILLED = {100: 320, 120: 320}
 """Bytes a thread that ptxas may spill in the sample below where 72 registers are too few for it; elsewhere none."""
@@ -182,6 +182,7 @@ def layout(name: str, record: np.dtype) -> str:
     """C++ that compiles only where `name` has the size and the offsets of a NumPy record."""
     lines = [f'static_assert(sizeof({name}) == {record.itemsize}, "size");']
     for field, (_, offset, *_) in (record.fields or {}).items():
+        field = {"p": "at.p", "rest": "at.rest"}.get(field, field) if name == "Tensor" else field
         lines.append(f'static_assert(__builtin_offsetof({name}, {field}) == {offset}, "{field}");')
     return "\n".join(lines)
 

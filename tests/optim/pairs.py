@@ -11,6 +11,7 @@ import torch
 
 import refopt
 import refopt_cuda as rc
+from refopt_cuda.codecs import named
 from tests.bits import same_bits
 from tests.strategies import log_uniform
 
@@ -104,39 +105,53 @@ def stored(x: torch.Tensor) -> np.ndarray:
     return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
 
 
+def record(text: str, block: int | None = None) -> Any:
+    """The reference's codec for a name of `refopt_cuda.codecs`: "dynamic8", "fp8.e5m2", "q4:64"."""
+    name, _, own = text.partition(":")
+    form = named(name)
+    found, options = refopt.codecs.CODECS[form.stem], {k: v for k, v in form.options.items() if k != "signed"}
+    size = int(own) if own else block
+    return found(**options, **({"block": size} if size and found.scope == "block" else {}))
+
+
 class Mirror:
     """One parameter in the reference; `step` takes what the torch side took, `agrees` compares p and every state."""
 
-    def __init__(self, case: Case, p: Any, min_size: int = 4096, block: int = 256, **codecs: str) -> None:
+    def __init__(
+        self, case: Case, param: Any, min_size: int = 4096, block: int | None = None, number: int = 0, **codecs: str
+    ) -> None:
         table = {s.name: codecs.get(s.name, case.codec(s.name)) for s in refopt.rules.RULES[case.rule].states}
-        records = {role: refopt.codecs.CODECS[name] for role, name in table.items()}
-        sized = {role: c(block=block) if c.scope == "block" else c for role, c in records.items()}
-        given = sized if coded(p.shape, min_size) else None
+        given = {role: record(text, block) for role, text in table.items()} if coded(param.shape, min_size) else {}
+        if "p" in codecs and param.dtype == torch.bfloat16:
+            given["p"] = record(codecs["p"])
         self.opt = refopt.Optimizer(case.rule, given, **case.words)
-        self.p, self.dtype = exact(p), p.dtype
+        self.p, self.dtype, self.number = exact(param), param.dtype, number
         self.state = self.opt.init([self.p])
 
     def step(self, g: torch.Tensor) -> None:
-        (p,), self.state = self.opt.step([self.p], [exact(g)], self.state)
-        self.p = torch.from_numpy(p).to(self.dtype).float().numpy()
+        self.p, state = self.opt._apply(self.number, self.p, exact(g), self.state[0], self.opt.hyper)  # random bits go by number
+        self.state = [state]
+        self.p = torch.from_numpy(self.p).to(self.dtype).float().numpy()
 
     def agrees(self, p: Any, state: dict[str, Any], what: str) -> None:
         same_bits(exact(p), self.p, f"{what}: p")
         assert state["step"] == self.state[0]["t"], f"{what}: step {state['step']}"
-        for s in self.opt.states:
-            want = self.state[0][s.name]
-            if isinstance(want, refopt.Box) and want.codec.scope == "block":
+        kept = [s.name for s in self.opt.states] + (["p"] if "p" in self.state[0] else [])
+        for name in kept:
+            want = self.state[0][name]
+            if isinstance(want, refopt.Box) and (want.codec.scope == "block" or name == "p"):
                 for part, array in want.arrays.items():
-                    same_bits(stored(state[f"{s.name}.{part}"]), array, f"{what}: {s.name}.{part}")
+                    same_bits(stored(state[f"{name}.{part}"]), array, f"{what}: {name}.{part}")
             else:
                 array = want.codes if isinstance(want, refopt.Box) else want
-                same_bits(stored(state[s.torch]), array, f"{what}: {s.torch}")
+                key = next(s.torch or s.name for s in self.opt.states if s.name == name)
+                same_bits(stored(state[key]), array, f"{what}: {key}")
 
 
 def walk(case: Case, params: list[Any], steps: int, opt: Any = None, **codecs: str) -> Any:
     """Step both sides together, comparing after each step."""
     opt = opt or case.make(params)
-    mirrors = [Mirror(case, p, **codecs) for p in params]
+    mirrors = [Mirror(case, p, number=k, **codecs) for k, p in enumerate(params)]
     for t in range(steps):
         give(params, t)
         opt.step()

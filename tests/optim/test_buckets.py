@@ -27,7 +27,7 @@ class Recorder:
     def bind(self, tensors: list[step_cuda.Tensor]) -> None:
         self.bound.append([t.p for t in tensors])
 
-    def run(self, grads: list[int], scalars: np.ndarray, which: list[int] | None, stream: int) -> None:
+    def run(self, grads: list[int], scalars: np.ndarray, which: list[int] | None, stream: int, random: list[int]) -> None:
         assert len(grads) == len(self.bound[-1])
         self.runs.append((grads, scalars, which))
 
@@ -49,7 +49,7 @@ def bucket_of(shapes: list[tuple[int, ...]]) -> tuple[Any, list[run.Slot], list[
 def step(bucket: Any, slots: list[run.Slot], grads: list[torch.Tensor], counts: dict[int, int]) -> None:
     """One step of the parameters `counts`, {index: step count}."""
     work = [run.Work(slots[k], grads[k], t) for k, t in counts.items()]
-    bucket.step(work, {t: np.full(8, t, np.float32) for t in counts.values()}, 0)
+    bucket.step(work, {t: run.Row(np.full(8, t, np.float32), 0) for t in counts.values()}, 0)
 
 
 def test_the_first_step_binds_and_later_ones_do_not() -> None:
@@ -89,7 +89,7 @@ def test_a_slot_that_replaces_another_takes_its_place() -> None:
     bucket, slots, grads = bucket_of([(64, 80), (9,)])
     step(bucket, slots, grads, {0: 1, 1: 1})
     slots[0].p.data = slots[0].p.detach().clone()
-    slots[0] = run.Slot(slots[0].p, slots[0].kept, slots[0].state)
+    slots[0] = run.Slot(slots[0].p, slots[0].kept, slots[0].state, 0)
     step(bucket, slots, grads, {0: 2, 1: 2})
     assert bucket.launch.bound[1] == [s.p.data_ptr() for s in slots]
     assert list(bucket.places) == slots
@@ -110,8 +110,8 @@ def test_more_step_counts_than_a_launch_has_rows() -> None:
 def test_gradients_and_parameters_in_another_order_go_through_row_major_copies() -> None:
     bucket, slots, _ = bucket_of([(64, 80)])
     p = torch.nn.Parameter(torch.arange(12.0).view(3, 4).t())
-    slot = run.Slot(p, slots[0].kept, slots[0].state)
+    slot = run.Slot(p, slots[0].kept, slots[0].state, 0)
     with torch.no_grad():
-        bucket.step([run.Work(slot, torch.ones(3, 4).t(), 1)], {1: np.ones(8, np.float32)}, 0)
+        bucket.step([run.Work(slot, torch.ones(3, 4).t(), 1)], {1: run.Row(np.ones(8, np.float32), 0)}, 0)
     assert bucket.launch.bound == [[slot.dense.data_ptr()]] and slot.dense.is_contiguous()
     assert slot.dense.data_ptr() != p.data_ptr() and torch.equal(slot.dense, p)

@@ -286,7 +286,6 @@ def test_a_damaged_state_is_refused(fault: str) -> None:
 @pytest.mark.parametrize(
     ("theirs", "words", "ours"),
     [
-        ("AdamW", {"amsgrad": True}, "AdamW"),
         ("Adam", {"weight_decay": 0.1}, "AdamW"),
         ("AdamW", {"weight_decay": 0.1}, "Adam"),
         ("AdamW", {}, "AdamW8bit"),
@@ -296,9 +295,25 @@ def test_a_damaged_state_is_refused(fault: str) -> None:
     ],
 )
 def test_a_state_of_torch_that_means_something_else_is_refused(theirs: str, words: dict[str, Any], ours: str) -> None:
-    """amsgrad, coupled for decoupled decay, float32 for codes, another rule."""
+    """Coupled for decoupled decay, float32 for codes, another rule."""
     params = weights([(64, 80)], torch.float32, "cpu")
     other = getattr(torch.optim, theirs)(params, **words)
     give(params, 0)
     other.step()
     refused(getattr(rc.optim, ours)(twins(params)), other.state_dict(), StateError, "load_state_dict")
+
+
+def test_amsgrad_of_torch_goes_on_as_amsgrad() -> None:
+    params = weights([(64, 80)], torch.float32, "cpu")
+    other = torch.optim.AdamW(params, amsgrad=True)
+    give(params, 0)
+    other.step()
+    copies = twins(params)
+    opt = rc.optim.AdamW(copies)
+    opt.load_state_dict(other.state_dict())
+    assert opt.param_groups[0]["amsgrad"] and "max_exp_avg_sq" in opt.state[copies[0]]
+    for side in (params, copies):
+        give(side, 1)
+    other.step()
+    opt.step()
+    torch.testing.assert_close(copies[0], params[0], rtol=2e-6, atol=1e-7)

@@ -35,19 +35,24 @@ ARGUMENTS = [
     ("AdamW8bit", {"block": 2.5}, ValueError, "block .*2.5"),
     ("AdamW8bit", {"min_8bit_size": -1}, ValueError, "min.*size .*-1"),
     ("AdamW8bit", {"codecs": "dynamic9"}, ValueError, "'dynamic9'.*dynamic8"),
-    ("AdamW8bit", {"codecs": {"w": "f32"}}, ValueError, "'w'.*m, v"),
-    ("AdamW8bit", {"codecs": {"p": "bf16"}}, ValueError, "'p'"),
+    ("AdamW8bit", {"codecs": {"u": "f32"}}, ValueError, "'u'.*m, v, w and p"),
+    ("AdamW8bit", {"codecs": {"p": "bf16"}}, ValueError, "no kernel for format of weights 'bf16'"),
     ("AdamW8bit", {"codecs": 8}, (TypeError, ValueError), "8"),
     ("AdamW8bit", {"place": "paged"}, ValueError, "place.*'resident'.*'paged'|place='paged'.*'resident'"),
-    ("SGD", {"momentum": 0.9, "lr_at": "inside"}, ValueError, "lr_at='inside' has no kernel.*Optimizer.'sgd'"),
-    ("AdamW8bit", {"amsgrad": True}, ValueError, "amsgrad=True has no kernel"),
-    ("Adam", {"bias_correction": False}, ValueError, "bias_correction=False has no kernel"),
-    ("Lion", {"decay_order": "additive"}, ValueError, "decay_order='additive' has no kernel"),
-    ("Composed", {"rule": "adam", "eps_at": "inside"}, ValueError, "eps_at='inside' has no kernel"),
-    ("SGD", {"decay": "decoupled"}, ValueError, "decay='decoupled' has no kernel, only 'coupled' has"),
+    ("SGD", {"momentum": 0.9, "lr_at": "insane"}, ValueError, "lr_at must be .*'insane'"),
+    ("Lion", {"decay_order": "added"}, ValueError, "decay_order must be .*'added'"),
+    ("AdamW8bit", {"codecs": {"p": "bf16_rem"}}, ValueError, "no format of weights 'bf16_rem'.*bf16_rem16"),
+    ("AdamW8bit", {"codecs": {"p": "bf16_ecc.12"}}, ValueError, "'bf16_ecc.12': bf16_ecc takes 8, 16"),
+    ("AdamW8bit", {"codecs": {"p": "bf16_rem16"}}, ValueError, "format of bfloat16 weights; these are float32"),
+    ("AdamW", {"codecs": "fp8.e3m4"}, ValueError, "'fp8.e3m4': fp8 takes e4m3, e5m2"),
+    ("AdamW", {"codecs": "q4:0"}, ValueError, "'q4:0': behind the colon stands a block size"),
+    ("AdamW", {"codecs": "f32:64"}, ValueError, "'f32:64': behind the colon stands a block size"),
+    ("AdamW", {"codecs": "q4:65"}, ValueError, "block must be even, got 65"),
+    ("AdamW", {"codecs": {"m": "dynamic8:100", "v": "q4:64"}}, ValueError, r"divide the largest, got \[100, 64"),
+    ("AdamW", {"seed": 0.5}, ValueError, "seed must be a whole number, got 0.5"),
     ("Composed", {"rule": "adamv"}, ValueError, "no rule 'adamv'.*adamw"),
-    ("Composed", {"rule": "rmsprop"}, ValueError, "no kernel for rule 'rmsprop'.*adamw"),
-    ("Composed", {"rule": refopt.rules.rmsprop}, ValueError, "no kernel for rule 'rmsprop'.*adamw"),
+    ("Composed", {"rule": "apollo"}, ValueError, "no kernel for rule 'apollo'.*adamw"),
+    ("Composed", {"rule": refopt.rules.apollo}, ValueError, "no kernel for rule 'apollo'.*adamw"),
     ("Composed", {"rule": "sgd", "betas": (0.9, 0.99)}, TypeError, "'betas'.*momentum"),
 ]
 
@@ -75,23 +80,14 @@ def test_what_torch_refuses_is_refused() -> None:
         rc.optim.AdamW([{"params": [p]}, {"params": [p]}])
 
 
-def test_an_option_without_a_kernel_may_be_named_at_its_default() -> None:
+def test_an_option_that_is_set_later_is_followed_from_the_next_step_on() -> None:
     p = parameter(torch.ones(3))
-    opt = rc.optim.SGD([p], lr=0.5, decay="coupled", lr_at="outside")
-    assert not {"decay", "lr_at"} & opt.param_groups[0].keys()
-    p.grad = torch.ones(3)
-    opt.step()
-    assert p.tolist() == [0.5] * 3
-
-
-def test_an_option_without_a_kernel_that_is_set_later_is_refused_before_the_step() -> None:
-    p = parameter(torch.ones(3))
-    opt = rc.optim.SGD([p], lr=0.5)
-    opt.param_groups[0]["lr_at"] = "inside"
-    p.grad = torch.ones(3)
-    with pytest.raises(ValueError, match=r"SGD.step: lr_at='inside' has no kernel"):
+    opt = rc.optim.SGD([p], lr=0.5, weight_decay=0.5)
+    for decay, want in (("coupled", 0.25), ("decoupled", -0.3125)):
+        opt.param_groups[0]["decay"] = decay
+        p.grad = torch.ones(3)
         opt.step()
-    assert p.tolist() == [1.0] * 3
+        assert p.tolist() == [want] * 3
 
 
 GROUPS = [
@@ -99,7 +95,7 @@ GROUPS = [
     ({"block": 0}, ValueError, "block"),
     ({"min_size": -2}, ValueError, "min_size"),
     ({"codecs": "q3"}, ValueError, "'q3'"),
-    ({"codecs": {"w": "f32"}}, ValueError, "'w'"),
+    ({"codecs": {"u": "f32"}}, ValueError, "'u'"),
     ({"rule": "lion"}, ValueError, "rule"),
     ({"params": [torch.ones(3, dtype=torch.int32)]}, TypeError, "int32"),
 ]
