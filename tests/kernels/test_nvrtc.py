@@ -172,7 +172,9 @@ def test_a_kernel_of_8_bit_states_fits_a_multiprocessor_and_spills_nothing(rule,
 
 @pytest.mark.parametrize("block", [1, 64, 2048])
 def test_other_blocks_compile(block):
-    kernel = replace(kernel_of(plain("adamw"), ("dynamic8", "int8_linear"), "bfloat16", "float16", 8), blocks=(block, block))
+    kernel = replace(
+        kernel_of(plain("adamw"), ("dynamic8", "int8_linear"), "bfloat16", "float16", 8), blocks=(block, block)
+    )
     ptx, log = compiled(kernel, 90)
     assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {UNUSED}, log
     assert not foreign(ptx, False) and not spilled(log)
