@@ -1,6 +1,6 @@
 """One step of every optimizer on one GPU, through its public class, against the device's own copy and the peers.
 
-    python -m tests.bench.gpu_optim [--commit HASH] [--only NAME,...] [--work llama1b,lora7b] [--peers] [--dead] [--sizes]
+    python -m tests.bench.gpu_optim [--commit HASH] [--only NAME,...] [--work llama1b,lora7b] [--peers --dead --sizes]
 
 of_copy = bytes that a step must move / time / copy bandwidth, all in this process. A subject that fails prints its
 error, and the rest goes on.
@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -186,41 +187,34 @@ def sizes(rec: Recorder, copy: float) -> None:
     ladder = [2**k for k in range(20, 33, 2)]
     cases: list[tuple[str, str, list[Shape], torch.dtype, dict[str, Any], float]] = []
     for n in ladder:
-        cases.append(
-            (f"flat{n >> 20}m", "AdamW8bit", [(n,)], torch.bfloat16, {"min_8bit_size": 0}, 6 + 4 * STATES["8bit"])
-        )
+        work, small = f"flat{n >> 20}m", {"min_8bit_size": 0}
+        cases.append((work, "AdamW8bit", [(n,)], torch.bfloat16, small, 6 + 4 * STATES["8bit"]))
         if n < 2**32:  # 4 GiB of weights, as many of gradients, and 32 of states leave no room on 80 GB
-            cases.append((f"flat{n >> 20}m", "AdamW", [(n,)], torch.bfloat16, {}, 22.0))
+            cases.append((work, "AdamW", [(n,)], torch.bfloat16, {}, 22.0))
     for dtype in (torch.float32, torch.float16):
         word, width = str(dtype).removeprefix("torch."), 12 if dtype == torch.float32 else 6
         cases.append((f"flat268m-{word}", "AdamW8bit", [(2**28,)], dtype, {}, width + 4 * STATES["8bit"]))
         cases.append((f"flat268m-{word}", "AdamW", [(2**28,)], dtype, {}, width + 16))
     for block in (16, 32, 64, 128, 256, 512, 1024, 2048):
-        cases.append(
-            (f"block{block}", "AdamW8bit", [(2**28,)], torch.bfloat16, {"block": block}, 6 + 4 * (1 + 4 / block))
-        )
+        per = 6 + 4 * (1 + 4 / block)
+        cases.append((f"block{block}", "AdamW8bit", [(2**28,)], torch.bfloat16, {"block": block}, per))
     for row in (16, 96, 264, 1000):
-        shape = (2**27 // row, row)
         per = 6 + 4 * (1 + 4 * -(-row // 256) / row)
-        cases.append((f"rows{row}", "AdamW8bit", [shape], torch.bfloat16, {}, per))
+        cases.append((f"rows{row}", "AdamW8bit", [(2**27 // row, row)], torch.bfloat16, {}, per))
     for work, name, shapes, dtype, words, per in cases:
+        guarded(f"{work} {name}", partial(plain, rec, work, name, shapes, dtype, words, per, copy))
 
-        def run(
-            work: str = work,
-            name: str = name,
-            shapes: Any = shapes,
-            dtype: Any = dtype,
-            words: Any = words,
-            per: float = per,
-        ) -> None:
-            params = parameters(shapes, dtype)
-            opt = getattr(optim, name)(params, **words)
-            ms = median_ms(opt.step)
-            reached = per * size(shapes) / (ms * 1e-3)
-            rec.add(work, name, "ms", ms, "ms")
-            rec.add(work, name, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
 
-        guarded(f"{work} {name}", run)
+def plain(
+    rec: Recorder, work: str, name: str, shapes: list[Shape], dtype: torch.dtype, words: Any, per: float, copy: float
+) -> None:
+    """Time and fraction of copy of a class on these shapes."""
+    params = parameters(shapes, dtype)
+    opt = getattr(optim, name)(params, **words)
+    ms = median_ms(opt.step)
+    reached = per * size(shapes) / (ms * 1e-3)
+    rec.add(work, name, "ms", ms, "ms")
+    rec.add(work, name, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
 
 
 def main() -> None:

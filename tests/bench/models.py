@@ -14,11 +14,11 @@ Shape = tuple[int, ...]
 
 def lora(model: models.Model, rank: int) -> list[Shape]:
     """Adapters of a rank on every linear of a model: A (rank, in) and B (out, rank)."""
-    return [shape for out, into in model.linears() for shape in ((rank, into), (out, rank))]
+    return [shape for out, into in model.linears for shape in ((rank, into), (out, rank))]
 
 
 WORK: dict[str, list[Shape]] = {
-    "llama1b": [tuple(s) for s in models.named("llama-3.2-1b").shapes()],
+    "llama1b": [tuple(s) for s in models.named("llama-3.2-1b").shapes],
     "lora7b": lora(models.named("llama-2-7b"), 16),
     "flat268m": [(2**28,)],
 }
