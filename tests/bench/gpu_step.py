@@ -7,8 +7,7 @@ of_copy = (p + g + states read, p + states written) / time / copy bandwidth (byt
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,32 +17,13 @@ import torch
 import refopt
 from refopt_cuda.kernels.step_cuda import Launch, Tensor
 from refopt_cuda.rules import RULES, named
+from tests.bench.clocks import copy_bandwidth, device_ms
+from tests.bench.models import FLAT
 from tests.bench.record import Recorder, arguments, software
 
-FLAT = 2**28
 HYPER = {"adamw": {"lr": 1e-3, "wd": 0.01}, "lion": {"lr": 1e-4, "wd": 0.1}, "sgd": {"lr": 1e-2, "momentum": 0.9}}
 WIDTH = {"f32": 4.0, "dynamic8": 1 + 4 / 256, "int8_linear": 1 + 4 / 256}
 NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
-
-
-def median_ms(run: Callable[[], Any], times: int = 20, warm: int = 3) -> float:
-    """Median of CUDA-event times in milliseconds."""
-    for _ in range(warm):
-        run()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
-    for start, stop in pairs:
-        start.record()
-        run()
-        stop.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in pairs)
-
-
-def copy_bandwidth() -> float:
-    """Bytes read plus written per second by a device copy of 4 GiB."""
-    a = torch.empty(2**30, dtype=torch.float32, device="cuda").normal_()
-    b = torch.empty_like(a)
-    return 2 * a.nbytes / (median_ms(lambda: b.copy_(a)) * 1e-3)
 
 
 class Flat:
@@ -139,16 +119,16 @@ SUBJECTS: Sequence[tuple[str, str, tuple[str, ...], torch.dtype]] = (
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--quick", action="store_true", help="no comparison with NumPy")
-    args = parser.parse_args()
+    args = arguments(__doc__ or "").parse_args()
     versions = software("torch", "cupy-cuda13x", "numpy")
     rec = Recorder("gpu_step", torch.cuda.get_device_name(), versions, args.commit, args.out)
-    copy = copy_bandwidth()
+    copy = copy_bandwidth("cuda")
     rec.add("flat268m", "device copy", "bandwidth", copy / 1e9, "GB/s")
     for subject, rule, codecs, dtype in SUBJECTS:
+        if args.only and subject not in args.only:
+            continue
         flat = Flat(rule, codecs, dtype, FLAT)
-        ms = median_ms(flat.step)
+        ms = device_ms(flat.step, "cuda")
         rec.add("flat268m", subject, "ms", ms, "ms")
         reached = flat.moved() / (ms * 1e-3)
         rec.add("flat268m", subject, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
@@ -156,7 +136,7 @@ def main() -> None:
     p = torch.nn.Parameter(torch.randn(FLAT, device="cuda").to(torch.bfloat16))
     p.grad = (torch.randn(FLAT, device="cuda") * 1e-3).to(torch.bfloat16)
     fused = torch.optim.AdamW([p], fused=True)
-    rec.add("flat268m", "torch AdamW fused", "ms", median_ms(fused.step), "ms")
+    rec.add("flat268m", "torch AdamW fused", "ms", device_ms(fused.step, "cuda"), "ms")
     if not args.quick:
         for name, count in mismatches(FLAT).items():
             rec.add("flat268m", "AdamW8bit", f"mismatches_{name}", count, "words", "NumPy, 3 steps")
