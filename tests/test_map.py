@@ -30,18 +30,10 @@ WITHOUT_KERNEL = {
     "rules/lamb",
     "rules/lars",
     "rules/muon",
-    "codecs/bf16_ecc",
-    "codecs/bf16_rem16",
     "rules/adam_mini",
-    "rules/ademamix",
     "rules/came",
-    "codecs/bf16_kahan",
-    "rules/signum",
     "rules/sm3",
-    "rules/adagrad",
-    "codecs/bf16_sr",
     "rules/adafactor",
-    "rules/rmsprop",
     "places/resident",
     "places/paged",
     "places/host",
@@ -76,7 +68,7 @@ ORACLE += [
     ["tracing", "plot", "vectors"],
     ["__main__"],
 ]
-FAST = [["scalars"], ["rules", "codecs", "places"], ["kernels"], ["optim", "nn"], ["train"]]
+FAST = [["scalars", "random"], ["rules", "codecs", "places"], ["kernels"], ["optim", "nn"], ["train"]]
 RANK = {f"refopt.{m}": k for k, level in enumerate(ORACLE) for m in level}
 RANK |= {f"refopt_cuda.{m}": k for k, level in enumerate(FAST) for m in level}
 UPWARD = {

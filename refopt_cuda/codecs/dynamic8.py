@@ -29,7 +29,7 @@ SIGN = np.uint32(0x80000000)
 BYTE = np.uint32(0xFF)
 SHIFT = np.uint32(16)
 BASE = np.uint32(FIRST_BUCKET)
-NO_SIGN = np.uint32(0)
+NO_SIGN, ZERO_WORD = np.uint32(0), np.uint32(SIGNED_ZERO)
 
 
 @cache
@@ -92,15 +92,14 @@ def make(o: Any, signed: bool = True) -> Block:
     def nearest(magnitude):
         word = max(magnitude, SMALLEST)
         bucket = np.uint32(np.uint32(word >> SHIFT) - BASE)
-        return np.int32(np.uint32(np.uint32(word + table[bucket]) >> SHIFT) & BYTE)
+        return np.uint32(np.uint32(np.uint32(word + table[bucket]) >> SHIFT) & BYTE)
 
     @jit
     def encode_signed(x, factor):
         word = bits(mul(x, factor))
         code = nearest(np.uint32(word & MAGNITUDE))
-        if np.uint32(word & SIGN) == NO_SIGN:
-            return np.uint8(SIGNED_ZERO + code)
-        return np.uint8(max(SIGNED_ZERO - code, 0))
+        above, below = np.uint32(ZERO_WORD + code), np.uint32(ZERO_WORD - min(code, ZERO_WORD))
+        return np.uint8(above if np.uint32(word & SIGN) == NO_SIGN else below)
 
     @jit
     def encode_unsigned(x, factor):

@@ -91,14 +91,20 @@ def combination(
     if form is None:
         name = rule if isinstance(rule, str) else rule.name
         raise ValueError(f"step: {name} does not keep {len(codecs)} states, got codecs {codecs}")
-    found = [
-        codec_named(codec, nonnegative) if isinstance(codec, str) else codec
-        for codec, (_, nonnegative) in zip(codecs, form.states, strict=True)
-    ]
+    found = [_form(codec, nonnegative) for codec, (_, nonnegative) in zip(codecs, form.states, strict=True)]
     for codec in found:
         if codec.stem not in STATES:
             raise ValueError(f"step: no state is kept in {codec.name}; there are {', '.join(STATES)}")
     return Combination(form, tuple(found), _weight(p, weight), _word(g, "g"))
+
+
+def _form(codec: str | Codec, nonnegative: bool) -> Codec:
+    if not isinstance(codec, str):
+        return codec
+    try:
+        return codec_named(codec, nonnegative)
+    except ValueError as error:
+        raise ValueError(f"step: {error}") from None
 
 
 def _word(dtype: np.dtype, name: str) -> str:
@@ -112,7 +118,7 @@ def _weight(p: np.dtype, weight: str | Codec | None) -> str | Codec:
     word = _word(p, "p")
     if weight is None:
         return word
-    form = codec_named(weight) if isinstance(weight, str) else weight
+    form = _form(weight, False)
     if form.stem not in WEIGHTS:
         raise ValueError(f"step: no format of weights is named {form.name}; there are {', '.join(WEIGHTS)}")
     if word != "bf16":

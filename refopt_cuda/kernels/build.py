@@ -7,7 +7,7 @@ No driver and no CuPy is needed here: the same text is compiled on a GPU (`step_
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,14 +43,14 @@ class Kernel:
     """One kernel: a form of a rule, of a codec for each state, formats of weights and gradients, and a launch shape.
 
     weight       a number format, or the form of a codec that keeps something beside bfloat16 words
-    block        the most elements that share a scale
+    blocks       elements that share a scale, for each state
     """
 
     rule: _rules.Form
     codecs: tuple[_codecs.Form, ...]
     weight: str | _codecs.Form
     grad: str
-    block: int = 256
+    blocks: tuple[int, ...] = ()
     tensors: int = 64
     rows: int = 1
 
@@ -59,9 +59,14 @@ class Kernel:
         return any(form.scaled for form in self.codecs)
 
     @property
+    def block(self) -> int:
+        """The most elements that share a scale."""
+        return max((b for b, form in zip(self.blocks, self.codecs, strict=True) if form.scaled), default=TILE)
+
+    @property
     def quick(self) -> bool:
         """Whether blocks are such that a warp takes whole tiles."""
-        return not self.coded or self.block in BLOCKS
+        return all(b in BLOCKS for b, form in zip(self.blocks, self.codecs, strict=True) if form.scaled)
 
     @property
     def tile(self) -> int:
@@ -88,6 +93,10 @@ class Kernel:
         return self.lookup.planes * PLANE + self.lookup.encode * 4
 
     def __post_init__(self) -> None:
+        if not self.blocks:
+            object.__setattr__(self, "blocks", (TILE,) * len(self.codecs))
+        if len(self.blocks) != len(self.codecs):
+            raise ValueError(f"Kernel: {len(self.blocks)} block sizes for {len(self.codecs)} codecs")
         if len(self.codecs) != len(self.rule.states):
             raise ValueError(f"Kernel: {len(self.codecs)} codecs for {self.rule.name}, which keeps {self.rule.states}")
         for form in self.codecs:
@@ -135,10 +144,15 @@ def functors(rule: str, codecs: tuple[str, ...]) -> str:
     return "\n".join(_text(part) for part in [*parts, f"rules/{rule}.cuh"])
 
 
-def state(kernel: Kernel, form: _codecs.Form) -> str:
-    """A state's codec, and where its tables lie."""
+def shift(block: int) -> int:
+    """log2 of the lanes that a block takes, eight elements each."""
+    return max((block // 8).bit_length() - 1, 0)
+
+
+def state(kernel: Kernel, form: _codecs.Form, block: int) -> str:
+    """A state's codec, the lanes that share a scale, and where its tables lie."""
     values, words = kernel.lookup.places.get(form, (0, 0))
-    return f"State<{functor(form)}, {values}, {words}>"
+    return f"State<{functor(form)}, {shift(block)}, {values}, {words}>"
 
 
 def weight(kernel: Kernel) -> str:
@@ -152,7 +166,7 @@ def source(kernel: Kernel) -> str:
     stems = tuple(dict.fromkeys(["bf16", *(form.stem for form in forms)]))
     names = {
         "RULE": functor(kernel.rule),
-        "CODECS": ", ".join(state(kernel, form) for form in kernel.codecs),
+        "CODECS": ", ".join(map(partial(state, kernel), kernel.codecs, kernel.blocks)),
         "WEIGHT": weight(kernel),
         "GRAD": kernel.grad,
         "TILE": kernel.tile,

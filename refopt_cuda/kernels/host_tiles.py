@@ -295,6 +295,8 @@ def _close(table: Table) -> Callable:
         return _close_elements(table.store)
     if isinstance(table, Nibbles):
         return _close_blocks(_encoded(table.block, *_nibbles_encoded(table.block)), _packed_place)
+    if isinstance(table, Words):
+        raise TypeError("host_tiles: weights are stored by _close_weights")
     return _close_blocks(_encoded(table, *_bytes_encoded(table)), _place)
 
 

@@ -44,7 +44,9 @@ HD uint32_t lane_max(const float (&x)[8]) {
 }
 HD uint32_t block_max(uint32_t w, uint32_t shift) {  // over 2^shift neighbouring lanes
     if (shift >= 5) return warp_max(w);
-    for (uint32_t d = 1; d < 1u << shift; d <<= 1) w = max(w, __shfl_xor_sync(0xFFFFFFFFu, w, d));
+#pragma unroll
+    for (uint32_t k = 0; k < 4; k++)
+        if (k < shift) w = max(w, __shfl_xor_sync(0xFFFFFFFFu, w, 1u << k));
     return w;
 }
 
@@ -94,11 +96,13 @@ struct Span {  // some elements of one row
     uint32_t length;
 };
 
-// A codec, and where its tables lie in shared memory.
-template <class C, uint32_t V, uint32_t W> struct State {
+// A codec, log2 of the lanes that share a scale where rows are no shorter, and where its tables lie in shared memory.
+template <class C, uint32_t S, uint32_t V, uint32_t W> struct State {
     typedef C Codec;
-    static constexpr uint32_t VALUES = V, WORDS = W;
+    static constexpr uint32_t SHIFT = S, VALUES = V, WORDS = W;
 };
+
+// EASY below: whole tiles of a tensor of one row whose blocks are those that the kernel was compiled for.
 
 template <class S, bool SCALED = S::Codec::SCALED> struct Stored;
 
@@ -124,15 +128,20 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         else
             give4(scales + (uint64_t)i * 4, bits(v));
     }
-    static HD uint32_t scale_of(const Slot& at, const Where& w) { return w.row * at.per + (w.within >> at.shift); }
-    HD void load(const Slot& at, const Where& w) {
+    template <bool EASY> static HD uint32_t shift(const Slot& at) { return EASY ? S::SHIFT : at.shift; }
+    template <bool EASY> static HD uint32_t per(const Slot& at) { return EASY ? 0 : at.per; }
+    template <bool EASY> static HD bool kept(const Slot& at) { return per<EASY>(at) == 0 && shift<EASY>(at) >= 3; }
+    template <bool EASY> static HD uint32_t scale_of(const Slot& at, const Where& w) {
+        return (EASY ? 0 : w.row * at.per) + (w.within >> shift<EASY>(at));
+    }
+    template <bool EASY> HD void load(const Slot& at, const Where& w) {
         if constexpr (C::BITS == 8) {
             uint2 v = take8(at.codes + (uint64_t)w.i * 8);
             words[0] = v.x, words[1] = v.y;
         } else {
             words[0] = take4(at.codes + (uint64_t)w.i * 4);
         }
-        scale = take_scale(at.scales, scale_of(at, w));
+        scale = take_scale(at.scales, scale_of<EASY>(at, w));
     }
     HD void get(float (&x)[8], const Shared& shared) const {
         auto t = shared.of<S>();
@@ -144,10 +153,11 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         uint32_t w = warp_max(lane_max(x));
         if (lane == i) magnitude = w;
     }
-    template <class Find> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen,
-                                                 bool ends, const Find& find, Measure& m) {
-        uint32_t a = at.shift <= 5 ? lane_max(x) : (lane ^ i) >> (at.shift - 5) ? 0 : seen;
-        m = Measure::of<C>(ends ? run_max(a, at.shift, lane, find()) : block_max(a, at.shift));
+    template <bool EASY> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen, bool ends,
+                                                const Where& w, Measure& m) {
+        const uint32_t s = shift<EASY>(at);
+        uint32_t a = s <= 5 ? lane_max(x) : (lane ^ i) >> (s - 5) ? 0 : seen;
+        m = Measure::of<C>(!EASY && ends ? run_max(a, s, lane, w) : block_max(a, s));
     }
     template <class A, int WORDS> static HD void encode(const float* x, const Measure& m, const Shared& shared, uint32_t* word) {
         A a;
@@ -165,16 +175,16 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         else give4(at.codes + (uint64_t)i * 4, word[0]);
     }
     // Scales of tile j of a unit: kept until the unit ends where a whole sector comes together, else stored at once.
-    static HD bool kept(const Slot& at) { return at.per == 0 && at.shift >= 3; }
-    template <class Find> static HD void keep(const Slot& at, const Find& find, uint32_t lane, uint32_t j, float scale, float& hold) {
-        if (at.shift > 5 || (at.shift == 5 && kept(at))) {
-            if (lane == (kept(at) ? j : j % GROUP) >> (at.shift - 5)) hold = scale;
-        } else if (!kept(at)) {
-            Where w = find();
-            if (w.inside && (w.within & ((1u << at.shift) - 1)) == 0) give_scale(at.scales, scale_of(at, w), scale);
+    template <bool EASY> static HD void keep(const Slot& at, const Where& w, uint32_t lane, uint32_t j, float scale, float& hold) {
+        const uint32_t s = shift<EASY>(at);
+        const bool later = kept<EASY>(at);
+        if (s > 5 || (s == 5 && later)) {
+            if (lane == (later ? j : j % GROUP) >> (s - 5)) hold = scale;
+        } else if (!later) {
+            if (w.inside && (w.within & ((1u << s) - 1)) == 0) give_scale(at.scales, scale_of<EASY>(at, w), scale);
         } else {
-            float v = __shfl_sync(0xFFFFFFFFu, scale, (lane << at.shift) & 31);
-            if (lane >> (5 - at.shift) == j) hold = v;
+            float v = __shfl_sync(0xFFFFFFFFu, scale, (lane << s) & 31);
+            if (lane >> (5 - s) == j) hold = v;
         }
     }
     // Scales of a row's blocks of several tiles: written when all of them have read the old ones.
@@ -182,15 +192,18 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         uint32_t i = (uint32_t)(first.within / TILE) >> (at.shift - 5);
         if (at.per && at.shift > 5 && lane < GROUP * 32u >> at.shift && i + lane < at.per) give_scale(at.scales, (uint32_t)first.row * at.per + i + lane, hold);
     }
-    static HD uint32_t mine(const Slot& at, uint32_t lane) {  // the tile of a unit whose scale a lane keeps, or one of its scales
-        return at.shift >= 5 ? lane << (at.shift - 5) : lane >> (5 - at.shift);
+    template <bool EASY> static HD uint32_t mine(const Slot& at, uint32_t lane) {  // the tile of a unit whose scale a lane keeps, or one of its scales
+        const uint32_t s = shift<EASY>(at);
+        return s >= 5 ? lane << (s - 5) : lane >> (5 - s);
     }
-    static HD void again(const Slot& at, uint32_t tile, uint32_t j, uint32_t lane, float& hold) {  // tile j's are in memory already
-        if (kept(at) && mine(at, lane) == j) hold = take_scale(at.scales, (tile << 5 >> at.shift) + lane);
-    }
-    static HD void close(const Slot& at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, float hold) {
+    static HD void again(const Slot& at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float& hold) {  // those from tile j on are in memory
         uint32_t i = (tile << 5 >> at.shift) + lane;
-        if (kept(at) && mine(at, lane) < count && i < (total + (1 << at.shift) - 1) >> at.shift) give_scale(at.scales, i, hold);
+        if (kept<false>(at) && mine<false>(at, lane) - j < GROUP && i < scales(at, total)) hold = take_scale(at.scales, i);
+    }
+    static HD int64_t scales(const Slot& at, int64_t eights) { return (eights + (1 << at.shift) - 1) >> at.shift; }  // of a tensor of one row
+    template <bool EASY> static HD void close(const Slot& at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, float hold) {
+        uint32_t i = (tile << 5 >> shift<EASY>(at)) + lane;
+        if (kept<EASY>(at) && mine<EASY>(at, lane) < count && (EASY || i < scales(at, total))) give_scale(at.scales, i, hold);
     }
     // one or two elements at a time, two where they share a byte
     static HD char* byte_at(const Slot& at, int64_t row, int64_t within, int64_t columns) {
@@ -220,17 +233,17 @@ template <> struct number_of<bf16> { typedef bfloat16 type; };
 template <class S> struct Stored<S, false> {  // a number each, no scale
     typedef typename number_of<typename S::Codec>::type N;
     typename N::Raw raw;
-    HD void load(const Slot& at, const Where& w) { N::load(at.codes, w.i, raw); }
+    template <bool EASY> HD void load(const Slot& at, const Where& w) { N::load(at.codes, w.i, raw); }
     HD void get(float (&x)[8], const Shared&) const { N::get(raw, x); }
     static HD void grow(const float (&)[8], uint32_t, uint32_t, uint32_t&) {}
-    template <class Find> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Find&, Measure&) {}
+    template <bool EASY> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Where&, Measure&) {}
     static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure&, const Shared&) {
         if (inside) N::put(at.codes, i, x);
     }
-    template <class Find> static HD void keep(const Slot&, const Find&, uint32_t, uint32_t, float, float&) {}
+    template <bool EASY> static HD void keep(const Slot&, const Where&, uint32_t, uint32_t, float, float&) {}
     static HD void flush(const Slot&, const Span&, uint32_t, float) {}
-    static HD void again(const Slot&, uint32_t, uint32_t, uint32_t, float&) {}
-    static HD void close(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float) {}
+    static HD void again(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float&) {}
+    template <bool EASY> static HD void close(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float) {}
     static HD float one(const Slot& at, int64_t row, int64_t within, int64_t columns, const Shared&) {
         return N::one((const char*)at.codes, row * columns + within);
     }
@@ -246,15 +259,15 @@ template <class S> struct Stored<S, false> {  // a number each, no scale
 template <class... S> struct Load;
 template <> struct Load<> {
     template <class A> static HD bool claim(const Slot*, uint32_t, A&) { return false; }
-    HD void load(const Slot*, const Where&) {}
+    template <bool EASY> HD void load(const Slot*, const Where&) {}
     HD void get(float (*)[8], const Shared&) const {}
     static HD void grow(const float (*)[8], uint32_t, uint32_t, uint32_t*) {}
-    template <class Find> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Find&, Measure*) {}
+    template <bool EASY> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Where&, Measure*) {}
     static HD void put(const Slot*, uint32_t, bool, const float (*)[8], const Measure*, const Shared&) {}
-    template <class Find> static HD void keep(const Slot*, const Find&, uint32_t, uint32_t, const Measure*, float*) {}
+    template <bool EASY> static HD void keep(const Slot*, const Where&, uint32_t, uint32_t, const Measure*, float*) {}
     static HD void flush(const Slot*, const Span&, uint32_t, const float*) {}
-    static HD void again(const Slot*, uint32_t, uint32_t, uint32_t, float*) {}
-    static HD void close(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, const float*) {}
+    static HD void again(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, float*) {}
+    template <bool EASY> static HD void close(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, const float*) {}
     static HD void one(const Slot*, int64_t, int64_t, int64_t, float*, const Shared&) {}
     static HD void two(const Slot*, int64_t, int64_t, int64_t, const float*, const float*, bool, const Measure*, const Shared&) {}
     static HD uint32_t least(const Slot*, uint32_t most) { return most; }
@@ -271,29 +284,29 @@ template <class S, class... More> struct Load<S, More...> {
     template <class A> static HD bool claim(const Slot* at, uint32_t lane, A& ahead) {  // tiles are prefetched in lines of 128 bytes
         return A::claim(at->codes, C::BITS / 4, lane, ahead) || Next::claim(at + 1, lane, ahead);
     }
-    HD void load(const Slot* at, const Where& w) { head.load(*at, w), rest.load(at + 1, w); }
+    template <bool EASY> HD void load(const Slot* at, const Where& w) { head.template load<EASY>(*at, w), rest.template load<EASY>(at + 1, w); }
     HD void get(float (*x)[8], const Shared& t) const { head.get(*x, t), rest.get(x + 1, t); }
     static HD void grow(const float (*x)[8], uint32_t i, uint32_t lane, uint32_t* a) {
         Stored<S>::grow(*x, i, lane, *a), Next::grow(x + 1, i, lane, a + 1);
     }
-    template <class Find> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends,
-                                                 const Find& find, Measure* m) {
-        Stored<S>::measure(*at, *x, i, lane, *a, ends, find, *m), Next::measure(at + 1, x + 1, i, lane, a + 1, ends, find, m + 1);
+    template <bool EASY> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends, const Where& w,
+                           Measure* m) {
+        Stored<S>::template measure<EASY>(*at, *x, i, lane, *a, ends, w, *m), Next::template measure<EASY>(at + 1, x + 1, i, lane, a + 1, ends, w, m + 1);
     }
     static HD void put(const Slot* at, uint32_t i, bool inside, const float (*x)[8], const Measure* m, const Shared& t) {
         Stored<S>::put(*at, i, inside, *x, *m, t), Next::put(at + 1, i, inside, x + 1, m + 1, t);
     }
-    template <class Find> static HD void keep(const Slot* at, const Find& find, uint32_t lane, uint32_t j, const Measure* m, float* hold) {
-        Stored<S>::keep(*at, find, lane, j, m->scale, *hold), Next::keep(at + 1, find, lane, j, m + 1, hold + 1);
+    template <bool EASY> static HD void keep(const Slot* at, const Where& w, uint32_t lane, uint32_t j, const Measure* m, float* hold) {
+        Stored<S>::template keep<EASY>(*at, w, lane, j, m->scale, *hold), Next::template keep<EASY>(at + 1, w, lane, j, m + 1, hold + 1);
     }
     static HD void flush(const Slot* at, const Span& first, uint32_t lane, const float* hold) {
         Stored<S>::flush(*at, first, lane, *hold), Next::flush(at + 1, first, lane, hold + 1);
     }
-    static HD void again(const Slot* at, uint32_t tile, uint32_t j, uint32_t lane, float* hold) {
-        Stored<S>::again(*at, tile, j, lane, *hold), Next::again(at + 1, tile, j, lane, hold + 1);
+    static HD void again(const Slot* at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float* hold) {
+        Stored<S>::again(*at, tile, j, total, lane, *hold), Next::again(at + 1, tile, j, total, lane, hold + 1);
     }
-    static HD void close(const Slot* at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, const float* hold) {
-        Stored<S>::close(*at, tile, count, total, lane, *hold), Next::close(at + 1, tile, count, total, lane, hold + 1);
+    template <bool EASY> static HD void close(const Slot* at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, const float* hold) {
+        Stored<S>::template close<EASY>(*at, tile, count, total, lane, *hold), Next::template close<EASY>(at + 1, tile, count, total, lane, hold + 1);
     }
     // one element, or two, at a time
     static HD void one(const Slot* at, int64_t row, int64_t within, int64_t columns, float* x, const Shared& t) {

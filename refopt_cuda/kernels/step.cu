@@ -19,7 +19,7 @@ typedef RULE::Scalars Scalars;
 
 struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
     uint32_t first, whole;     // first unit in the joint list; tiles before `whole` lie at TILE times their number
-    uint32_t per, aligned;     // tiles a pack of rows, 0 where the tensor is one row; whether 16-byte accesses are allowed
+    uint32_t per, aligned;     // tiles a pack of rows, 0 where the tensor is one row; 16-byte accesses are allowed: 1, and EASY: 2
     Lair at;
     int64_t row, n;            // elements a row of the block layout, and in all
     uint32_t pack, full;       // rows whose short last tiles are taken together; whole tiles a row
@@ -59,6 +59,7 @@ struct Task {  // what a warp knows of its work
 struct Place {
     uint32_t row, column;
     bool ends;  // a tile of rows' ends
+    HD explicit Place(uint32_t tile) : row(0), column(tile), ends(false) {}
     HD Place(const Tensor& t, uint32_t tile) : row(0), column(tile), ends(false) {
         if (t.per == 0) return;
         uint32_t pack = tile / t.per, within = tile - pack * t.per;
@@ -164,15 +165,15 @@ HD bool locate(const Task& task, const Tensor& t, const Place& place, Where& w, 
 
 // One tile, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only `by_element`
 // can step it.
-template <bool DRY> HD bool step_tile(const Task& task, const Tensor& t, const Place& place, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
-    Where at;
-    bool empty;
-    if (!locate(task, t, place, at, empty)) return false;
+template <bool DRY, bool EASY> HD bool step_tile(const Task& task, const Tensor& t, const Place& place, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
+    Where at = {place.column * 32 + task.lane, 0, place.column * 32 + task.lane, 0, 31, true};
+    bool empty = false;
+    if (!EASY && !locate(task, t, place, at, empty)) return false;
     if (empty) return true;
     WEIGHT::Raw p;
     GRAD::Raw g;
     States states;
-    GRAD::load(task.g, at.i, g), WEIGHT::load(t.at, at.i, p), states.load(t.states, at);
+    GRAD::load(task.g, at.i, g), WEIGHT::load(t.at, at.i, p), states.template load<EASY>(t.states, at);
     float x[KEPT][8], w[8], d[8];
     GRAD::get(g, d), WEIGHT::get(p, w), states.get(x, task.shared);
     if (task.s.gs != 1.0f) {
@@ -200,34 +201,30 @@ template <bool DRY> HD bool step_tile(const Task& task, const Tensor& t, const P
     if (WEIGHT::RANDOM) r16x8(task.key, (uint64_t)at.i * 8, random);
     if (at.inside) WEIGHT::put(t.at, at.i, w, p, random);
     Measure m[KEPT];
-    auto find = [&] {  // again: it would cost registers in between
-        Where again;
-        bool never;
-        locate(task, t, place, again, never);
-        return again;
-    };
-    States::measure(t.states, x, j % GROUP, task.lane, magnitude, place.ends, find, m);
+    Where there = {at.i, 0, at.i, 0, 31, at.inside};  // where one row is all: what else is needed then is found again, not kept
+    if (!EASY && t.per) locate(task, t, place, there, empty);
+    States::template measure<EASY>(t.states, x, j % GROUP, task.lane, magnitude, place.ends, there, m);
     States::put(t.states, at.i, at.inside, x, m, task.shared);
-    States::keep(t.states, find, task.lane, j, m, hold);
+    States::template keep<EASY>(t.states, there, task.lane, j, m, hold);
     return true;
 }
 
 // The tiles of a block list that begin and end together. Returns whether `by_element` stepped them.
-HD bool step_group(const Task& task, const Tensor& t, const Place& place, uint32_t j, float (&hold)[KEPT]) {
+template <bool EASY> HD bool step_group(const Task& task, const Tensor& t, const Place& place, uint32_t j, float (&hold)[KEPT]) {
     uint32_t magnitude[KEPT] = {};
     bool fast = true;
     Place at = place;
-    if (ALONE) fast = step_tile<false>(task, t, place, j, magnitude, hold);
+    if (ALONE) fast = step_tile<false, EASY>(task, t, place, j, magnitude, hold);
 #pragma unroll 1
-    for (uint32_t i = 0; !ALONE && i < GROUP && fast; i++, at.column++) fast = step_tile<true>(task, t, at, j + i, magnitude, hold);
+    for (uint32_t i = 0; !ALONE && i < GROUP && fast; i++, at.column++) fast = step_tile<true, EASY>(task, t, at, j + i, magnitude, hold);
     if (!fast) {
         for (at = place; at.row < place.row + (place.ends ? t.pack : 1); at.row++) by_element(task.a, task.k, at, task.shared.at);
         return true;
     }
     at = place;
 #pragma unroll 1
-    for (uint32_t i = 0; !ALONE && i < GROUP; i++, at.column++) step_tile<false>(task, t, at, j + i, magnitude, hold);
-    if (!ALONE) States::flush(t.states, place.span(t, 1), task.lane, hold);
+    for (uint32_t i = 0; !ALONE && i < GROUP; i++, at.column++) step_tile<false, EASY>(task, t, at, j + i, magnitude, hold);
+    if (!ALONE && !EASY) States::flush(t.states, place.span(t, 1), task.lane, hold);
     return false;
 }
 
@@ -245,22 +242,36 @@ struct Piece {
     }
 };
 
+// A piece whose tiles are all whole and of one row, as nearly all of a model are.
+HD void step_easy(const Task& task, const Tensor t, const Piece& piece, uint32_t jump) {
+    const Ahead ahead(task, t);
+    const uint32_t end = (t.whole - 1) * 32 + 1;
+    float hold[KEPT] = {};
+    Place place(piece.tile);
+#pragma unroll 1
+    for (uint32_t j = 0; j < piece.count; j += GROUP, place.column += GROUP) {
+        if (AHEAD) ahead.ask((place.column + (j + GROUP < piece.count ? GROUP : jump)) * 32, end);
+        if (step_group<true>(task, t, place, j, hold)) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
+    }
+    States::template close<true>(t.states, piece.tile, piece.count, 0, task.lane, hold);
+}
+
 HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Shared& shared) {
     View t = a.tensors[piece.k];
     const Task task(a, piece.k, t.number, shared);
+    if (TILE == 256 && (t.aligned & 2) && piece.tile + piece.count <= t.whole && !((uint64_t)task.g & 15)) return step_easy(task, t, piece, jump);
     const Ahead ahead(task, t);
     const uint32_t end = t.n < 256 ? 0 : (uint32_t)(t.n >> 3) - 31;
     float hold[KEPT] = {};
     Place place(t, piece.tile);
 #pragma unroll 1
     for (uint32_t j = 0; j < piece.count; j += GROUP) {
-        uint32_t tile = piece.tile + j;
-        Place next(t, tile + (j + GROUP < piece.count ? GROUP : jump));
+        Place next(t, piece.tile + j + (j + GROUP < piece.count ? GROUP : jump));
         if (AHEAD) ahead.ask(next.eight(t), end);
-        if (step_group(task, t, place, j, hold)) States::again(t.states, piece.tile, j, task.lane, hold);
+        if (step_group<false>(task, t, place, j, hold)) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
         place = next;
     }
-    States::close(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
+    States::template close<false>(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
 }
 
 // TABLE words: columns of values (each row of a plane of 256 x 256 bytes is 32 copies of two of them), then encode tables.

@@ -122,7 +122,7 @@ class Launch:
         self.codecs = tuple(
             named(c, never) if isinstance(c, str) else c for c, (_, never) in zip(codecs, form.states, strict=True)
         )
-        self.weight = named(weight) if isinstance(weight, str) and weight in WEIGHTS else weight
+        self.weight = named(weight) if isinstance(weight, str) and weight.partition(".")[0] in WEIGHTS else weight
         self.blocks = tuple(block) if isinstance(block, Sequence) else (block,) * len(codecs)
         scaled = [b for b, c in zip(self.blocks, self.codecs, strict=True) if c.scaled]
         self.block = max(scaled, default=256)
@@ -160,7 +160,7 @@ class Launch:
         return self.ways[rows]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
-        return build.Kernel(self.form, self.codecs, self.weight, self.g_dtype, self.block, tensors, rows)
+        return build.Kernel(self.form, self.codecs, self.weight, self.g_dtype, self.blocks, tensors, rows)
 
     @staticmethod
     def _args_type(size: int, rows: int) -> np.dtype:
@@ -189,8 +189,9 @@ class Launch:
                 kept_at["codes"], kept_at["scales"] = state
                 for name, value in zip(Layout.SLOT, slot_at, strict=True):
                     kept_at[name] = value
-            entry["aligned"] = all(a % 16 == 0 for a in (t.p, t.rest, *(codes for codes, _ in t.states)))
-            entry["whole"] = layout.n // build.TILE if kernel.quick and not layout.per and entry["aligned"] else 0
+            aligned = all(a % 16 == 0 for a in (t.p, t.rest, *(codes for codes, _ in t.states)))
+            entry["aligned"] = aligned + 2 * (aligned and layout.easy)
+            entry["whole"] = layout.n // build.TILE if kernel.quick and not layout.per and aligned else 0
             first += units
         table["first"][-1] = first
         return table, first
@@ -235,6 +236,7 @@ class Layout:
     per, tiles   tiles a pack of rows (0: the tensor is one row), and in all
     slots        of each state: log2 of the lanes that share a scale, scales a row (0: one row), elements that share a
                  scale, bytes of codes a row
+    easy         whether tiles and blocks lie as the kernel was compiled for: one row, and no shorter blocks
     """
 
     n: int
@@ -244,6 +246,7 @@ class Layout:
     per: int
     tiles: int
     slots: tuple[tuple[int, int, int, int], ...]
+    easy: bool = False
 
     SLOT: ClassVar[tuple[str, ...]] = ("shift", "per", "block", "bytes")
 
@@ -254,13 +257,14 @@ class Layout:
         if n >= 2**35:
             raise ValueError(f"Launch.bind: a tensor has {n} elements; at most 2^35 - 1 are addressed")
         row = shape[-1] if kernel.coded and len(shape) >= 2 and shape[-1] >= 16 else n
-        shift = _log2_eighth if kernel.quick else (lambda b: 0)
+        shift = build.shift if kernel.quick else (lambda b: 0)
         used = [b for b, form in zip(blocks, kernel.codecs, strict=True) if form.scaled]
         short = kernel.quick and row & (row - 1) == 0  # a power of two: shorter blocks serve as well as rows
         if n == 0 or row == n or short or all(row % b == 0 for b in used):
             cut = [min(b, row) if short and row < n else b for b in blocks]
             slots = tuple((shift(b), 0, b, 0) for b in cut)
-            return cls(n, 0, 1, 0, 0, -(-n // kernel.tile), slots)
+            easy = kernel.quick and all(a == b for a, b, f in zip(cut, blocks, kernel.codecs, strict=True) if f.scaled)
+            return cls(n, 0, 1, 0, 0, -(-n // kernel.tile), slots, easy)
         if row > 2**31:
             raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^31, or whole blocks, are addressed")
         full, end = divmod(row, kernel.tile)
@@ -273,7 +277,3 @@ class Layout:
         bytes_ = [row // b * -(-b // 2) + -(-(row % b) // 2) for b in blocks]
         slots = tuple((shift(b), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
         return cls(n, row, pack, full, per, -(-(n // row) // pack) * per, slots)
-
-
-def _log2_eighth(block: int) -> int:
-    return max((block // 8).bit_length() - 1, 0)

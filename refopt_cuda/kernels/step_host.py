@@ -26,8 +26,9 @@ from refopt_cuda.rules import Form
 
 __all__ = ["step"]
 
-TILE = 512
-"""Elements a tile, or the largest block where that is longer. (Buffers of 4096 bytes would share their cache sets.)"""
+TILE = 2048
+"""Elements a tile, or the largest block where that is longer: weights and gradients are fetched ahead in long runs,
+and buffers still stay in the first-level cache."""
 UNCODED_TILE = 4096
 """Elements a tile where no state has blocks."""
 PARALLEL_FROM = 1 << 17

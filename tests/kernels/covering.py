@@ -41,7 +41,7 @@ class Case(NamedTuple):
     def kernel(self) -> build.Kernel:
         coded = tuple(named(c, never) for c, (_, never) in zip(self.codecs, self.form.states, strict=True))
         weight = self.weight if self.weight in build.NUMBERS else named(self.weight)
-        return build.Kernel(self.form, coded, weight, self.grad, self.block, rows=self.rows)
+        return build.Kernel(self.form, coded, weight, self.grad, (self.block,) * len(coded), rows=self.rows)
 
     def __str__(self) -> str:
         return "-".join(

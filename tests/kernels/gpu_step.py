@@ -119,7 +119,8 @@ class Pair:
         for k, (w, p, s, rest) in enumerate(zip(self.words, self.p, self.state, self.rest, strict=True)):
             _agree(f"p of tensor {k} {w.shape}", w, p.get(), self.visible)
             if rest is not None:
-                _agree(f"beside p of tensor {k} {w.shape}", _beside(s), rest.get(), "")
+                number = "bfloat16" if self.weight == "bf16_kahan" else ""
+                _agree(f"beside p of tensor {k} {w.shape}", _beside(s), rest.get(), number)
             for n, codec, (codes, scales) in zip(self.names, self.codecs, self.s[k], strict=True):
                 have = s[n]
                 arrays = have.arrays if isinstance(have, Box) else {"codes": have}

@@ -172,7 +172,7 @@ def test_a_kernel_of_8_bit_states_fits_a_multiprocessor_and_spills_nothing(rule,
 
 @pytest.mark.parametrize("block", [1, 64, 2048])
 def test_other_blocks_compile(block):
-    kernel = replace(kernel_of(plain("adamw"), ("dynamic8", "int8_linear"), "bfloat16", "float16", 8), block=block)
+    kernel = replace(kernel_of(plain("adamw"), ("dynamic8", "int8_linear"), "bfloat16", "float16", 8), blocks=(block, block))
     ptx, log = compiled(kernel, 90)
     assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {UNUSED}, log
     assert not foreign(ptx, False) and not spilled(log)
@@ -182,6 +182,7 @@ def layout(name: str, record: np.dtype) -> str:
     """C++ that compiles only where `name` has the size and the offsets of a NumPy record."""
     lines = [f'static_assert(sizeof({name}) == {record.itemsize}, "size");']
     for field, (_, offset, *_) in (record.fields or {}).items():
+        field = {"p": "at.p", "rest": "at.rest"}.get(field, field) if name == "Tensor" else field
         lines.append(f'static_assert(__builtin_offsetof({name}, {field}) == {offset}, "{field}");')
     return "\n".join(lines)
 

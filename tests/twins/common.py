@@ -29,7 +29,7 @@ SEED, NUMBER = 5, 2
 
 SHAPES = st.sampled_from(
     [(), (0,), (3, 0), (1,), (2,), (31,), (255,), (256,), (257,), (4095,), (4096,), (4097,)]
-    + [(5, 3), (40, 15), (40, 16), (7, 100), (3, 256), (3, 300), (2, 3, 130)]
+    + [(5, 3), (40, 15), (40, 16), (7, 100), (3, 256), (3, 300), (2, 3, 130), (2, 2101)]
 )
 
 
@@ -147,20 +147,20 @@ def compared(
     for given in gradients:
         g = narrow(np.asarray(given), case.grad)
         mine, state = p.copy(), states[NUMBER]
-        kept, rest = [_arrays(state[name]) for name, _ in form.states], _beside(state)
+        kept, rest = [arrays_of(state[name]) for name, _ in form.states], beside(state)
         t = state["t"] + 1
         s = row(case.stem, t, {**opt.hyper, **{k: v for k, v in case.hypers.items() if k in ("gscale", "maximize")}})
         step(form, case.codecs, _seen(mine, case.visible), _seen(g, case.grad), kept, p.shape, case.block, s,
              weight=weight, rest=rest, random=(step_word(SEED, t), NUMBER))  # fmt: skip
         new, states = opt.step([*others, widen(p, case.visible)], [*others, widen(g, case.grad)], states)
         p, state = narrow(new[NUMBER], case.visible), states[NUMBER]
-        yield Compared(f"step {t}: p", _numbers(mine, case.visible), _numbers(p, case.visible))
+        yield Compared(f"step {t}: p", numbers(mine, case.visible), numbers(p, case.visible))
         if rest is not None:
             view = BF16 if case.weight == "bf16_kahan" else rest.dtype
-            yield Compared(f"step {t}: beside p", rest.view(view), _beside(state).view(view))
+            yield Compared(f"step {t}: beside p", rest.view(view), beside(state).view(view))
         for (name, _), codec, have in zip(form.states, case.codecs, kept, strict=True):
-            for key, want in _arrays(state[name]).items():
-                view = BF16 if codec == "bf16" or (key, want.dtype) == ("scales", np.uint16) else want.dtype
+            for key, want in arrays_of(state[name]).items():
+                view = viewed(codec, key, want)
                 yield Compared(f"step {t}: {name}.{key}", have[key].view(view), want.view(view))
 
 
@@ -170,14 +170,19 @@ def check(case: Case, step: Callable, p: np.ndarray, gradients: Sequence[np.ndar
         assert_same_bits(one.have, one.want, f"{case}: {one.what}")
 
 
-def _arrays(state: Any) -> dict[str, np.ndarray]:
+def arrays_of(state: Any) -> dict[str, np.ndarray]:
     """A copy of a state's arrays, as the twins take them."""
     return copy.deepcopy(state.arrays if isinstance(state, Box) else {"codes": state})
 
 
-def _beside(state: dict[str, Any]) -> np.ndarray | None:
+def beside(state: dict[str, Any]) -> np.ndarray | None:
     """A copy of what the oracle keeps beside the weights."""
     return next(iter(state["p"].arrays.values())).copy() if isinstance(state.get("p"), Box) else None
+
+
+def viewed(codec: str, key: str, a: np.ndarray) -> Any:
+    """The dtype as which an array of a state is compared: words of bfloat16 as numbers, for their NaNs."""
+    return BF16 if codec == "bf16" or (key, a.dtype) == ("scales", np.uint16) else a.dtype
 
 
 def _seen(a: np.ndarray, number: str) -> np.ndarray:
@@ -185,7 +190,8 @@ def _seen(a: np.ndarray, number: str) -> np.ndarray:
     return a if number == "bfloat16" else a.view(number)
 
 
-def _numbers(a: np.ndarray, number: str) -> np.ndarray:
+def numbers(a: np.ndarray, number: str) -> np.ndarray:
+    """Words as the numbers that they are, for their NaNs."""
     return a.view(BF16 if number == "bfloat16" else number)
 
 

@@ -35,7 +35,7 @@ def test_one_wrong_bit_is_counted_and_exits_1(capsys, monkeypatch):
     [
         (["--codec", "buf=q4"], "keeps no 'buf'; it keeps m, v"),
         (["--codec", "q5"], "unknown codec 'q5'"),
-        (["--codec", "q4", "--block", "64,96", "--shape", "400"], "each divide the largest"),
+        (["--codec", "q4", "--block", "64,96", "--shape", "400"], "block 64 does not divide block 96"),
     ],
 )
 def test_what_is_no_combination_exits_2(words, says, capsys):

@@ -145,7 +145,7 @@ def lion_call(**change: Any) -> None:
     ("change", "error", "says"),
     [
         ({"rule": "loin"}, ValueError, "unknown rule 'loin'"),
-        ({"codecs": ("dynamic9",)}, ValueError, "unknown codec 'dynamic9'"),
+        ({"codecs": ("dynamic9",)}, ValueError, "step: unknown codec 'dynamic9'"),
         ({"codecs": ("f32.signed",)}, ValueError, "unknown codec"),
         ({"codecs": ("dynamic8", "f32")}, ValueError, "lion does not keep 2 states"),
         ({"p": np.zeros((4, 64), np.float64)}, TypeError, "p must be float32, float16 or bfloat16"),
