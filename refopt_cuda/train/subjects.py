@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ def parse(name: str) -> Subject:
 
 
 def _codecs(name: str, cls: str, options: str) -> dict[str, str]:
-    roles: dict[str, Mapping[str, Any]] = {s.name: STATES for s in refopt.rules.RULES[_rule(cls)].states} | {
+    roles: dict[str, Any] = {s.name: STATES for s in refopt.rules.RULES[_rule(cls)].states} | {
         "p": WEIGHTS
     }
     out = {}

@@ -7,8 +7,9 @@ of_copy = (p + g + states read, p + states written) / time / copy bandwidth (byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 import refopt
 from refopt_cuda.kernels.step_cuda import Launch, Tensor
 from refopt_cuda.rules import RULES, named
-from tests.bench.clocks import copy_bandwidth, device_ms
+from tests.bench.clocks import copy_bandwidth, device_ms, tidy
 from tests.bench.models import FLAT
 from tests.bench.record import Recorder, arguments, software
 
@@ -122,26 +123,47 @@ def main() -> None:
     args = arguments(__doc__ or "").parse_args()
     versions = software("torch", "cupy-cuda13x", "numpy")
     rec = Recorder("gpu_step", torch.cuda.get_device_name(), versions, args.commit, args.out)
+    if not args.dry:
+        rec.check()
     copy = copy_bandwidth("cuda")
     rec.add("flat268m", "device copy", "bandwidth", copy / 1e9, "GB/s")
-    for subject, rule, codecs, dtype in SUBJECTS:
-        if args.only and subject not in args.only:
-            continue
-        flat = Flat(rule, codecs, dtype, FLAT)
-        ms = device_ms(flat.step, "cuda")
-        rec.add("flat268m", subject, "ms", ms, "ms")
-        reached = flat.moved() / (ms * 1e-3)
-        rec.add("flat268m", subject, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
-        del flat
-    p = torch.nn.Parameter(torch.randn(FLAT, device="cuda").to(torch.bfloat16))
-    p.grad = (torch.randn(FLAT, device="cuda") * 1e-3).to(torch.bfloat16)
-    fused = torch.optim.AdamW([p], fused=True)
-    rec.add("flat268m", "torch AdamW fused", "ms", device_ms(fused.step, "cuda"), "ms")
+    for subject in SUBJECTS:
+        if not args.only or subject[0] in args.only:
+            guarded(subject[0], partial(time_of, rec, copy, *subject))
+    guarded("torch AdamW fused", partial(fused, rec))
     if not args.quick:
-        for name, count in mismatches(FLAT).items():
-            rec.add("flat268m", "AdamW8bit", f"mismatches_{name}", count, "words", "NumPy, 3 steps")
+        guarded("AdamW8bit beside NumPy", partial(beside_numpy, rec))
     if not args.dry:
         rec.save()
+
+
+def guarded(name: str, measure: Callable[[], None]) -> None:
+    """What goes wrong is printed."""
+    try:
+        measure()
+    except Exception as error:
+        print(f"flat268m         {name:<34} FAILED: {type(error).__name__}: {str(error)[:300]}", flush=True)
+    tidy("cuda")
+
+
+def time_of(rec: Recorder, copy: float, subject: str, rule: str, codecs: tuple[str, ...], dtype: torch.dtype) -> None:
+    flat = Flat(rule, codecs, dtype, FLAT)
+    ms = device_ms(flat.step, "cuda")
+    rec.add("flat268m", subject, "ms", ms, "ms")
+    reached = flat.moved() / (ms * 1e-3)
+    rec.add("flat268m", subject, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
+
+
+def fused(rec: Recorder) -> None:
+    p = torch.nn.Parameter(torch.randn(FLAT, device="cuda").to(torch.bfloat16))
+    p.grad = (torch.randn(FLAT, device="cuda") * 1e-3).to(torch.bfloat16)
+    opt = torch.optim.AdamW([p], fused=True)
+    rec.add("flat268m", "torch AdamW fused", "ms", device_ms(opt.step, "cuda"), "ms")
+
+
+def beside_numpy(rec: Recorder) -> None:
+    for name, count in mismatches(FLAT).items():
+        rec.add("flat268m", "AdamW8bit", f"mismatches_{name}", count, "words", "NumPy, 3 steps")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,13 @@ COLUMNS = (
 )
 
 
+MEASURED = (":(top)", ":(top,exclude)docs/bench")
+"""What must be unchanged for a commit to name it: all but the rows and pictures themselves."""
+
+
 def commit() -> str:
     """The commit of the working tree, or "" where there is no git history or the tree has changes."""
-    run = ["git", "-C", str(RESULTS.parent), "status", "--porcelain", "--untracked-files=no"]
+    run = ["git", "-C", str(RESULTS.parent), "status", "--porcelain", "--untracked-files=no", "--", *MEASURED]
     try:
         if subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip():
             return ""

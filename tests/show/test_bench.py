@@ -126,6 +126,8 @@ def test_the_gpu_script_measures_what_is_there_and_goes_on_where_a_subject_fails
             raise RuntimeError("as if the kernel were broken")
         return whole(self, params, **more)
 
+    few = models.Work("lora7b", models.lora7b().shapes[:8], fresh=True)
+    monkeypatch.setattr(models, "lora7b", lambda: few)
     monkeypatch.setattr(Subject, "make", make)
     b = gpu_optim.main([*TRY, "--parts", "lora7b", "--only", "AdamW8bit,AdamW,torch AdamW fused"])
     assert "AdamW8bit                          FAILED: RuntimeError: as if" in capsys.readouterr().out
