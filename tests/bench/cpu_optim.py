@@ -2,8 +2,9 @@
 
     python -m tests.bench.cpu_optim [--only AdamW,AdamW8bit] [--threads 2] [--commit HASH]
 
-Subjects of a comparison take turns, step by step, so that whatever else the machine does troubles them alike. float32
-weights and gradients, one tensor. `ratio` is the peer's median time over ours: above 1, ours is faster.
+Subjects of a comparison take turns, step by step, in one order and in the other, so that whatever else the machine does
+troubles them alike. float32 weights and gradients, one tensor. `ratio` is the peer's median time over ours: above 1,
+ours is faster.
 """
 
 from __future__ import annotations
@@ -34,35 +35,56 @@ PAIRS: tuple[tuple[str, tuple[Subject, ...]], ...] = (
 """Ours, and the peers that it is compared with."""
 
 
-def turns(optimizers: Sequence[torch.optim.Optimizer], times: int) -> list[float]:
-    """Median milliseconds of a step of each; they take turns, after three steps that are not counted."""
+PAUSE = 0.02
+"""Seconds before each step: threads that worked last wait awake for a while, and would hold up the others'."""
+
+
+def turns(optimizers: Sequence[torch.optim.Optimizer], times: int) -> list[list[float]]:
+    """Milliseconds of the steps of each; they take turns, after two steps that are not counted."""
     taken: list[list[float]] = [[] for _ in optimizers]
-    for k in range(times + 3):
+    for k in range(times + 2):
         for opt, mine in zip(optimizers, taken, strict=True):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             opt.step()
-            if k >= 3:
+            if k >= 2:
                 mine.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(mine) for mine in taken]
+    return taken
+
+
+def medians(work: models.Work, subjects: Sequence[Subject], times: int) -> tuple[list[float], int]:
+    """Of each subject, over both orders: tensors that were made first lie worse in memory. And the first one's bytes."""
+    taken: list[list[float]] = [[] for _ in subjects]
+    for order in (range(len(subjects)), range(len(subjects) - 1, -1, -1)):
+        made = {k: subjects[k].make(models.parameters(work, "cpu")) for k in order}
+        for k, more in zip(made, turns(list(made.values()), times), strict=True):
+            taken[k] += more
+    return [statistics.median(mine) for mine in taken], state_bytes(made[0])
+
+
+def there(work: models.Work, subjects: Sequence[Subject]) -> list[Subject]:
+    """Those that can be made; of the others it is said."""
+    out = []
+    for subject in subjects:
+        try:
+            subject.make([torch.nn.Parameter(torch.zeros(16))])
+            out.append(subject)
+        except Missing as error:
+            print(f"{work.name:<16} {subject.name:<34} not there: {error}", flush=True)
+    return out
 
 
 def compare(rec: Recorder, work: models.Work, ours: Subject, peers: Sequence[Subject], times: int) -> None:
     """Rows of our time, bytes and bandwidth, and of each peer's time."""
-    there: list[tuple[Subject, torch.optim.Optimizer]] = []
-    for subject in (ours, *peers):
-        try:
-            there.append((subject, subject.make(models.parameters(work, "cpu"))))
-        except Missing as error:
-            print(f"{work.name:<16} {subject.name:<34} not there: {error}", flush=True)
-    if not there or there[0][0] is not ours:
+    subjects = there(work, (ours, *peers))
+    if ours not in subjects:
         return
-    mine, *others = turns([opt for _, opt in there], times)
-    states = state_bytes(there[0][1])
+    (mine, *others), states = medians(work, subjects, times)
     moved = work.size * 3 * work.dtype.itemsize + 2 * states
     rec.add(work.name, ours.name, "ms", mine, "ms")
     rec.add(work.name, ours.name, "moved", moved / (mine * 1e-3) / 1e9, "GB/s")
     rec.add(work.name, ours.name, "state", states / work.size, "B/param")
-    for (peer, _), ms in zip(there[1:], others, strict=True):
+    for peer, ms in zip(subjects[1:], others, strict=True):
         rec.add(work.name, peer.name, "ms", ms, "ms")
         rec.add(work.name, ours.name, "faster", mine, "ms", f"{peer.name} {ms:.4g} ms", ms / mine)
 
@@ -86,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> Recorder:
         if args.only and name not in args.only:
             continue
         try:
-            compare(rec, work, *named(name), peers, 5 if args.quick else 20)
+            compare(rec, work, *named(name), peers, 3 if args.quick else 10)
         except Exception as error:
             print(f"{work.name:<16} {name:<34} FAILED: {type(error).__name__}: {error}", flush=True)
     if not args.dry:

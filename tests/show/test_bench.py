@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from refopt import Optimizer, memory
-from tests.bench import clocks, gpu_optim, models, moved, record
+from tests.bench import clocks, cpu_optim, gpu_optim, models, moved, record
 from tests.bench.subjects import OURS, PEERS, Missing, Subject, named
 
 PARAMETER = {"AdamW": 22, "AdamW8bit": 6 + 2 * 2.03125, "AdamWFp8": 6 + 2 * 2.03125, "Lion8bit": 6 + 2 * 1.015625}
@@ -168,3 +168,11 @@ def test_dead_rows_are_timed_beside_live_ones() -> None:
     found = [r for r in b.rec.rows if r["metric"] == "dead_rows"]
     assert [r["subject"] for r in found] == ["AdamW8bit beta2 0.999", "AdamW8bit beta2 0.95"]
     assert all(r["baseline"].startswith("dense") and float(r["ratio"]) > 0 for r in found)
+
+
+def test_cpu_subjects_take_turns_in_both_orders() -> None:
+    """The peer is torch's; what is faster is the peer's time over ours, of the same run."""
+    rec = cpu_optim.main(["--dry", "--quick", "--only", "AdamW", "--elements", "4096", "--threads", "1"])
+    found = {(r["subject"], r["metric"]): r for r in rec.rows if "torch AdamW fused" in r["baseline"] + r["subject"]}
+    ours, peer = found["AdamW", "faster"], found["torch AdamW fused", "ms"]
+    assert float(ours["ratio"]) == pytest.approx(float(peer["value"]) / float(ours["value"]), rel=1e-3)
