@@ -53,6 +53,7 @@ wheel: $(VENV)/dev  ## dist/*.whl
 bench-gpu: $(VENV)/test  ## measure on a GPU, append to docs/bench/results.csv, draw (BENCH_ARGS="--quick --commit ...")
 	$(BIN)/python -m tests.bench.gpu_optim $(BENCH_ARGS)
 	$(BIN)/python -m tests.bench.gpu_step $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.gpu_twin $(BENCH_ARGS)
 	$(BIN)/python -m tests.bench.convergence $(BENCH_ARGS)
 	$(BIN)/python -m tests.bench.plots
 

@@ -53,7 +53,7 @@ def turns(optimizers: Sequence[torch.optim.Optimizer], times: int) -> list[list[
 
 
 def medians(work: models.Work, subjects: Sequence[Subject], times: int) -> tuple[list[float], int]:
-    """Of each subject, over both orders: tensors that were made first lie worse in memory. And the first one's bytes."""
+    """Of each subject, over both orders, since what is made first lies worse in memory; and the first one's bytes."""
     taken: list[list[float]] = [[] for _ in subjects]
     for order in (range(len(subjects)), range(len(subjects) - 1, -1, -1)):
         made = {k: subjects[k].make(models.parameters(work, "cpu")) for k in order}
@@ -100,7 +100,7 @@ def options() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> Recorder:
     args = options().parse_args(argv)
     torch.set_num_threads(args.threads)
-    numba.set_num_threads(args.threads)
+    numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))
     versions = software("torch", "numba", "numpy", "bitsandbytes")
     rec = Recorder("cpu_optim", f"CPU {platform.machine()}, {args.threads} threads", versions, args.commit, args.out)
     work = models.Work(f"flat{models.count(args.elements)}-f32", ((args.elements,),), torch.float32)

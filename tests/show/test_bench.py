@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import doctest
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from refopt import Optimizer, memory
 from tests.bench import clocks, cpu_optim, gpu_optim, models, moved, record
 from tests.bench.subjects import OURS, PEERS, Missing, Subject, named
 
+ROOT = Path(__file__).resolve().parents[2]
 PARAMETER = {"AdamW": 22, "AdamW8bit": 6 + 2 * 2.03125, "AdamWFp8": 6 + 2 * 2.03125, "Lion8bit": 6 + 2 * 1.015625}
 PARAMETER |= {"AdamW4bit": 6 + 2 * 1.0625, "AdamW8bit + bf16_rem16": 10 + 2 * 2.03125}
 PARAMETER |= {"SGD8bit": 6 + 2 * 1.015625, "AdEMAMix8bit": 6 + 2 * 3.046875}
@@ -136,6 +140,32 @@ def test_the_gpu_script_measures_what_is_there_and_goes_on_where_a_subject_fails
     assert ("torch AdamW fused", "ms") in found and b.value("lora7b", "AdamW", "state") == 8
 
 
+def test_a_lost_device_is_taken_up_by_a_new_process_that_repeats_nothing(monkeypatch: Any) -> None:
+    """After an illegal access every call of a process fails; what was tried is skipped by the next one."""
+    begun: list[list[str]] = []
+
+    def lose(device: str) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def begin(path: str, argv: list[str]) -> None:
+        begun.append(argv)
+        raise SystemExit
+
+    monkeypatch.setattr(clocks, "synchronize", lose)
+    monkeypatch.setattr(os, "execv", begin)
+    with pytest.raises(SystemExit):
+        gpu_optim.main([*TRY, "--parts", "galore", "--only", "AdamW"])
+    (argv,) = begun
+    assert argv[1:3] == ["-m", "tests.bench.gpu_optim"] and argv[argv.index("--skip") + 1] == "llama1b-block/AdamW"
+    again = gpu_optim.options().parse_args(argv[3:])
+    assert again.parts == ("galore",) and again.only == ("AdamW",) and again.limit < 570
+
+
+def test_what_is_skipped_is_not_measured() -> None:
+    b = gpu_optim.main([*TRY, "--parts", "galore", "--only", "AdamW", "--skip", "llama1b-block/AdamW"])
+    assert {r["subject"] for r in b.rec.rows} == {"device copy"}
+
+
 def test_nothing_measured_on_a_cpu_is_recorded() -> None:
     with pytest.raises(SystemExit, match="--dry"):
         gpu_optim.main(["--device", "cpu"])
@@ -172,7 +202,15 @@ def test_dead_rows_are_timed_beside_live_ones() -> None:
 
 def test_cpu_subjects_take_turns_in_both_orders() -> None:
     """The peer is torch's; what is faster is the peer's time over ours, of the same run."""
-    rec = cpu_optim.main(["--dry", "--quick", "--only", "AdamW", "--elements", "4096", "--threads", "1"])
+    rec = cpu_optim.main(["--dry", "--quick", "--only", "AdamW", "--elements", "4096"])
     found = {(r["subject"], r["metric"]): r for r in rec.rows if "torch AdamW fused" in r["baseline"] + r["subject"]}
     ours, peer = found["AdamW", "faster"], found["torch AdamW fused", "ms"]
     assert float(ours["ratio"]) == pytest.approx(float(peer["value"]) / float(ours["value"]), rel=1e-3)
+
+
+def test_the_twins_script_runs_in_the_simulator() -> None:
+    """In a process of its own: Numba decides once whether it simulates."""
+    command = [sys.executable, "-m", "tests.bench.gpu_twin", *"--elements 512 --dry --quick --only AdamW".split()]
+    env = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Numba-CUDA twin AdamW" in done.stdout and "FAILED" not in done.stdout, done.stderr
