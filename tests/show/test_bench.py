@@ -151,6 +151,7 @@ def test_a_lost_device_is_taken_up_by_a_new_process_that_repeats_nothing(monkeyp
         begun.append(argv)
         raise SystemExit
 
+    monkeypatch.setattr(clocks, "copy_bandwidth", lambda *_: 1e12)
     monkeypatch.setattr(clocks, "synchronize", lose)
     monkeypatch.setattr(os, "execv", begin)
     with pytest.raises(SystemExit):
