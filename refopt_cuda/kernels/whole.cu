@@ -245,7 +245,7 @@ template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task
         for (int n = 0; n < USES; n++) rows[n] = row_root(t, n, row);
     }
     uint32_t o = 8 * task.lane;
-    if (quick && (by_row || !factored)) {
+    if (BATCH > 1 && quick && (USES == 0 || (factored && by_row))) {
 #pragma unroll 1
         for (; o - 8 * task.lane + BATCH * SIDE <= piece.length; o += BATCH * SIDE) {
             Raws<READS> raw[BATCH];
@@ -255,8 +255,8 @@ template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task
             for (int b = 0; b < BATCH; b++) {
                 Eight v = {};
                 raw[b].get(task, v), scale(task.s.gs, v);
-                if (factored) invert<USES>(t, rows, matrix, o + b * SIDE, 8, true, v);
-                visit(v, piece.start + o + b * SIDE, 8, true);
+                if (USES) invert<USES>(t, rows, matrix, o + b * SIDE, 8, true, v);
+                visit(v, piece.start + o + b * SIDE, 8, true, false);
             }
         }
     }
@@ -273,7 +273,7 @@ template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task
         scale(task.s.gs, v);
         if (factored && by_row) invert<USES>(t, rows, matrix, o, count, whole, v);
         else if (factored) invert_singly<USES>(t, at, count, v);
-        visit(v, at, count, whole);
+        visit(v, at, count, whole, t.matrices == 0);
     }
 }
 
@@ -282,12 +282,12 @@ template <int PASS> struct Summing {
     const float* k;
     double sums[SUMS][8] = {};
     HD Summing(const Task& task, const float* k) : task(task), k(k) {}
-    HD void operator()(const Eight& v, int64_t, uint32_t count, bool) {
+    HD void operator()(const Eight& v, int64_t, uint32_t count, bool, bool vector) {
         Ieee ieee;
 #pragma unroll
         for (uint32_t e = 0; e < 8; e++) {
             float out[SUMS];
-            RULE::template sums<PASS>(ieee, v.at(e, k, task.t.matrices == 0), task.s, out);
+            RULE::template sums<PASS>(ieee, v.at(e, k, vector), task.s, out);
 #pragma unroll
             for (int n = 0; n < SUMS; n++) sums[n][e] = e < count ? add_square64(sums[n][e], widened(out[n])) : sums[n][e];
         }
@@ -298,12 +298,12 @@ struct Updating {
     const Task& task;
     const float* k;
     HD Updating(const Task& task, const float* k) : task(task), k(k) {}
-    HD void operator()(Eight& v, int64_t at, uint32_t count, bool whole) {
+    HD void operator()(Eight& v, int64_t at, uint32_t count, bool whole, bool vector) {
         const Tensor& t = task.t;
         Ieee ieee;
 #pragma unroll
         for (int e = 0; e < 8; e++) {
-            Element one = v.at(e, k, t.matrices == 0);
+            Element one = v.at(e, k, vector);
             RULE::update(ieee, one, task.s);
             v.p[e] = one.p;
 #pragma unroll
@@ -498,7 +498,7 @@ template <class R, int PASS> HD void update(const Args& a) {
         if (task.skipped()) continue;
         const Piece piece(task.t, number);
         Updating updating(task, task.t.k + 4 * (uint64_t)piece.block);
-        walk<R::UPDATE_READS, R::UPDATE_USES, 1>(task, piece, updating);
+        walk<R::UPDATE_READS, R::UPDATE_USES, R::UPDATE_BATCH>(task, piece, updating);
     }
 }
 

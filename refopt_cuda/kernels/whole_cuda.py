@@ -105,7 +105,9 @@ class Whole:
     p_dtype  "float32", "bfloat16" or "float16"; g_dtype likewise
     """
 
-    def __init__(self, rule: Form, hyper: Mapping[str, Any], p_dtype: str, g_dtype: str, device: Device | None = None) -> None:
+    def __init__(
+        self, rule: Form, hyper: Mapping[str, Any], p_dtype: str, g_dtype: str, device: Device | None = None
+    ) -> None:
         self.form, self.hyper = rule, dict(hyper)
         self.p_dtype, self.g_dtype = p_dtype, g_dtype
         self.device, self.count = device, 0
@@ -199,7 +201,11 @@ def tensor_type(form: Form) -> np.dtype:
     fields += [(name, "i8") for name in ("n", "block", "piece")] + [(name, "u4") for name in words]
     fields += [("first", "u4", (len(KINDS),))]
     bare = np.dtype(fields, align=True)
-    padded = {"names": bare.names, "formats": [bare.fields[n][0] for n in bare.names], "itemsize": -(-bare.itemsize // 16) * 16}  # type: ignore[index,union-attr]
+    padded = {
+        "names": bare.names,
+        "formats": [bare.fields[n][0] for n in bare.names],
+        "itemsize": -(-bare.itemsize // 16) * 16,
+    }  # type: ignore[index,union-attr]
     return np.dtype(padded | {"offsets": [bare.fields[n][1] for n in bare.names]})  # type: ignore[index,union-attr,call-overload]
 
 

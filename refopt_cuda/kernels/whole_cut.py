@@ -81,6 +81,14 @@ class Cut:
         """Warps' worth of rows and of columns."""
         return -(-self.matrices * self.rows // LINE) + -(-self.matrices * self.columns // LINE)
 
+    def sizes(self, form: Form) -> dict[str, int]:
+        """Entries of each state that the rule keeps of this tensor."""
+        out = {name: self.n for name in form.elements if name != "V" or not self.matrices}
+        if not form.factored:
+            return out | dict.fromkeys(form.factors, self.blocks)
+        along = (self.rows, self.columns) * 2
+        return out | {n: self.matrices * k for n, k in zip(form.factors, along, strict=False) if self.matrices}
+
     @property
     def even(self) -> bool:
         """Whether eights of elements lie alike in every piece and in every row."""

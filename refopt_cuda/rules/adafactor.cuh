@@ -1,6 +1,6 @@
 // Adafactor: see refopt/rules/adafactor.py. Factors R and C; V for a vector; m under MOMENTUM.
 template <bool MOMENTUM, bool SCALED> struct adafactor {
-    static constexpr int KEPT = MOMENTUM ? 2 : 1, SUMS = SCALED ? 2 : 1, PAIRS = 1, BATCH = 4;
+    static constexpr int KEPT = MOMENTUM ? 2 : 1, SUMS = SCALED ? 2 : 1, PAIRS = 1, BATCH = 2, UPDATE_BATCH = MOMENTUM ? 1 : 2;
     static constexpr int UPDATE_READS = MOMENTUM ? 15 : 7, UPDATE_USES = 1;
     struct Scalars { float gs, b2, omb2, plus, top, beta1, omb1, low; };
     struct Wide { double rho, eps2, clip, wd, shrink; };  // shrink < 0: alpha, whatever it comes to

@@ -1,6 +1,6 @@
 // Adam-mini: see refopt/rules/adam_mini.py. States: m, and v, one entry a block; ELEMENTWISE keeps v for each weight.
 template <bool ELEMENTWISE> struct adam_mini {
-    static constexpr int KEPT = ELEMENTWISE ? 2 : 1, SUMS = 1, PAIRS = 0, BATCH = 4;
+    static constexpr int KEPT = ELEMENTWISE ? 2 : 1, SUMS = 1, PAIRS = 0, BATCH = 4, UPDATE_BATCH = 1;
     static constexpr int UPDATE_READS = ELEMENTWISE ? 15 : 7, UPDATE_USES = 0;
     struct Scalars { float gs, beta1, omb1, beta2, omb2, ibc1, ir2, eps, lr, decay; };
     struct Wide { double unused; };

@@ -52,7 +52,11 @@ def scalars(
     maximize: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows of step `t` (counted from 1), in the order of `SCALARS` and of `WIDE`."""
-    gs, ibc1, ir2 = gradient_scale(gscale, maximize), 1.0 / (1.0 - ipow(beta1, t)), 1.0 / math.sqrt(1.0 - ipow(beta2, t))
+    gs, ibc1, ir2 = (
+        gradient_scale(gscale, maximize),
+        1.0 / (1.0 - ipow(beta1, t)),
+        1.0 / math.sqrt(1.0 - ipow(beta2, t)),
+    )
     return row(gs, beta1, 1.0 - beta1, beta2, 1.0 - beta2, ibc1, ir2, eps, lr, 1.0 - lr * wd), wide(0.0)
 
 

@@ -1,6 +1,6 @@
 // CAME: see refopt/rules/came.py. Factors R, C and Rr, Cr; V for a vector; m.
 struct came {
-    static constexpr int KEPT = 2, SUMS = 1, PAIRS = 2, BATCH = 2;
+    static constexpr int KEPT = 2, SUMS = 1, PAIRS = 2, BATCH = 2, UPDATE_BATCH = 1;
     static constexpr int UPDATE_READS = 15, UPDATE_USES = 2;
     struct Scalars { float gs, beta1, omb1, beta2, omb2, beta3, omb3, eps1, eps2, lr, decay; };
     struct Wide { double clip; };

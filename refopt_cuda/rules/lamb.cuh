@@ -1,6 +1,6 @@
 // LAMB: see refopt/rules/lamb.py. States: m, v. The direction is computed twice, first for its length.
 template <int VARIANT> struct lamb {
-    static constexpr int KEPT = 2, SUMS = 2, PAIRS = 0, BATCH = 1;
+    static constexpr int KEPT = 2, SUMS = 2, PAIRS = 0, BATCH = 1, UPDATE_BATCH = 1;
     static constexpr int UPDATE_READS = 15, UPDATE_USES = 0;
     struct Scalars { float gs, beta1, omb1, beta2, omb2, ibc1, ir2, eps, wd, decay; };
     struct Wide { double lr, low, high, longest, bare; };

@@ -1,6 +1,6 @@
 // LARS: see refopt/rules/lars.py. State: v.
 template <int VARIANT> struct lars {
-    static constexpr int KEPT = 1, SUMS = 2, PAIRS = 0, BATCH = 2;
+    static constexpr int KEPT = 1, SUMS = 2, PAIRS = 0, BATCH = 2, UPDATE_BATCH = 1;
     static constexpr int UPDATE_READS = 7, UPDATE_USES = 0;
     struct Scalars { float gs, momentum, wd; };
     struct Wide { double lr, trust, wd, eps, longest, bare; };

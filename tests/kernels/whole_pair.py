@@ -52,7 +52,9 @@ class Device:
 class WholePair:
     """Tensors on a device and the same ones in NumPy."""
 
-    def __init__(self, rule: str, hyper: dict[str, Any], weight: str, grad: str, arrays: Any = Device, device: Any = None) -> None:
+    def __init__(
+        self, rule: str, hyper: dict[str, Any], weight: str, grad: str, arrays: Any = Device, device: Any = None
+    ) -> None:
         self.rule, self.weight, self.grad, self.arrays = rule, weight, grad, arrays
         self.opt = Optimizer(rule, **hyper)
         self.whole = Whole(form_of(rule, self.opt.hyper), self.opt.hyper, weight, grad, device)
@@ -90,7 +92,9 @@ class WholePair:
         for k, (w, p, s) in enumerate(zip(self.words, self.p, self.state, strict=True)):
             for n, x in self.s[k].items():
                 want = np.ascontiguousarray(s[n]).reshape(-1)
-                _agree(f"{n} of tensor {k} {w.shape}", want.view(np.uint32), self.arrays.get(x).view(np.uint32), "float32")
+                _agree(
+                    f"{n} of tensor {k} {w.shape}", want.view(np.uint32), self.arrays.get(x).view(np.uint32), "float32"
+                )
             _agree(f"p of tensor {k} {w.shape}", w.reshape(-1), self.arrays.get(p), self.weight)
 
 

@@ -1,0 +1,401 @@
+"""One step of a rule that sees whole tensors, on the CPU: Numba loops over the scalar functions of the rule.
+
+The passes are those of `whole.cu`, and so are the sums: pieces, tiles and accumulators in the canonical order. Rows,
+chunks and stripes of tiles are shared by Numba's threads; no sum depends on which thread takes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from refopt.spec import ShapeError
+from refopt_cuda.codecs import CODECS
+from refopt_cuda.kernels import half
+from refopt_cuda.kernels.arith import host
+from refopt_cuda.kernels.host_cache import cached
+from refopt_cuda.kernels.whole_cut import CHUNK, SIDE, Cut
+from refopt_cuda.rules.steps import QUIET
+from refopt_cuda.rules.whole import Form, Rows
+
+__all__ = ["step"]
+
+NUMBERS = {"float32": "f32", "float16": "f16", "uint16": "bf16", "int16": "bf16"}
+"""Dtypes of arrays of weights and gradients; bfloat16 comes as its words."""
+NOTHING = np.zeros(0, np.float32)
+PARALLEL_FROM = 1 << 17
+"""Elements from which a tensor is worth waking threads for."""
+_threads = threading.Lock()
+"""Numba's own thread pool must not be entered by two threads at once."""
+
+
+def step(
+    form: Form,
+    hyper: Mapping[str, Any],
+    p: np.ndarray,
+    g: np.ndarray,
+    states: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    rows: Rows,
+) -> None:
+    """Update one parameter and its states in place.
+
+    form    a form of `refopt_cuda.rules.whole`; `hyper` decides how the tensor is cut: blocks and heads of Adam-mini
+    p, g    C-contiguous, `prod(shape)` elements: float32, float16, or bfloat16 as its uint16 (or int16) words
+    states  float32 arrays by name, C-contiguous: those that the rule keeps for this shape
+    rows    `refopt_cuda.rules.whole.rows(stem, t, len(shape) < 2, hyper)`
+
+    Raises TypeError for other dtypes, ShapeError for arrays that do not fit, before anything is written.
+    """
+    cut = Cut.of(form, shape, hyper)
+    if cut.n == 0:
+        return
+    p, g, kept = _checked(cut, cut.sizes(form), p, g, states)
+    work = _Work(form, cut, p, g, kept, rows)
+    for name in form.passes:
+        getattr(work, name[:-1])(int(name[-1]))
+
+
+def _checked(
+    cut: Cut, sizes: dict[str, int], p: np.ndarray, g: np.ndarray, states: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    for name, a in (("p", p), ("g", g)):
+        if a.dtype.name not in NUMBERS:
+            raise TypeError(f"step: {name} must be float32, float16 or words of bfloat16, got {a.dtype}")
+        if a.size != cut.n or not a.flags.c_contiguous:
+            raise ShapeError(f"step: {name} must be {cut.n} elements, row-major, got {a.shape}")
+    for name, a in states.items():
+        if a.dtype != np.float32 or not a.flags.c_contiguous:
+            raise TypeError(f"step: state {name} must be float32, row-major, got {a.dtype}")
+        if sizes.get(name) != a.size:
+            raise ShapeError(f"step: state {name} has {a.size} entries, it must have {sizes.get(name, 'none')}")
+    if missing := sizes.keys() - states.keys():
+        raise ShapeError(f"step: states {', '.join(sorted(missing))} are missing")
+    flat = {name: a.reshape(-1) for name, a in states.items()}
+    return _words(p.reshape(-1)), _words(g.reshape(-1)), flat
+
+
+def _words(a: np.ndarray) -> np.ndarray:
+    return a if a.dtype == np.float32 else a.view(np.uint16)
+
+
+class Loops(NamedTuple):
+    """The compiled passes of one form and two formats, each over pieces or stripes [lo, hi)."""
+
+    sums: Callable | None
+    tiles: tuple[Callable, ...]
+    update: Callable
+
+
+class _Work:
+    """One tensor in one step; a method a pass."""
+
+    def __init__(
+        self, form: Form, cut: Cut, p: np.ndarray, g: np.ndarray, states: dict[str, np.ndarray], rows: Rows
+    ) -> None:
+        self.form, self.cut, self.p, self.g, self.rows = form, cut, p, g, rows
+        pairs = max(len(form.factors) // 2, 1) if form.factored else 1
+        self.x = tuple(states.get(name, NOTHING) for name in form.elements)
+        self.f = [states.get(name, NOTHING) for name in form.factors]
+        self.roots, self.columns = [NOTHING] * pairs, [NOTHING] * pairs
+        self.k = np.zeros((cut.blocks, 4), np.float32)
+        self.parts = np.zeros((2, cut.pieces))
+        self.s = tuple(np.float32(v) for v in rows.scalars)
+        self.named = dict(zip(form.module.SCALARS, self.s, strict=True))
+        self.loops = _loops(form, _format(p), _format(g))
+
+    def sums(self, number: int) -> None:
+        """Sums of squares over each piece."""
+        cut = self.cut
+        _spread(
+            self.loops.sums,
+            cut.pieces,
+            cut.n,
+            (self.p, self.g, self.x, *self._inverse(), self._shape(), self.s, self.parts),
+        )
+
+    def finish(self, number: int) -> None:
+        """R over the pieces of each block, and what the rule makes of it."""
+        cut = self.cut
+        r = self.parts[: self.form.sums].reshape(self.form.sums, cut.blocks, cut.per)
+        whole = r[:, :, 0] if cut.per == 1 else np.array([[_total(block) for block in plane] for plane in r])
+        factor = self.f[0] if self.f else NOTHING
+        self.k[:] = self.form.module.finish(
+            whole, cut.block, self.rows.scalars, self.rows.wide, factor, **self.form.options
+        )
+
+    def tiles(self, number: int) -> None:
+        """Sums over rows and columns of each tile."""
+        cut = self.cut
+        self.of_rows = np.zeros((cut.matrices * cut.rows, cut.across))
+        self.of_columns = np.zeros((cut.matrices * cut.columns, cut.down))
+        if cut.matrices:
+            given = (self.g, self.x, *self._inverse(), self._shape(), self.k, self.s, self.of_rows, self.of_columns)
+            _spread(self.loops.tiles[number], cut.matrices * cut.down, cut.n, given)
+
+    def lines(self, number: int) -> None:
+        """The factors: running means of those sums, and the inverse roots of the columns."""
+        cut = self.cut
+        if not cut.matrices:
+            return
+        keep, gain = (self.named[name] for name in self.form.module.KEEP[number])
+        for factor, parts, n in zip(
+            self.f[2 * number :], (self.of_rows, self.of_columns), (cut.columns, cut.rows), strict=False
+        ):
+            with np.errstate(**QUIET):
+                factor[:] = keep * factor + gain * (_r256_rows(parts) / n).astype(np.float32)
+        with np.errstate(**QUIET):
+            self.columns[number] = np.float32(1) / np.sqrt(self.f[2 * number + 1])
+
+    def means(self, number: int) -> None:
+        """The inverse roots of the rows, each row factor over its mean."""
+        cut, least = self.cut, self.form.module.LEAST
+        if not cut.matrices:
+            return
+        R = self.f[2 * number].reshape(cut.matrices, cut.rows)
+        with np.errstate(**QUIET):
+            mean = np.maximum(_r256_rows(R) / cut.rows, self.named[least] if least else 0.0).astype(np.float32)
+            self.roots[number] = (np.float32(1) / np.sqrt(R / mean[:, None])).reshape(-1)
+
+    def update(self, number: int) -> None:
+        """The rule's step, element by element."""
+        cut = self.cut
+        _spread(
+            self.loops.update,
+            cut.pieces,
+            cut.n,
+            (self.p, self.g, self.x, *self._inverse(), self._shape(), self.k, self.s),
+        )
+
+    def _inverse(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        return tuple(self.roots), tuple(self.columns)
+
+    def _shape(self) -> tuple[int, ...]:
+        cut = self.cut
+        return cut.block, cut.piece, cut.per, cut.matrices, cut.rows, cut.columns, cut.across, cut.down
+
+
+def _spread(ways: Any, count: int, size: int, given: tuple[Any, ...]) -> None:
+    serial, parallel = ways
+    if size < PARALLEL_FROM or count == 1:
+        serial(*given, 0, count)
+    else:
+        with _threads:
+            parallel(*given, count, numba.get_num_threads())
+
+
+def _total(x: np.ndarray) -> float:
+    """R of the results of pieces."""
+    while x.size > CHUNK:
+        chunks = [x[k : k + CHUNK] for k in range(0, x.size, CHUNK)]
+        x = np.array([_r256_rows(chunk[None])[0] for chunk in chunks])
+    return float(_r256_rows(x[None])[0])
+
+
+def _r256_rows(x: np.ndarray) -> np.ndarray:
+    """R256 of every row, float64."""
+    lanes = np.zeros((len(x), SIDE))
+    for k in range(0, x.shape[1], SIDE):
+        part = x[:, k : k + SIDE]
+        lanes[:, : part.shape[1]] += part
+    w = SIDE
+    while w > 1:
+        w //= 2
+        lanes = lanes[:, :w] + lanes[:, w:]
+    return lanes[:, 0]
+
+
+def _format(a: np.ndarray) -> str:
+    return NUMBERS[a.dtype.name]
+
+
+# ------------------------------------------------------------------------------------------------------ compiled loops
+
+jit = numba.njit(error_model="numpy", nogil=True)
+
+
+@cache
+def _number(word: str) -> tuple[Callable, Callable]:
+    """`(load, store)` of a number format."""
+    if word == "f32":
+        same = numba.njit(lambda x: x)
+        return same, same
+    made = (half if word == "f16" else CODECS[word]).make(host())
+    return made.load, made.store
+
+
+@cache
+def _loops(form: Form, p_word: str, g_word: str) -> Loops:
+    """Compiled when they first run, or found on disk."""
+    steps, o, name = form.make(host()), host(), f"{form.name}_{p_word}_{g_word}"
+    near = _nears(len(form.factors) // 2 if form.factored else 0, o.mul)
+    (load_p, store_p), (load_g, _) = _number(p_word), _number(g_word)
+    states = _states(len(form.elements))
+
+    def ways(serial: Callable, what: str, arity: int) -> tuple[Callable, Callable]:
+        return cached(serial, f"{name}_{what}"), cached(_parallel(serial, arity), f"{name}_{what}_parallel")
+
+    sums = ways(_sums(steps.sums, near, states, load_p, load_g, o.mul), "sums", 8) if steps.sums else None
+    tiles = tuple(ways(_tiles(tile, near, states, load_g, o.mul), f"tiles{k}", 9) for k, tile in enumerate(steps.tiles))
+    update = ways(_update(steps.update, near, states, load_p, load_g, store_p, o.mul), "update", 8)
+    return Loops(sums, tiles, update)  # type: ignore[arg-type]
+
+
+def _states(count: int) -> tuple[Callable, Callable]:
+    """`take(x, i)` and `put(x, i, y)` of the states of a weight; an empty array holds none."""
+
+    @jit
+    def one(a, i):
+        return a[i] if a.size else np.float32(0)
+
+    @jit
+    def set_one(a, i, y):
+        if a.size:
+            a[i] = y
+
+    if count == 1:
+        return jit(lambda x, i: (one(x[0], i),)), jit(lambda x, i, y: set_one(x[0], i, y[0]))
+
+    @jit
+    def take(x, i):
+        return one(x[0], i), one(x[1], i)
+
+    @jit
+    def put(x, i, y):
+        set_one(x[0], i, y[0])
+        set_one(x[1], i, y[1])
+
+    return take, put
+
+
+def _nears(pairs: int, mul: Callable) -> Callable:
+    """`near(roots, columns, row, column)`: roots of the rank-1 moments of one weight; 0 where they are not known."""
+    zero = np.float32(0)
+
+    @jit
+    def one(rows, columns, row, column):
+        return mul(rows[row], columns[column]) if rows.size else zero
+
+    if pairs == 0:
+        return jit(lambda roots, columns, row, column: (zero,))
+    if pairs == 1:
+        return jit(lambda roots, columns, row, column: (one(roots[0], columns[0], row, column),))
+    return jit(
+        lambda roots, columns, row, column: (
+            one(roots[0], columns[0], row, column),
+            one(roots[1], columns[1], row, column),
+        )
+    )
+
+
+@jit
+def _tree(lanes):
+    w = lanes.size
+    while w > 1:
+        w //= 2
+        for j in range(w):
+            lanes[j] = lanes[j] + lanes[j + w]
+    return lanes[0]
+
+
+@jit
+def _place(i, matrices, rows, columns):
+    """(row of all matrices, column of all matrices) of element i."""
+    if matrices == 0:
+        return 0, 0
+    row = i // columns
+    return row, row // rows * columns + i - row * columns
+
+
+def _sums(function, near, states, load_p, load_g, mul):
+    take, _ = states
+
+    @numba.njit(error_model="numpy", nogil=True)
+    def serial(p, g, x, roots, columns_, shape, s, parts, lo, hi):
+        block, piece, per, matrices, rows, columns, _, _ = shape
+        a, b = np.empty(SIDE), np.empty(SIDE)
+        for q in range(lo, hi):
+            start = q // per * block + q % per * piece
+            end = min(start + piece, (q // per + 1) * block)
+            a[:], b[:] = 0.0, 0.0
+            for i in range(start, end):
+                row, column = _place(i, matrices, rows, columns)
+                gi = mul(load_g(g[i]), s[0])
+                u, w = function(load_p(p[i]), gi, take(x, i), near(roots, columns_, row, column), matrices == 0, s)
+                j = (i - start) % SIDE
+                a[j] += np.float64(u) * np.float64(u)
+                b[j] += np.float64(w) * np.float64(w)
+            parts[0, q], parts[1, q] = _tree(a), _tree(b)
+
+    return serial
+
+
+def _tiles(function, near, states, load_g, mul):
+    take, _ = states
+
+    @numba.njit(error_model="numpy", nogil=True)
+    def serial(g, x, roots, columns_, shape, k, s, of_rows, of_columns, lo, hi):
+        _, _, _, matrices, rows, columns, across, down = shape
+        groups, strips = np.empty(32), np.empty((SIDE, 8))
+        for stripe in range(lo, hi):
+            matrix, below = stripe // down, stripe % down
+            for right in range(across):
+                strips[:] = 0.0
+                for i in range(below * SIDE, min(rows, (below + 1) * SIDE)):
+                    groups[:] = 0.0
+                    row = matrix * rows + i
+                    for j in range(right * SIDE, min(columns, (right + 1) * SIDE)):
+                        at = row * columns + j
+                        gi = mul(load_g(g[at]), s[0])
+                        q = function(gi, take(x, at), near(roots, columns_, row, matrix * columns + j), k[0], s)
+                        groups[(j % SIDE) // 8] += np.float64(q)
+                        strips[j % SIDE, (i % SIDE) // 32] += np.float64(q)
+                    of_rows[row, right] = _tree(groups)
+                for j in range(right * SIDE, min(columns, (right + 1) * SIDE)):
+                    of_columns[matrix * columns + j, below] = _tree(strips[j % SIDE])
+
+    return serial
+
+
+def _update(function, near, states, load_p, load_g, store_p, mul):
+    take, put = states
+
+    @numba.njit(error_model="numpy", nogil=True)
+    def serial(p, g, x, roots, columns_, shape, k, s, lo, hi):
+        block, piece, per, matrices, rows, columns, _, _ = shape
+        for q in range(lo, hi):
+            start = q // per * block + q % per * piece
+            end = min(start + piece, (q // per + 1) * block)
+            for i in range(start, end):
+                row, column = _place(i, matrices, rows, columns)
+                gi = mul(load_g(g[i]), s[0])
+                near_it = near(roots, columns_, row, column)
+                y, z = function(load_p(p[i]), gi, take(x, i), near_it, k[q // per], matrices == 0, s)
+                p[i] = store_p(y)
+                put(x, i, z)
+
+    return serial
+
+
+def _parallel(serial, arity):
+    """All pieces, an even share for each thread."""
+    if arity == 8:
+
+        @numba.njit(parallel=True, error_model="numpy")
+        def parallel8(a, b, c, d, e, f, h, i, count, threads):
+            for k in numba.prange(threads):
+                serial(a, b, c, d, e, f, h, i, k * count // threads, (k + 1) * count // threads)
+
+        return parallel8
+
+    @numba.njit(parallel=True, error_model="numpy")
+    def parallel9(a, b, c, d, e, f, h, i, j, count, threads):
+        for k in numba.prange(threads):
+            serial(a, b, c, d, e, f, h, i, j, k * count // threads, (k + 1) * count // threads)
+
+    return parallel9
