@@ -1,4 +1,4 @@
-"""The text of the kernels of a rule that sees whole tensors: its functor and the template `whole.cu`, an entry a pass."""
+"""The text of the kernels of a rule that sees whole tensors: its functor, the template `whole.cu`, an entry a pass."""
 
 from __future__ import annotations
 

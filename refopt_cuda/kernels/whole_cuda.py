@@ -200,13 +200,10 @@ def tensor_type(form: Form) -> np.dtype:
     fields += [(name, "u8") for name in ("sums", "lines", "k", "roots", "means")]
     fields += [(name, "i8") for name in ("n", "block", "piece")] + [(name, "u4") for name in words]
     fields += [("first", "u4", (len(KINDS),))]
-    bare = np.dtype(fields, align=True)
-    padded = {
-        "names": bare.names,
-        "formats": [bare.fields[n][0] for n in bare.names],
-        "itemsize": -(-bare.itemsize // 16) * 16,
-    }  # type: ignore[index,union-attr]
-    return np.dtype(padded | {"offsets": [bare.fields[n][1] for n in bare.names]})  # type: ignore[index,union-attr,call-overload]
+    bare: Any = np.dtype(fields, align=True)
+    formats, offsets = zip(*(bare.fields[name][:2] for name in bare.names), strict=True)
+    size = -(-bare.itemsize // 16) * 16
+    return np.dtype({"names": bare.names, "formats": formats, "offsets": offsets, "itemsize": size})
 
 
 def args_type(size: int) -> np.dtype:

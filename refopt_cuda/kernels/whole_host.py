@@ -20,7 +20,6 @@ from refopt_cuda.kernels import half
 from refopt_cuda.kernels.arith import host
 from refopt_cuda.kernels.host_cache import cached
 from refopt_cuda.kernels.whole_cut import CHUNK, SIDE, Cut
-from refopt_cuda.rules.steps import QUIET
 from refopt_cuda.rules.whole import Form, Rows
 
 __all__ = ["step"]
@@ -55,8 +54,9 @@ def step(
     cut = Cut.of(form, shape, hyper)
     if cut.n == 0:
         return
+    formats = NUMBERS.get(p.dtype.name, ""), NUMBERS.get(g.dtype.name, "")
     p, g, kept = _checked(cut, cut.sizes(form), p, g, states)
-    work = _Work(form, cut, p, g, kept, rows)
+    work = _Work(form, cut, p, g, kept, rows, _loops(form, *formats))
     for name in form.passes:
         getattr(work, name[:-1])(int(name[-1]))
 
@@ -96,7 +96,14 @@ class _Work:
     """One tensor in one step; a method a pass."""
 
     def __init__(
-        self, form: Form, cut: Cut, p: np.ndarray, g: np.ndarray, states: dict[str, np.ndarray], rows: Rows
+        self,
+        form: Form,
+        cut: Cut,
+        p: np.ndarray,
+        g: np.ndarray,
+        states: dict[str, np.ndarray],
+        rows: Rows,
+        loops: Loops,
     ) -> None:
         self.form, self.cut, self.p, self.g, self.rows = form, cut, p, g, rows
         pairs = max(len(form.factors) // 2, 1) if form.factored else 1
@@ -107,7 +114,7 @@ class _Work:
         self.parts = np.zeros((2, cut.pieces))
         self.s = tuple(np.float32(v) for v in rows.scalars)
         self.named = dict(zip(form.module.SCALARS, self.s, strict=True))
-        self.loops = _loops(form, _format(p), _format(g))
+        self.loops = loops
 
     def sums(self, number: int) -> None:
         """Sums of squares over each piece."""
@@ -147,10 +154,10 @@ class _Work:
         for factor, parts, n in zip(
             self.f[2 * number :], (self.of_rows, self.of_columns), (cut.columns, cut.rows), strict=False
         ):
-            with np.errstate(**QUIET):
+            with np.errstate(all="ignore"):
                 factor[:] = keep * factor + gain * (_r256_rows(parts) / n).astype(np.float32)
-        with np.errstate(**QUIET):
-            self.columns[number] = np.float32(1) / np.sqrt(self.f[2 * number + 1])
+        with np.errstate(all="ignore"):
+            self.columns[number] = np.asarray(np.float32(1) / np.sqrt(self.f[2 * number + 1]), np.float32)
 
     def means(self, number: int) -> None:
         """The inverse roots of the rows, each row factor over its mean."""
@@ -158,9 +165,9 @@ class _Work:
         if not cut.matrices:
             return
         R = self.f[2 * number].reshape(cut.matrices, cut.rows)
-        with np.errstate(**QUIET):
+        with np.errstate(all="ignore"):
             mean = np.maximum(_r256_rows(R) / cut.rows, self.named[least] if least else 0.0).astype(np.float32)
-            self.roots[number] = (np.float32(1) / np.sqrt(R / mean[:, None])).reshape(-1)
+            self.roots[number] = np.asarray(np.float32(1) / np.sqrt(R / mean[:, None]), np.float32).reshape(-1)
 
     def update(self, number: int) -> None:
         """The rule's step, element by element."""
@@ -193,7 +200,7 @@ def _total(x: np.ndarray) -> float:
     """R of the results of pieces."""
     while x.size > CHUNK:
         chunks = [x[k : k + CHUNK] for k in range(0, x.size, CHUNK)]
-        x = np.array([_r256_rows(chunk[None])[0] for chunk in chunks])
+        x = np.concatenate([_r256_rows(chunk[None]) for chunk in chunks])
     return float(_r256_rows(x[None])[0])
 
 
@@ -208,10 +215,6 @@ def _r256_rows(x: np.ndarray) -> np.ndarray:
         w //= 2
         lanes = lanes[:, :w] + lanes[:, w:]
     return lanes[:, 0]
-
-
-def _format(a: np.ndarray) -> str:
-    return NUMBERS[a.dtype.name]
 
 
 # ------------------------------------------------------------------------------------------------------ compiled loops
@@ -340,7 +343,7 @@ def _tiles(function, near, states, load_g, mul):
 
     @numba.njit(error_model="numpy", nogil=True)
     def serial(g, x, roots, columns_, shape, k, s, of_rows, of_columns, lo, hi):
-        _, _, _, matrices, rows, columns, across, down = shape
+        _, _, _, _, rows, columns, across, down = shape
         groups, strips = np.empty(32), np.empty((SIDE, 8))
         for stripe in range(lo, hi):
             matrix, below = stripe // down, stripe % down

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import QUIET, Steps, wide
+from refopt_cuda.rules.steps import Steps, wide
 from refopt_cuda.scalars import gradient_scale, row
 
 SCALARS = ("gs", "b2", "omb2", "plus", "top", "beta1", "omb1", "low")
@@ -108,7 +108,7 @@ def finish(
     """What the update is cut by, the step length, and what the weights shrink by."""
     rho, eps2, clip, wd, shrink = w
     one = np.float32(1)
-    with np.errstate(**QUIET):
+    with np.errstate(all="ignore"):
         root = np.sqrt(r / n).astype(np.float32).astype(np.float64)
         alpha = np.float32((np.maximum(eps2, root[1]) if scaled else np.ones(r.shape[1])) * rho)
         cut = one / np.maximum(one, np.float32(root[0] / clip))

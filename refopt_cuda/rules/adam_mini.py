@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import QUIET, Steps, wide
+from refopt_cuda.rules.steps import Steps, wide
 from refopt_cuda.scalars import gradient_scale, ipow, row
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "ibc1", "ir2", "eps", "lr", "decay")
@@ -87,7 +87,7 @@ def finish(
 ) -> np.ndarray:
     """The second moments of the blocks, in place, and the step length of each."""
     _, _, _, beta2, omb2, ibc1, ir2, eps, _, _ = s
-    with np.errstate(**QUIET):
+    with np.errstate(all="ignore"):
         factor[:] = beta2 * factor + omb2 * np.float32(r[0] / n)
         k = ibc1 * (np.float32(1) / (np.sqrt(factor) * ir2 + eps))
     return k[:, None].repeat(4, 1)

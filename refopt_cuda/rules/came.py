@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import QUIET, Steps, wide
+from refopt_cuda.rules.steps import Steps, wide
 from refopt_cuda.scalars import gradient_scale, row
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "beta3", "omb3", "eps1", "eps2", "lr", "decay")
@@ -100,7 +100,7 @@ def make(o: Any) -> Steps:
 def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any) -> np.ndarray:
     """What the update is cut by."""
     one = np.float32(1)
-    with np.errstate(**QUIET):
+    with np.errstate(all="ignore"):
         root = np.sqrt(r[0] / n).astype(np.float32).astype(np.float64)
         cut = one / np.maximum(one, np.float32(root / w[0]))
     return cut[:, None].repeat(4, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import QUIET, Steps, wide
+from refopt_cuda.rules.steps import Steps, wide
 from refopt_cuda.scalars import gradient_scale, ipow, row
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "ibc1", "ir2", "eps", "wd", "decay")
@@ -92,7 +92,7 @@ def make(o: Any, variant: str = "paper") -> Steps:
 def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any, variant: str = "paper") -> np.ndarray:
     """lr times the trust ratio."""
     lr, low, high, longest, bare = w
-    with np.errstate(**QUIET):
+    with np.errstate(all="ignore"):
         wn, un = np.sqrt(r[0]), np.sqrt(r[1])
         q = np.fmin(longest * wn / un, 1.0) if variant == "clip" else np.fmin(np.fmax(wn, low), high) / un
-        return np.float32(lr * np.where((wn > 0) & (un > 0) & (bare == 0), q, 1.0))[:, None].repeat(4, 1)
+        return np.asarray(lr * np.where((wn > 0) & (un > 0) & (bare == 0), q, 1.0), np.float32)[:, None].repeat(4, 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import QUIET, Steps, wide
+from refopt_cuda.rules.steps import Steps, wide
 from refopt_cuda.scalars import gradient_scale, row
 
 SCALARS = ("gs", "momentum", "wd")
@@ -77,7 +77,7 @@ def make(o: Any, variant: str = "paper") -> Steps:
 def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any, variant: str = "paper") -> np.ndarray:
     """lr times the local rate."""
     lr, trust, wd, eps, longest, bare = w
-    with np.errstate(**QUIET):
+    with np.errstate(all="ignore"):
         wn, un = np.sqrt(r[0]), np.sqrt(r[1])
         if variant == "clip":
             most = longest * wn
@@ -85,4 +85,4 @@ def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any, var
         else:
             size = un + eps if variant == "optax" else un + wd * wn + eps
             q, on = trust * wn / size, (wn > 0) & (un > 0)
-        return np.float32(lr * np.where(on & (bare == 0), q, 1.0))[:, None].repeat(4, 1)
+        return np.asarray(lr * np.where(on & (bare == 0), q, 1.0), np.float32)[:, None].repeat(4, 1)

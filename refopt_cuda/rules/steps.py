@@ -7,10 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["QUIET", "Steps", "wide"]
-
-QUIET = {"all": "ignore"}
-"""For np.errstate: silent where IEEE is silent."""
+__all__ = ["Steps", "wide"]
 
 
 class Steps(NamedTuple):

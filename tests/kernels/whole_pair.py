@@ -92,12 +92,12 @@ class WholePair:
         for k, (w, p, s) in enumerate(zip(self.words, self.p, self.state, strict=True)):
             for n, x in self.s[k].items():
                 want = np.ascontiguousarray(s[n]).reshape(-1)
-                _agree(
+                agree(
                     f"{n} of tensor {k} {w.shape}", want.view(np.uint32), self.arrays.get(x).view(np.uint32), "float32"
                 )
-            _agree(f"p of tensor {k} {w.shape}", w.reshape(-1), self.arrays.get(p), self.weight)
+            agree(f"p of tensor {k} {w.shape}", w.reshape(-1), self.arrays.get(p), self.weight)
 
 
-def _agree(what: str, want: np.ndarray, got: np.ndarray, number: str) -> None:
+def agree(what: str, want: np.ndarray, got: np.ndarray, number: str) -> None:
     bad = ~same(want, got, number)
     assert not bad.any(), f"{what}: {bad.sum()} of {bad.size} words differ, first at {np.argwhere(bad)[0].tolist()}"
