@@ -372,6 +372,7 @@ template <class R, int PASS> HD void finish(const Args& a) {
                 __syncthreads();
             }
             r[n] = r256(parts, count, shared);
+            if (threadIdx.x == 0) parts[0] = r[n];
         }
         if (threadIdx.x == 0) R::template finish<PASS>(r, (double)t.block, task.s, task.w, t.f[0] + block, t.k + 4 * (uint64_t)block);
     }

@@ -2,6 +2,7 @@
 // kernels/whole.cu, whose text follows this one.
 #include <algorithm>
 #include <functional>
+#include <csetjmp>
 #include <memory>
 #include <ucontext.h>
 #include <vector>
@@ -13,9 +14,10 @@ static thread_local Index threadIdx, blockIdx, gridDim, blockDim;
 struct Grid {  // the block that runs, and its fibers
     static constexpr int THREADS = 256, STACK = 1 << 16;
     struct Barrier { int arrived = 0; unsigned generation = 0; };
-    ucontext_t home, fibers[THREADS];
+    ucontext_t fibers[THREADS];
+    jmp_buf back, marks[THREADS];
     std::unique_ptr<char[]> stacks{new char[(size_t)THREADS * STACK]};
-    bool done[THREADS];
+    bool begun[THREADS], done[THREADS];
     Barrier block, warps[THREADS / 32];
     uint64_t slots[THREADS];
     std::function<void()> body;
@@ -28,10 +30,17 @@ struct Grid {  // the block that runs, and its fibers
         Grid& g = it();
         g.body();
         g.done[g.now] = true;
+        _longjmp(g.back, 1);
     }
-    void yield() {
-        const unsigned me = threadIdx.x;
-        swapcontext(&fibers[me], &home);
+    void yield() {  // jumps between stacks: swapcontext would ask the system for the signal mask each time
+        if (!_setjmp(marks[threadIdx.x])) _longjmp(back, 1);
+    }
+    void enter(int k) {
+        if (_setjmp(back)) return;
+        now = k, threadIdx.x = k;
+        if (begun[k]) _longjmp(marks[k], 1);
+        begun[k] = true;
+        setcontext(&fibers[k]);
     }
     void wait(Barrier& b, int count) {
         const unsigned mine = b.generation;
@@ -42,18 +51,18 @@ struct Grid {  // the block that runs, and its fibers
     void run(unsigned number, unsigned blocks) {
         blockIdx.x = number, gridDim.x = blocks, blockDim.x = THREADS;
         for (int k = 0; k < THREADS; k++) {
-            done[k] = false;
+            begun[k] = done[k] = false;
             getcontext(&fibers[k]);
             fibers[k].uc_stack.ss_sp = stacks.get() + (size_t)k * STACK, fibers[k].uc_stack.ss_size = STACK;
-            fibers[k].uc_link = &home;
+            fibers[k].uc_link = nullptr;
             makecontext(&fibers[k], begin, 0);
         }
         for (bool left = true; left;) {
             left = false;
             for (int k = 0; k < THREADS; k++) {
                 if (done[k]) continue;
-                left = true, now = k, threadIdx.x = k;
-                swapcontext(&home, &fibers[k]);
+                left = true;
+                enter(k);
             }
         }
     }

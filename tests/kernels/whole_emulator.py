@@ -16,7 +16,16 @@ import numpy as np
 
 from refopt_cuda.kernels import whole_build as build
 
-OPTIONS = ("-O1", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-fno-strict-aliasing", "-w")
+OPTIONS = (
+    "-O1",
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-shared",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+)
 HEAD = Path(__file__).with_suffix(".hpp")
 
 
@@ -25,7 +34,7 @@ class Emulated:
 
     def __init__(self, gxx: str, folder: Path, blocks: int = 2) -> None:
         self.gxx, self.folder, self.blocks = gxx, folder, blocks
-        self.built: dict[build.Kernel, ctypes.CDLL] = {}
+        self.built: dict[tuple[build.Kernel, str], ctypes.CDLL] = {}
 
     def upload(self, array: np.ndarray) -> Any:
         held = self.allocate(array.nbytes)
@@ -40,25 +49,26 @@ class Emulated:
         return held.ctypes.data
 
     def launcher(self, kernel: build.Kernel) -> Callable[[str, int, Any, int], None]:
-        library = self._library(kernel)
+        library = self.library(kernel)
 
         def launch(entry: str, items: int, arguments: Any, stream: int) -> None:
             getattr(library, entry)(ctypes.c_void_p(arguments.ctypes.data), ctypes.c_uint(min(self.blocks, items)))
 
         return launch
 
-    def _library(self, kernel: build.Kernel) -> ctypes.CDLL:
-        if kernel not in self.built:
-            name = f"{kernel.rule.name}_{kernel.weight}_{kernel.grad}_{kernel.tensors}"
+    def library(self, kernel: build.Kernel, more: str = "") -> ctypes.CDLL:
+        """The kernel's text, with `more` behind it, as a loaded library."""
+        if (kernel, more) not in self.built:
+            name = f"whole_{len(self.built)}"
             inline = "#undef HD\n#define HD inline\n"  # the functors' functions say `static` themselves
             arith, tail = _split(kernel)
             source = self.folder / f"{name}.cpp"
-            source.write_text("\n".join([arith, inline, tail, f'#include "{HEAD}"', build.template(kernel)]))
+            source.write_text("\n".join([arith, inline, tail, f'#include "{HEAD}"', build.template(kernel), more]))
             library = source.with_suffix(".so")
             done = subprocess.run([self.gxx, *OPTIONS, str(source), "-o", str(library)], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[:4000]
-            self.built[kernel] = ctypes.CDLL(str(library))
-        return self.built[kernel]
+            self.built[kernel, more] = ctypes.CDLL(str(library))
+        return self.built[kernel, more]
 
 
 def _split(kernel: build.Kernel) -> tuple[str, str]:
