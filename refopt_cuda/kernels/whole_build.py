@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refopt_cuda.kernels.build import NUMBERS, OPTIONS, ROOT
-from refopt_cuda.rules.whole import Form
+from refopt_cuda.kernels.whole_rules import Form
 
 __all__ = ["OPTIONS", "Kernel", "entries", "source"]
 

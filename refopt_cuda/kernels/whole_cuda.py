@@ -4,6 +4,16 @@ As `step_cuda` it knows pointers and shapes, not arrays. What stays between step
 table on the device; gradients and scalars travel as kernel arguments, and what is made of a tensor's sums stays on the
 device, so a step copies nothing and waits for nothing. The scratch is small: 16 bytes a row or a chunk of 65536
 elements, and for factored rules 8 bytes for every row and column of a tile of 256 x 256.
+
+Bytes that the passes move for each weight, P bytes long, of a matrix, with gradients of G bytes (small terms left out):
+
+LAMB                 sums P + G + 8, update 2 P + G + 16              3 P + 2 G + 24
+LARS                 sums P + G, update 2 P + G + 8                   3 P + 2 G + 8    variant clip: 4 more
+Adafactor            tiles G, sums P + G, update 2 P + G              3 P + 3 G        with beta1: 8 more
+                                                                      without scale_parameter: P less
+CAME                 tiles G, sums G, tiles G + 4, update 2 P + G + 8 2 P + 4 G + 12
+Adam-mini            sums G, update 2 P + G + 8                       2 P + 2 G + 8
+Adam-mini, elements  update 2 P + G + 16                              2 P + G + 16
 """
 
 from __future__ import annotations
@@ -18,7 +28,7 @@ import numpy as np
 from refopt_cuda.kernels import whole_build as build
 from refopt_cuda.kernels.step_cuda import ROWS, SIZES, SKIP, on_stream
 from refopt_cuda.kernels.whole_cut import Cut
-from refopt_cuda.rules.whole import Form, Rows
+from refopt_cuda.kernels.whole_rules import Form, Rows
 
 __all__ = ["ROWS", "SIZES", "SKIP", "Tensor", "Whole"]
 
@@ -77,30 +87,31 @@ class Cuda:
         return held.data.ptr
 
     def launcher(self, kernel: build.Kernel) -> Callable[[str, int, Any, int], None]:
-        module, processors = _compiled(kernel, self.cupy.cuda.Device().id)
+        functions, processors = _compiled(kernel, self.cupy.cuda.Device().id)
 
         def launch(entry: str, items: int, arguments: Any, stream: int) -> None:
             grid = min(processors * build.resident(kernel, entry), items)
             with on_stream(stream):
-                module.get_function(entry)((grid,), (THREADS,), (arguments,))
+                functions[entry]((grid,), (THREADS,), (arguments,))
 
         return launch
 
 
 @cache
-def _compiled(kernel: build.Kernel, device: int) -> tuple[Any, int]:
+def _compiled(kernel: build.Kernel, device: int) -> tuple[dict[str, Any], int]:
     """The kernels on this device, and how many multiprocessors it has."""
     import cupy
 
     with cupy.cuda.Device(device):
         module = cupy.RawModule(code=build.source(kernel), options=build.OPTIONS, backend="nvrtc")
-        return module, cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"]
+        functions = {entry: module.get_function(entry) for entry in kernel.rule.passes}
+        return functions, cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"]
 
 
 class Whole:
     """The passes of one rule for tensors of equal number formats; `bind` them once, `run` them every step.
 
-    rule     a form of `refopt_cuda.rules.whole`
+    rule     a form of `refopt_cuda.kernels.whole_rules`
     hyper    hyper-parameters that decide how tensors are cut: `blocks` and `heads` of Adam-mini
     p_dtype  "float32", "bfloat16" or "float16"; g_dtype likewise
     """
@@ -153,7 +164,7 @@ class Whole:
         """Enqueue one step on `stream` (a cudaStream_t).
 
         grads  the device address of each tensor's gradient, at any alignment; `SKIP` leaves that tensor alone
-        rows   `refopt_cuda.rules.whole.rows`, at most `ROWS`
+        rows   `refopt_cuda.kernels.whole_rules.rows`, at most `ROWS`
         which  each tensor's row; None where there is one
         """
         if len(grads) != self.count or not 0 < len(rows) <= ROWS:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refopt_cuda.rules.whole import Form
+from refopt_cuda.kernels.whole_rules import Form
 
 __all__ = ["CHUNK", "LINE", "SIDE", "Cut"]
 

@@ -20,7 +20,7 @@ from refopt_cuda.kernels import half
 from refopt_cuda.kernels.arith import host
 from refopt_cuda.kernels.host_cache import cached
 from refopt_cuda.kernels.whole_cut import CHUNK, SIDE, Cut
-from refopt_cuda.rules.whole import Form, Rows
+from refopt_cuda.kernels.whole_rules import Form, Rows
 
 __all__ = ["step"]
 
@@ -44,10 +44,10 @@ def step(
 ) -> None:
     """Update one parameter and its states in place.
 
-    form    a form of `refopt_cuda.rules.whole`; `hyper` decides how the tensor is cut: blocks and heads of Adam-mini
+    form    a form of `whole_rules`; `hyper` decides how the tensor is cut: blocks and heads of Adam-mini
     p, g    C-contiguous, `prod(shape)` elements: float32, float16, or bfloat16 as its uint16 (or int16) words
     states  float32 arrays by name, C-contiguous: those that the rule keeps for this shape
-    rows    `refopt_cuda.rules.whole.rows(stem, t, len(shape) < 2, hyper)`
+    rows    `refopt_cuda.kernels.whole_rules.rows(stem, t, len(shape) < 2, hyper)`
 
     Raises TypeError for other dtypes, ShapeError for arrays that do not fit, before anything is written.
     """
@@ -308,11 +308,11 @@ def _tree(lanes):
 
 @jit
 def _place(i, matrices, rows, columns):
-    """(row of all matrices, column of all matrices) of element i."""
+    """(row of all matrices, column of all matrices, first element of the next row) of element i."""
     if matrices == 0:
-        return 0, 0
+        return 0, 0, -1
     row = i // columns
-    return row, row // rows * columns + i - row * columns
+    return row, row // rows * columns + i - row * columns, (row + 1) * columns
 
 
 def _sums(function, near, states, load_p, load_g, mul):
@@ -326,13 +326,17 @@ def _sums(function, near, states, load_p, load_g, mul):
             start = q // per * block + q % per * piece
             end = min(start + piece, (q // per + 1) * block)
             a[:], b[:] = 0.0, 0.0
-            for i in range(start, end):
-                row, column = _place(i, matrices, rows, columns)
-                gi = mul(load_g(g[i]), s[0])
-                u, w = function(load_p(p[i]), gi, take(x, i), near(roots, columns_, row, column), matrices == 0, s)
-                j = (i - start) % SIDE
-                a[j] += np.float64(u) * np.float64(u)
-                b[j] += np.float64(w) * np.float64(w)
+            row, column, edge = _place(start, matrices, rows, columns)
+            for first in range(start, end, SIDE):
+                for j in range(min(SIDE, end - first)):
+                    i = first + j
+                    if i == edge:
+                        row, column, edge = row + 1, (row + 1) // rows * columns, edge + columns
+                    near_it = near(roots, columns_, row, column)
+                    u, w = function(load_p(p[i]), mul(load_g(g[i]), s[0]), take(x, i), near_it, matrices == 0, s)
+                    column += 1
+                    a[j] += np.float64(u) * np.float64(u)
+                    b[j] += np.float64(w) * np.float64(w)
             parts[0, q], parts[1, q] = _tree(a), _tree(b)
 
     return serial
@@ -374,11 +378,15 @@ def _update(function, near, states, load_p, load_g, store_p, mul):
         for q in range(lo, hi):
             start = q // per * block + q % per * piece
             end = min(start + piece, (q // per + 1) * block)
+            row, column, edge = _place(start, matrices, rows, columns)
             for i in range(start, end):
-                row, column = _place(i, matrices, rows, columns)
-                gi = mul(load_g(g[i]), s[0])
+                if i == edge:
+                    row, column, edge = row + 1, (row + 1) // rows * columns, edge + columns
                 near_it = near(roots, columns_, row, column)
-                y, z = function(load_p(p[i]), gi, take(x, i), near_it, k[q // per], matrices == 0, s)
+                y, z = function(
+                    load_p(p[i]), mul(load_g(g[i]), s[0]), take(x, i), near_it, k[q // per], matrices == 0, s
+                )
+                column += 1
                 p[i] = store_p(y)
                 put(x, i, z)
 

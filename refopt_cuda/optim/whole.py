@@ -17,29 +17,57 @@ from refopt.rules import RULES
 from refopt.spec import Rule, ShapeError
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.step_cuda import on_stream
+from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
 from refopt_cuda.optim import checks, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.optim.run import words
 from refopt_cuda.optim.settings import number
-from refopt_cuda.rules.whole import Form, Rows, form_of, rows
 
 __all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini"]
 
 Betas = tuple[float, float]
 
 
-class Work(NamedTuple):
-    """One parameter's part in a step: its gradient, its state by the rule's names, and the count that it reaches."""
+class Slot:
+    """One parameter with its state; good until one of its tensors is moved or replaced."""
 
-    p: torch.Tensor
+    def __init__(
+        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], keys: tuple[str, ...], entry: dict[str, Any]
+    ):
+        self.p, self.mode, self.entry = p, mode, entry
+        self.kept: dict[str, torch.Tensor] = {n: entry[key] for n, key in zip(names, keys, strict=True)}
+        self.watched = [(key, entry[key], entry[key].data_ptr()) for key in keys]
+        self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
+        self.row_major = p.is_contiguous()
+        self.tensor = self.tensor_of(p)
+
+    def tensor_of(self, dense: torch.Tensor) -> whole_cuda.Tensor:
+        """What a launch is bound to, the weights lying row-major in `dense`."""
+        pointers = {n: x.data_ptr() for n, x in self.kept.items()}
+        return whole_cuda.Tensor(dense.data_ptr(), pointers, tuple(dense.shape))
+
+    def stale(self, mode: Any, entry: object) -> bool:
+        p = self.p
+        if entry is not self.entry or mode != self.mode or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
+            return True
+        return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
+
+
+class Work(NamedTuple):
+    """One parameter's part in a step: the slot, the gradient, and the count that this step reaches."""
+
+    slot: Slot
     g: torch.Tensor
-    entry: dict[str, Any]
-    kept: dict[str, torch.Tensor]
     t: int
 
     @property
-    def vector(self) -> bool:
-        return self.p.ndim < 2
+    def p(self) -> torch.Tensor:
+        return self.slot.p
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What the step's scalars depend on: the count, and whether there are fewer than two axes."""
+        return self.t, self.slot.p.ndim < 2
 
 
 class Launch:
@@ -53,16 +81,14 @@ class Launch:
         self, work: Sequence[Work], dense: Sequence[torch.Tensor], made: Mapping[tuple[int, bool], Rows], stream: int
     ) -> None:
         """Enqueue one step of these parameters, whose weights lie row-major in `dense`."""
-        tensors = [
-            whole_cuda.Tensor(p.data_ptr(), {n: x.data_ptr() for n, x in w.kept.items()}, tuple(p.shape))
-            for w, p in zip(work, dense, strict=True)
-        ]
+        pairs = zip(work, dense, strict=True)
+        tensors = [w.slot.tensor if w.slot.row_major else w.slot.tensor_of(p) for w, p in pairs]
         with on_stream(stream):  # table and scratch are copied and freed in the order of the launches that use them
             if tensors != self.bound:
                 self.whole.bind(tensors)
                 self.bound = tensors
         grads = [w.g.contiguous() for w in work]
-        kinds = [(w.t, w.vector) for w in work]
+        kinds = [w.kind for w in work]
         known = sorted(set(kinds))
         for k in range(0, len(known), whole_cuda.ROWS):
             some = known[k : k + whole_cuda.ROWS]
@@ -91,6 +117,7 @@ class Whole(torch.optim.Optimizer):
 
     def __init__(self, params: Any, words: dict[str, Any], maximize: bool = False) -> None:
         self._launches: dict[Any, Launch] = {}
+        self._slots: dict[torch.Tensor, Slot] = {}
         self._apart: list[tuple[Any, ...]] = []
         self._hyper({**words, "maximize": maximize}, type(self).__name__)
         super().__init__(params, {**words, "maximize": maximize})
@@ -158,18 +185,21 @@ class Whole(torch.optim.Optimizer):
         for hyper, group in zip(hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
             checks.capture(pairs, call)
-            ready.append([self._ready(pair, hyper, call) for pair in pairs])
+            mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads")
+            ready.append([self._ready(pair, hyper, mode, call) for pair in pairs])
         self._check_apart([w.p for work in ready for w in work], call)
         for k, (hyper, group, work) in enumerate(zip(hypers, self.param_groups, ready, strict=True)):
             self._run(k, hyper | {"maximize": group["maximize"]}, work)
         return loss
 
-    def _ready(self, pair: Pair, hyper: dict[str, Any], call: str) -> Work:
+    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, call: str) -> Work:
         p, g = pair
-        self._fits(tuple(p.shape), hyper, call)
-        names, kept = self._layout(p, hyper)
-        entry = states.ready(kept, self.state.get(p), p, call)
-        return Work(p, g, entry, {n: entry[key] for n, key in zip(names, kept.keys, strict=True)}, entry["step"] + 1)
+        slot, entry = self._slots.get(p), self.state.get(p)
+        if slot is None or slot.stale(mode, entry):
+            self._fits(tuple(p.shape), hyper, call)
+            names, kept = self._layout(p, hyper)
+            slot = self._slots[p] = Slot(p, mode, names, kept.keys, states.ready(kept, entry, p, call))
+        return Work(slot, g, slot.entry["step"] + 1)
 
     def _check_apart(self, params: Sequence[torch.Tensor], call: str) -> None:
         """Once for every set of addresses."""
@@ -184,29 +214,28 @@ class Whole(torch.optim.Optimizer):
         made: dict[tuple[int, bool], Rows] = {}
         kinds: dict[Any, list[Work]] = {}
         for w in work:
-            key = w.t, w.vector
-            if key not in made:
-                made[key] = rows(self.stem, *key, hyper)
+            if w.kind not in made:
+                made[w.kind] = rows(self.stem, *w.kind, hyper)
             if w.p.numel():
                 kinds.setdefault((w.p.device, w.p.dtype, w.g.dtype), []).append(w)
         for (device, *dtypes), some in kinds.items():
             for k in range(0, len(some), whole_cuda.SIZES[-1]):
                 batch = some[k : k + whole_cuda.SIZES[-1]]
-                dense = [w.p.detach().contiguous() for w in batch]
+                dense = [w.p if w.slot.row_major else w.p.contiguous() for w in batch]
                 if device.type == "cuda":
                     blocks = hyper.get("blocks"), hyper.get("heads")
                     self._launch(device, (group, device, *dtypes, form, *blocks, k), hyper, batch, dense, made)
                 else:
                     for w, p in zip(batch, dense, strict=True):
-                        arrays = {n: words(x) for n, x in w.kept.items()}
+                        arrays = {n: words(x) for n, x in w.slot.kept.items()}
                         g = words(w.g.contiguous())
-                        whole_host.step(form, hyper, words(p), g, arrays, tuple(p.shape), made[w.t, w.vector])
+                        whole_host.step(form, hyper, words(p), g, arrays, tuple(p.shape), made[w.kind])
                 for w, p in zip(batch, dense, strict=True):
-                    if p.data_ptr() != w.p.data_ptr():
+                    if not w.slot.row_major:
                         w.p.copy_(p)
         for w in work:
-            w.entry["step"] = w.t
-            self.state[w.p] = w.entry
+            w.slot.entry["step"] = w.t
+            self.state[w.p] = w.slot.entry
 
     def _launch(
         self,
@@ -266,11 +295,11 @@ class Whole(torch.optim.Optimizer):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     self.state[p] = states.restore(self._layout(p, hyper)[1], saved["state"][index], p)
-        self._launches, self._apart = {}, []
+        self._launches, self._slots, self._apart = {}, {}, []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._launches, self._apart = {}, []
+        self._launches, self._slots, self._apart = {}, {}, []
 
 
 class LAMB(Whole):

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import Steps, wide
-from refopt_cuda.scalars import gradient_scale, row
+from refopt_cuda.scalars import gradient_scale, row, wide
 
 SCALARS = ("gs", "b2", "omb2", "plus", "top", "beta1", "omb1", "low")
 WIDE = ("rho", "eps2", "clip", "wd", "shrink")
@@ -70,7 +69,7 @@ def scalars(
     return scalars, wide(float(rho), eps2, clip, wd, shrink)  # type: ignore[arg-type]
 
 
-def make(o: Any, momentum: bool = False, scaled: bool = True) -> Steps:
+def make(o: Any, momentum: bool = False, scaled: bool = True) -> tuple[Any, ...]:
     """g^2 is summed by rows and columns; then the update before it is cut, and the weights."""
     mul, add, sub, rcp, sqrt = o.mul, o.add, o.sub, o.rcp, o.sqrt
 
@@ -99,7 +98,7 @@ def make(o: Any, momentum: bool = False, scaled: bool = True) -> Steps:
             return sub(mul(p, k[2]), m), (v, m)
         return sub(mul(p, k[2]), u), (v,)
 
-    return Steps(norms, (square,), update)
+    return norms, (square,), update
 
 
 def finish(

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import Steps, wide
-from refopt_cuda.scalars import gradient_scale, ipow, row
+from refopt_cuda.scalars import gradient_scale, ipow, row, wide
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "ibc1", "ir2", "eps", "lr", "decay")
 WIDE = ("unused",)
@@ -60,7 +59,7 @@ def scalars(
     return row(gs, beta1, 1.0 - beta1, beta2, 1.0 - beta2, ibc1, ir2, eps, lr, 1.0 - lr * wd), wide(0.0)
 
 
-def make(o: Any, elementwise: bool = False) -> Steps:
+def make(o: Any, elementwise: bool = False) -> tuple[Any, ...]:
     """Squares of g; AdamW's step with the block's own k, or where `elementwise` with that of the weight."""
     mul, add, sub, outside = o.mul, o.add, o.sub, o.over_root["outside"]
     zero = np.float32(0)
@@ -79,7 +78,7 @@ def make(o: Any, elementwise: bool = False) -> Steps:
             return sub(p, mul(lr, mul(m, mul(ibc1, outside(v, ir2, eps))))), (m, v)
         return sub(p, mul(lr, mul(m, k[0]))), (m,)
 
-    return Steps(squares, (), update)
+    return squares, (), update
 
 
 def finish(

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import Steps, wide
-from refopt_cuda.scalars import gradient_scale, row
+from refopt_cuda.scalars import gradient_scale, row, wide
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "beta3", "omb3", "eps1", "eps2", "lr", "decay")
 WIDE = ("clip",)
@@ -55,7 +54,7 @@ def scalars(
     return row(gradient_scale(gscale, maximize), *betas, eps1, eps2, lr, 1.0 - lr * wd), wide(clip)
 
 
-def make(o: Any) -> Steps:
+def make(o: Any) -> tuple[Any, ...]:
     """g^2 is summed by rows and columns, then the instability; between them the update before it is cut."""
     mul, add, sub, rcp, sqrt = o.mul, o.add, o.sub, o.rcp, o.sqrt
     zero = np.float32(0)
@@ -94,7 +93,7 @@ def make(o: Any) -> Steps:
         step = m if vector else mul(inverse[1], m)
         return sub(mul(p, s[10]), mul(s[9], step)), (v, m)
 
-    return Steps(norms, (square, instability), update)
+    return norms, (square, instability), update
 
 
 def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any) -> np.ndarray:

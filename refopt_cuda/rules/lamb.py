@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import Steps, wide
-from refopt_cuda.scalars import gradient_scale, ipow, row
+from refopt_cuda.scalars import gradient_scale, ipow, row, wide
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "ibc1", "ir2", "eps", "wd", "decay")
 WIDE = ("lr", "low", "high", "longest", "bare")
@@ -63,7 +62,7 @@ def scalars(
     return scalars, wide(lr, phi_low, high, max_unorm, plain)
 
 
-def make(o: Any, variant: str = "paper") -> Steps:
+def make(o: Any, variant: str = "paper") -> tuple[Any, ...]:
     """Norms of p and of the direction; the direction is computed again in the update."""
     mul, add, sub, outside, clip = o.mul, o.add, o.sub, o.over_root["outside"], variant == "clip"
 
@@ -86,7 +85,7 @@ def make(o: Any, variant: str = "paper") -> Steps:
         p = sub(p, mul(k[0], u))
         return mul(p, s[9]) if clip else p, x
 
-    return Steps(norms, (), update)
+    return norms, (), update
 
 
 def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any, variant: str = "paper") -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt_cuda.rules.steps import Steps, wide
-from refopt_cuda.scalars import gradient_scale, row
+from refopt_cuda.scalars import gradient_scale, row, wide
 
 SCALARS = ("gs", "momentum", "wd")
 WIDE = ("lr", "trust", "wd", "eps", "longest", "bare")
@@ -52,7 +51,7 @@ def scalars(
     return row(gradient_scale(gscale, maximize), momentum, wd), wide(lr, trust, wd, eps, max_unorm, bare)
 
 
-def make(o: Any, variant: str = "paper") -> Steps:
+def make(o: Any, variant: str = "paper") -> tuple[Any, ...]:
     """Norms of p and of what the variant measures: g, g + wd p, or the fresh velocity without decay."""
     mul, add, sub, clip, optax = o.mul, o.add, o.sub, variant == "clip", variant == "optax"
 
@@ -71,7 +70,7 @@ def make(o: Any, variant: str = "paper") -> Steps:
         v = add(mul(s[1], x[0]), mul(k[0], d))
         return sub(p, v), (v,)
 
-    return Steps(norms, (), update)
+    return norms, (), update
 
 
 def finish(r: np.ndarray, n: int, s: np.ndarray, w: np.ndarray, factor: Any, variant: str = "paper") -> np.ndarray:

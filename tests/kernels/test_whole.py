@@ -12,7 +12,7 @@ from refopt import Optimizer, reduce
 from refopt_cuda.kernels import whole_build as build
 from refopt_cuda.kernels import whole_cut
 from refopt_cuda.kernels.whole_cuda import tensor_type
-from refopt_cuda.rules.whole import WHOLE, form_of, forms
+from refopt_cuda.kernels.whole_rules import WHOLE, form_of, forms
 from tests.bits import same_bits
 from tests.cases import label
 from tests.kernels.whole_cases import CASES, NUMBERS, SHAPES, numbers, shapes_of, special, weights

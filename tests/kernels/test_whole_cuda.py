@@ -89,7 +89,7 @@ def test_a_step_waits_for_nothing_and_copies_nothing() -> None:
     both.start(weights(rng, shapes))
     both.step([numbers(rng, s) for s in shapes])  # compiles
     g = [cupy.asarray(numbers(rng, s)) for s in shapes]
-    from refopt_cuda.rules.whole import rows
+    from refopt_cuda.kernels.whole_rules import rows
 
     made = [rows("came", 2, vector, both.opt.hyper) for vector in (False, True)]
     stream = cupy.cuda.Stream(non_blocking=True)

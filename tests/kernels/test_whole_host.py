@@ -10,7 +10,7 @@ import pytest
 from refopt import Optimizer
 from refopt.spec import ShapeError
 from refopt_cuda.kernels import whole_host
-from refopt_cuda.rules.whole import form_of, rows
+from refopt_cuda.kernels.whole_rules import form_of, rows
 from tests.cases import label
 from tests.kernels.gpu_step import narrow, widen
 from tests.kernels.whole_cases import CASES, numbers, shapes_of, special, weights

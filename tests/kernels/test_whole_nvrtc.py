@@ -10,7 +10,7 @@ import pytest
 
 from refopt_cuda.kernels import whole_build as build
 from refopt_cuda.kernels.whole_cuda import SIZES, args_type, tensor_type
-from refopt_cuda.rules.whole import WHOLE, Form, forms
+from refopt_cuda.kernels.whole_rules import WHOLE, Form, forms
 from tests.kernels.test_nvrtc import ARCHITECTURES, UNUSED, compile_text, foreign, layout, spilled
 
 FORMS = [form for stem in WHOLE for form in forms(stem)]

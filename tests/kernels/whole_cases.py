@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refopt_cuda.rules.whole import WHOLE
+from refopt_cuda.kernels.whole_rules import WHOLE
 from tests.cases import WHOLE as EVERY
 from tests.cases import RuleCase
 

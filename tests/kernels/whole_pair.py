@@ -8,7 +8,7 @@ import numpy as np
 
 from refopt import Optimizer
 from refopt_cuda.kernels.whole_cuda import SKIP, Tensor, Whole
-from refopt_cuda.rules.whole import form_of, rows
+from refopt_cuda.kernels.whole_rules import form_of, rows
 from tests.kernels.gpu_step import narrow, same, widen
 
 

@@ -8,13 +8,13 @@ FACTORS              names of the others: row and column factors in pairs, or on
 passes(**options)    the passes of a step in order, as words: "sums0", "finish0", "update0" ... (kernels/whole.cu)
 scalars(t, vector, **hyper)  both rows of step t; `vector`: for a tensor of at most one axis
 blocks(shape, **hyper)       how many blocks there are that sums are taken over; by default one
-make(o, **options)   `Steps` over the arithmetic `o`: one element in, one out
+make(o, **options)           the fields of `Steps` over the arithmetic `o`: one element in, one out
 finish(r, n, s, w, factor, **options)  NumPy: sums (SUMS, blocks) of blocks of n elements -> four floats a block
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from inspect import signature
 from itertools import product
@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refopt_cuda.rules import adafactor, adam_mini, came, lamb, lars
-from refopt_cuda.rules.steps import Steps
 
-__all__ = ["WHOLE", "Form", "Rows", "form_of", "forms", "rows"]
+__all__ = ["WHOLE", "Form", "Rows", "Steps", "form_of", "forms", "rows"]
 
 WHOLE: dict[str, ModuleType] = {
     "lamb": lamb,
@@ -35,6 +34,20 @@ WHOLE: dict[str, ModuleType] = {
     "came": came,
     "adam_mini": adam_mini,
 }
+
+
+class Steps(NamedTuple):
+    """Scalar functions of one weight, its gradient `g`, its states `x`, `inverse`, the roots of its rank-1 moments, one
+    over each, `k`, four floats of its block, `vector`, whether nothing is factored, and the float32 scalars `s`.
+
+    sums(p, g, x, inverse, vector, s) -> (a, b)              what is squared and summed; 0 where there is one sum
+    tiles: tile(g, x, inverse, k, s) -> q                    what rows and columns are summed of, a function a pair
+    update(p, g, x, inverse, k, vector, s) -> (p, x)
+    """
+
+    sums: Callable | None
+    tiles: tuple[Callable, ...]
+    update: Callable
 
 
 class Rows(NamedTuple):
@@ -97,7 +110,7 @@ class Form(NamedTuple):
 
     def make(self, o: Any) -> Steps:
         """The scalar functions of this form over the arithmetic `o`."""
-        return self.module.make(o, **self.options)
+        return Steps(*self.module.make(o, **self.options))
 
     def blocks(self, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> int:
         """Blocks of a tensor that sums are taken over, one by one."""
