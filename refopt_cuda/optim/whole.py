@@ -36,7 +36,7 @@ class Slot:
     ):
         self.p, self.mode, self.entry = p, mode, entry
         self.kept: dict[str, torch.Tensor] = {n: entry[key] for n, key in zip(names, keys, strict=True)}
-        self.watched = [(key, entry[key], entry[key].data_ptr()) for key in keys]
+        self.watched: list[tuple[str, torch.Tensor, int]] = [(key, entry[key], entry[key].data_ptr()) for key in keys]
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         self.row_major = p.is_contiguous()
         self.tensor = self.tensor_of(p)

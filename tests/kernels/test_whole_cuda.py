@@ -81,23 +81,26 @@ def test_a_step_repeats_its_bits(case: Any) -> None:
     assert all(np.array_equal(a, b) for one in words[1:] for a, b in zip(words[0], one, strict=True))
 
 
-def test_a_step_waits_for_nothing_and_copies_nothing() -> None:
+def test_a_step_can_be_captured() -> None:
+    """A graph refuses whatever would make the host wait for the stream; the passes wait for nothing."""
     import cupy
+
+    from refopt_cuda.kernels.whole_rules import rows
 
     rng, shapes = np.random.default_rng(6), [(512, 512), (300,)]
     both = WholePair("came", {}, "float32", "float32")
     both.start(weights(rng, shapes))
     both.step([numbers(rng, s) for s in shapes])  # compiles
-    g = [cupy.asarray(numbers(rng, s)) for s in shapes]
-    from refopt_cuda.kernels.whole_rules import rows
-
+    grads = [numbers(rng, s) for s in shapes]
+    device = [cupy.asarray(g) for g in grads]
     made = [rows("came", 2, vector, both.opt.hyper) for vector in (False, True)]
+    cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
-    gate = cupy.cuda.Event()
-    gate.record(stream)
     with stream:
-        stream.begin_capture()  # a synchronisation or a copy from pageable memory would end it with an error
-        both.whole.run([a.data.ptr for a in g], made, [0, 1], stream.ptr)
+        stream.begin_capture()
+        both.whole.run([g.data.ptr for g in device], made, [0, 1], stream.ptr)
         graph = stream.end_capture()
     graph.launch(stream)
     stream.synchronize()
+    both.expect([g.view(np.uint32) for g in grads])
+    both.compare()

@@ -81,12 +81,16 @@ class WholePair:
         made = [rows(self.rule, t, vector, self.opt.hyper) for t, vector in known]
         pointers = [SKIP if d is None else self.arrays.address(d) for d in device]
         self.whole.run(pointers, made, [known.index(kind) for kind in kinds], self.arrays.stream())
+        self.expect(words)
+        self.compare()
+
+    def expect(self, words: list[np.ndarray | None]) -> None:
+        """The oracle's step with gradients in words."""
         params = [widen(w, self.weight) for w in self.words]
         with np.errstate(all="ignore"):
             given = [None if w is None else widen(w, self.grad) for w in words]
             params, self.state = self.opt.step(params, given, self.state)
             self.words = [narrow(p, self.weight) for p in params]
-        self.compare()
 
     def compare(self) -> None:
         for k, (w, p, s) in enumerate(zip(self.words, self.p, self.state, strict=True)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +13,11 @@ import torch
 
 import refopt
 from refopt.spec import ShapeError, StateError
+from refopt_cuda.kernels import whole_cuda
+from refopt_cuda.kernels.whole_rules import form_of, rows
 from refopt_cuda.optim import whole
 from tests.bits import same_bits
+from tests.kernels.whole_emulator import Emulated
 from tests.optim.pairs import exact, give, parameter, weights
 
 SHAPES = [(), (0,), (7,), (257,), (3, 40), (33, 300), (2, 5, 264), (0, 4)]
@@ -147,6 +152,48 @@ def test_resuming_changes_no_bit(case: Case, device: str) -> None:
         for key, x in opt.state[p].items():
             y = other.state[q][key]
             assert (x.dtype == y.dtype == torch.float32 and torch.equal(x, y)) if torch.is_tensor(x) else x == y
+
+
+@pytest.mark.gxx
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[6]], ids=str)
+def test_a_launch_is_bound_once_and_steps_as_the_loops_of_the_cpu(
+    case: Case, gxx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens on CUDA devices, over an emulated one, with step counts that differ."""
+    grid, binds = Emulated(gxx, tmp_path), []
+    bind = whole_cuda.Whole.bind
+    monkeypatch.setattr(whole_cuda, "Cuda", lambda: grid)
+    monkeypatch.setattr(
+        whole_cuda.Whole, "bind", lambda self, tensors: (binds.append(len(tensors)), bind(self, tensors))
+    )
+    monkeypatch.setattr(whole, "on_stream", lambda stream: contextlib.nullcontext())
+    sides = []
+    for launched in (False, True):
+        params = weights([(7,), (3, 40), (33, 304)], torch.float32, "cpu")
+        params.append(parameter(torch.ones(5, 264)))
+        opt, launch = case.make(params), None
+        for t in range(4):
+            give(params, t)
+            if t == 1:
+                params[0].grad = None
+            if not launched:
+                opt.step()
+                continue
+            hyper = opt._hyper(opt.param_groups[0], "") | {"maximize": False}
+            form = form_of(case.stem, hyper)
+            work = [opt._ready((p, p.grad), hyper, form, "") for p in params if p.grad is not None]
+            launch = launch or whole.Launch(form, hyper, (torch.float32, torch.float32))
+            launch.step(work, [w.p for w in work], {w.kind: rows(case.stem, *w.kind, hyper) for w in work}, 0)
+            for w in work:
+                w.slot.entry["step"], opt.state[w.p] = w.t, w.slot.entry
+        sides.append((opt, params))
+    assert binds == [4, 3, 4], "again only where the set of parameters has changed"
+    (one, ours), (other, theirs) = sides
+    for p, q in zip(ours, theirs, strict=True):
+        same_bits(exact(q), exact(p), "p")
+        for key, x in one.state[p].items():
+            y = other.state[q][key]
+            assert torch.equal(x, y) if torch.is_tensor(x) else x == y
 
 
 def test_groups_of_adam_mini_have_blocks_of_their_own(device: str) -> None:
