@@ -249,12 +249,17 @@ def _loops(form: Form, p_word: str, g_word: str) -> Loops:
     return Loops(sums, tiles, update)  # type: ignore[arg-type]
 
 
-def _states(count: int) -> tuple[Callable, Callable]:
-    """`take(x, i)` and `put(x, i, y)` of the states of a weight; an empty array holds none."""
+inline = numba.njit(inline="always")
+"""For what returns a slice, which only a counted reference may do across a call."""
+
+
+def _states(count: int) -> tuple[Callable, Callable, Callable]:
+    """`cut(x, lo, hi)`, `take(x, i)` and `put(x, i, y)` of the states of a weight; an empty array holds none."""
+    zero = np.float32(0)
 
     @jit
     def one(a, i):
-        return a[i] if a.size else np.float32(0)
+        return a[i] if a.size else zero
 
     @jit
     def set_one(a, i, y):
@@ -262,7 +267,8 @@ def _states(count: int) -> tuple[Callable, Callable]:
             a[i] = y
 
     if count == 1:
-        return jit(lambda x, i: (one(x[0], i),)), jit(lambda x, i, y: set_one(x[0], i, y[0]))
+        cut = inline(lambda x, lo, hi: (x[0][lo:hi],))
+        return cut, jit(lambda x, i: (one(x[0], i),)), jit(lambda x, i, y: set_one(x[0], i, y[0]))
 
     @jit
     def take(x, i):
@@ -273,27 +279,32 @@ def _states(count: int) -> tuple[Callable, Callable]:
         set_one(x[0], i, y[0])
         set_one(x[1], i, y[1])
 
-    return take, put
+    return inline(lambda x, lo, hi: (x[0][lo:hi], x[1][lo:hi])), take, put
 
 
-def _nears(pairs: int, mul: Callable) -> Callable:
-    """`near(roots, columns, row, column)`: roots of the rank-1 moments of one weight; 0 where they are not known."""
+def _nears(pairs: int, mul: Callable) -> tuple[Callable, Callable, Callable]:
+    """Roots of the rank-1 moments of the weights of a run, 0 where they are not known.
+
+    `of_row(roots, row)` and `cut(columns, lo, hi)` are the run's, `near(of_row, cut, j)` is a weight's.
+    """
     zero = np.float32(0)
 
     @jit
-    def one(rows, columns, row, column):
-        return mul(rows[row], columns[column]) if rows.size else zero
+    def one(rows, row):
+        return rows[row] if rows.size else zero
+
+    @jit
+    def product(root, columns, j):
+        return mul(root, columns[j]) if columns.size else zero
 
     if pairs == 0:
-        return jit(lambda roots, columns, row, column: (zero,))
+        return jit(lambda roots, row: (zero,)), inline(lambda c, lo, hi: (c[0],)), jit(lambda r, c, j: (zero,))
     if pairs == 1:
-        return jit(lambda roots, columns, row, column: (one(roots[0], columns[0], row, column),))
-    return jit(
-        lambda roots, columns, row, column: (
-            one(roots[0], columns[0], row, column),
-            one(roots[1], columns[1], row, column),
-        )
-    )
+        of_row, cut = jit(lambda roots, row: (one(roots[0], row),)), inline(lambda c, lo, hi: (c[0][lo:hi],))
+        return of_row, cut, jit(lambda r, c, j: (product(r[0], c[0], j),))
+    of_row = jit(lambda roots, row: (one(roots[0], row), one(roots[1], row)))
+    cut = inline(lambda c, lo, hi: (c[0][lo:hi], c[1][lo:hi]))
+    return of_row, cut, jit(lambda r, c, j: (product(r[0], c[0], j), product(r[1], c[1], j)))
 
 
 @jit
@@ -306,71 +317,101 @@ def _tree(lanes):
     return lanes[0]
 
 
+NEVER = 1 << 62
+"""The end of the one row of a tensor that is not factored."""
+
+
 @jit
 def _place(i, matrices, rows, columns):
     """(row of all matrices, column of all matrices, first element of the next row) of element i."""
     if matrices == 0:
-        return 0, 0, -1
+        return 0, 0, NEVER
     row = i // columns
     return row, row // rows * columns + i - row * columns, (row + 1) * columns
 
 
 def _sums(function, near, states, load_p, load_g, mul):
-    take, _ = states
+    (cut, take, _), (of_row, cut_columns, near) = states, near
+
+    @jit
+    def run(p, g, x, root, c, vector, s, u, w):
+        for j in range(u.size):
+            u[j], w[j] = function(load_p(p[j]), mul(load_g(g[j]), s[0]), take(x, j), near(root, c, j), vector, s)
 
     @numba.njit(error_model="numpy", nogil=True)
     def serial(p, g, x, roots, columns_, shape, s, parts, lo, hi):
         block, piece, per, matrices, rows, columns, _, _ = shape
-        a, b = np.empty(SIDE), np.empty(SIDE)
+        a, b, u, w = np.empty(SIDE), np.empty(SIDE), np.empty(SIDE, np.float32), np.empty(SIDE, np.float32)
         for q in range(lo, hi):
             start = q // per * block + q % per * piece
             end = min(start + piece, (q // per + 1) * block)
             a[:], b[:] = 0.0, 0.0
-            row, column, edge = _place(start, matrices, rows, columns)
             for first in range(start, end, SIDE):
-                for j in range(min(SIDE, end - first)):
-                    i = first + j
-                    if i == edge:
-                        row, column, edge = row + 1, (row + 1) // rows * columns, edge + columns
-                    near_it = near(roots, columns_, row, column)
-                    u, w = function(load_p(p[i]), mul(load_g(g[i]), s[0]), take(x, i), near_it, matrices == 0, s)
-                    column += 1
-                    a[j] += np.float64(u) * np.float64(u)
-                    b[j] += np.float64(w) * np.float64(w)
+                count, done = min(SIDE, end - first), 0
+                while done < count:  # a run does not leave its row
+                    row, column, edge = _place(first + done, matrices, rows, columns)
+                    stop = min(count, edge - first)
+                    i, n = first + done, stop - done
+                    c, y = cut_columns(columns_, column, column + n), cut(x, i, i + n)
+                    out = u[done:stop], w[done:stop]
+                    run(p[i : i + n], g[i : i + n], y, of_row(roots, row), c, matrices == 0, s, *out)
+                    done = stop
+                for j in range(count):
+                    a[j] += np.float64(u[j]) * np.float64(u[j])
+                    b[j] += np.float64(w[j]) * np.float64(w[j])
             parts[0, q], parts[1, q] = _tree(a), _tree(b)
 
     return serial
 
 
 def _tiles(function, near, states, load_g, mul):
-    take, _ = states
+    (cut, take, _), (of_row, cut_columns, near) = states, near
+
+    @jit
+    def run(g, x, root, c, k, s, q):
+        for j in range(q.size):
+            q[j] = function(mul(load_g(g[j]), s[0]), take(x, j), near(root, c, j), k, s)
 
     @numba.njit(error_model="numpy", nogil=True)
     def serial(g, x, roots, columns_, shape, k, s, of_rows, of_columns, lo, hi):
         _, _, _, _, rows, columns, across, down = shape
-        groups, strips = np.empty(32), np.empty((SIDE, 8))
+        groups, strips, q, eight = np.empty(32), np.empty((8, SIDE)), np.zeros(SIDE, np.float32), np.empty(8)
         for stripe in range(lo, hi):
             matrix, below = stripe // down, stripe % down
             for right in range(across):
                 strips[:] = 0.0
+                column = right * SIDE
+                count = min(SIDE, columns - column)
+                q[count:] = 0.0
                 for i in range(below * SIDE, min(rows, (below + 1) * SIDE)):
-                    groups[:] = 0.0
                     row = matrix * rows + i
-                    for j in range(right * SIDE, min(columns, (right + 1) * SIDE)):
-                        at = row * columns + j
-                        gi = mul(load_g(g[at]), s[0])
-                        q = function(gi, take(x, at), near(roots, columns_, row, matrix * columns + j), k[0], s)
-                        groups[(j % SIDE) // 8] += np.float64(q)
-                        strips[j % SIDE, (i % SIDE) // 32] += np.float64(q)
+                    at, across_all = row * columns + column, matrix * columns + column
+                    c, y = cut_columns(columns_, across_all, across_all + count), cut(x, at, at + count)
+                    run(g[at : at + count], y, of_row(roots, row), c, k[0], s, q[:count])
+                    groups[:] = 0.0
+                    for e in range(8):
+                        for j in range(32):
+                            groups[j] += np.float64(q[8 * j + e])
+                    strip = strips[(i % SIDE) // 32]
+                    for j in range(SIDE):
+                        strip[j] += np.float64(q[j])
                     of_rows[row, right] = _tree(groups)
-                for j in range(right * SIDE, min(columns, (right + 1) * SIDE)):
-                    of_columns[matrix * columns + j, below] = _tree(strips[j % SIDE])
+                for j in range(count):
+                    eight[:] = strips[:, j]
+                    of_columns[matrix * columns + column + j, below] = _tree(eight)
 
     return serial
 
 
 def _update(function, near, states, load_p, load_g, store_p, mul):
-    take, put = states
+    (cut, take, put), (of_row, cut_columns, near) = states, near
+
+    @jit
+    def run(p, g, x, root, c, k, vector, s):
+        for j in range(p.size):
+            y, z = function(load_p(p[j]), mul(load_g(g[j]), s[0]), take(x, j), near(root, c, j), k, vector, s)
+            p[j] = store_p(y)
+            put(x, j, z)
 
     @numba.njit(error_model="numpy", nogil=True)
     def serial(p, g, x, roots, columns_, shape, k, s, lo, hi):
@@ -378,17 +419,12 @@ def _update(function, near, states, load_p, load_g, store_p, mul):
         for q in range(lo, hi):
             start = q // per * block + q % per * piece
             end = min(start + piece, (q // per + 1) * block)
-            row, column, edge = _place(start, matrices, rows, columns)
-            for i in range(start, end):
-                if i == edge:
-                    row, column, edge = row + 1, (row + 1) // rows * columns, edge + columns
-                near_it = near(roots, columns_, row, column)
-                y, z = function(
-                    load_p(p[i]), mul(load_g(g[i]), s[0]), take(x, i), near_it, k[q // per], matrices == 0, s
-                )
-                column += 1
-                p[i] = store_p(y)
-                put(x, i, z)
+            while start < end:  # a run does not leave its row
+                row, column, edge = _place(start, matrices, rows, columns)
+                stop = min(end, edge)
+                c, y = cut_columns(columns_, column, column + stop - start), cut(x, start, stop)
+                run(p[start:stop], g[start:stop], y, of_row(roots, row), c, k[q // per], matrices == 0, s)
+                start = stop
 
     return serial
 
