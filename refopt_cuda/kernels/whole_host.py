@@ -300,8 +300,8 @@ def _nears(pairs: int, mul: Callable) -> tuple[Callable, Callable, Callable]:
     if pairs == 0:
         return jit(lambda roots, row: (zero,)), inline(lambda c, lo, hi: (c[0],)), jit(lambda r, c, j: (zero,))
     if pairs == 1:
-        of_row, cut = jit(lambda roots, row: (one(roots[0], row),)), inline(lambda c, lo, hi: (c[0][lo:hi],))
-        return of_row, cut, jit(lambda r, c, j: (product(r[0], c[0], j),))
+        row_root, columns = jit(lambda roots, row: (one(roots[0], row),)), inline(lambda c, lo, hi: (c[0][lo:hi],))
+        return row_root, columns, jit(lambda r, c, j: (product(r[0], c[0], j),))
     of_row = jit(lambda roots, row: (one(roots[0], row), one(roots[1], row)))
     cut = inline(lambda c, lo, hi: (c[0][lo:hi], c[1][lo:hi]))
     return of_row, cut, jit(lambda r, c, j: (product(r[0], c[0], j), product(r[1], c[1], j)))

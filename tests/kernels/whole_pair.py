@@ -35,6 +35,8 @@ class Device:
     def put(a: np.ndarray, shift: int = 0) -> Any:
         import cupy
 
+        if a.size == 0:
+            return cupy.zeros(0, a.dtype)
         raw = cupy.zeros(a.nbytes + shift, cupy.uint8)
         raw[shift:] = cupy.asarray(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
         return raw[shift:].view(a.dtype) if shift % a.dtype.itemsize == 0 else raw[shift:]
