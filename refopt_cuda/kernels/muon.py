@@ -94,7 +94,7 @@ class Passes:
         kernel: Kernel,
         matrices: Sequence[Matrix],
         n: int,
-        scalars: Sequence[Any],
+        scalars: Any,
         eps: float,
         sums: int,
     ) -> None:

@@ -164,8 +164,8 @@ def _on_cuda(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str,
     dense = [w.p.contiguous() for w in work]
     grads = [w.g.contiguous() for w in work]
     buffers = [w.state["momentum_buffer"] for w in work]
-    formats = [NUMBERS[x.dtype] for x in (grads[0], buffers[0], first)]
-    kernel = kernels.Kernel(*formats, NUMBERS[dtype], newton_schulz.UNITS[dtype], bool(hyper["nesterov"]))
+    g, b, p = (NUMBERS[x.dtype] for x in (grads[0], buffers[0], first))
+    kernel = kernels.Kernel(g, b, p, NUMBERS[dtype], newton_schulz.UNITS[dtype], bool(hyper["nesterov"]))
     addresses = [kernels.Matrix(*(x.data_ptr() for x in row)) for row in zip(grads, buffers, dense, strict=True)]
     with torch.cuda.device(first.device):
         stream = torch.cuda.current_stream(first.device).cuda_stream
@@ -177,8 +177,6 @@ def _on_cuda(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str,
         passes.run("input", stack.data_ptr(), stream)
         X = _directions(stack, hyper, group)
         passes.run("apply", X.data_ptr(), stream)
-    for w, p in zip(work, dense, strict=True):
-        if p is not w.p:
-            w.p.copy_(p)
-
-
+    for w, stepped in zip(work, dense, strict=True):
+        if stepped is not w.p:
+            w.p.copy_(stepped)

@@ -151,9 +151,7 @@ def _symmetric(x: Tensor, y: Tensor, scale: float, out: Tensor, own: float = 0.0
     return out
 
 
-def _product(
-    x: Tensor, y: Tensor, scale: float, out: Tensor, own: float = 0.0, beside: Tensor | None = None
-) -> Tensor:
+def _product(x: Tensor, y: Tensor, scale: float, out: Tensor, own: float = 0.0, beside: Tensor | None = None) -> Tensor:
     """out = scale x y + own beside; sums in float32, rounded once. `beside` is x unless it is given."""
     beside = out if not own else x if beside is None else beside
     if out.is_cuda or out.dtype == torch.float32:

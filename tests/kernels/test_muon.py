@@ -88,7 +88,19 @@ def test_the_passes_compile_and_their_arithmetic_does_not_obey_the_flags(
         assert set(re.findall(r"(?:warning|error) #(\d+)", log)) <= {nvrtc.UNUSED}, log
         double = {line.split()[0] for line in nvrtc.foreign(ptx, False) if ".f64" in line}
         assert not [line for line in nvrtc.foreign(ptx, False) if ".f64" not in line]
-        assert {name.split(".")[0] for name in double} <= {"mov", "add", "mul", "sqrt", "div", "rcp", "cvt", "ld", "st", "setp", "selp"}
+        assert {name.split(".")[0] for name in double} <= {
+            "mov",
+            "add",
+            "mul",
+            "sqrt",
+            "div",
+            "rcp",
+            "cvt",
+            "ld",
+            "st",
+            "setp",
+            "selp",
+        }
         assert re.findall(r"\.entry\s+(\w+)", ptx) == ["muon_momentum", "muon_input", "muon_apply"]
         assert not any(map(int, re.findall(r"(\d+) bytes spill", log)))
 
@@ -111,7 +123,9 @@ def test_parts_cover_a_matrix(n: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("shape", [(1, 7), (33, 200), (64, 128), (257, 1031)])
-@pytest.mark.parametrize(("grad", "weight"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("grad", "weight"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "bfloat16")]
+)
 def test_the_passes_have_the_oracles_bits_on_a_device(grad: str, weight: str, shape: Any, shift: int) -> None:
     """The stack in float32, unit 1: momentum, input and step beside NumPy; gradients at odd addresses too."""
     cupy = pytest.importorskip("cupy")
