@@ -5,6 +5,6 @@ from refopt_cuda.optim.composed import Composed
 from refopt_cuda.optim.galore import GaLoreAdamW
 from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.names import *  # noqa: F403
-from refopt_cuda.optim.whole import CAME, LAMB, LARS, Adafactor, AdamMini
+from refopt_cuda.optim.whole import *  # noqa: F403
 
 __all__ = ["Composed", "GaLoreAdamW", "Muon", *whole.__all__, *names.__all__]

@@ -1,4 +1,4 @@
-"""Muon over the matrices of Llama-3.2-1B on one GPU, beside torch.optim.Muon; operations, and what they take of the step.
+"""Muon over the matrices of Llama-3.2-1B on one GPU, beside torch.optim.Muon; operations, and their part of the step.
 
     python -m tests.bench.muon [--commit HASH] [--tune]
 

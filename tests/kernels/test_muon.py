@@ -6,7 +6,6 @@ import ctypes
 import re
 import subprocess
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +109,7 @@ def test_arguments_are_packed_as_the_kernel_reads_them() -> None:
     text = kernels.source(kernels.Kernel("float32", "float32", "float32", "float16", 4096.0, False))
     nvrtc.compile_text(f"{text}\n{nvrtc.layout('Args', kernels.ARGS)}", 90)
     moved = np.dtype([("g", "u8"), ("b", "u8")])
-    with pytest.raises(AssertionError, match="offset|size"):
+    with pytest.raises(AssertionError, match=r"offset|size"):
         nvrtc.compile_text(f"{text}\n{nvrtc.layout('Args', moved)}", 90)
 
 
