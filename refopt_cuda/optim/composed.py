@@ -121,25 +121,45 @@ class Composed(torch.optim.Optimizer):
             return False
         ready = []
         for plan, group in zip(plans, self.param_groups, strict=True):
-            grads = plan.lane.gradients(group["params"], self.state)  # type: ignore[union-attr]
-            if grads is None:
+            found = plan.lane.gradients(group["params"], self._state, self._seen)  # type: ignore[union-attr]
+            if found is None:
                 return False
-            ready.append(grads)
-        for plan, hyper, group, grads in zip(plans, hypers, self.param_groups, ready, strict=True):
+            ready.append(found)
+        for plan, hyper, group, (_, addresses) in zip(plans, hypers, self.param_groups, ready, strict=True):
             lane, form = plan.lane, form_of(self.rule.stem, hyper)
-            lane.step(grads, plan.row(form, hyper, group, lane.t + 1))  # type: ignore[union-attr]
+            lane.step(addresses, plan.row(form, hyper, group, lane.t + 1))  # type: ignore[union-attr]
+        if self._seen:
+            self._settle()
         return True
+
+    @property
+    def state(self) -> Any:
+        """The states by parameter. From the first look on, every step compares what it finds there."""
+        self._settle()
+        self._seen = True
+        return self._state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._state, self._seen = value, True
+
+    def _settle(self) -> None:
+        """Step counts are written where they can be seen only when somebody may look."""
+        for plan in self._plans.values():
+            if plan.lane is not None:
+                plan.lane.settle()
 
     def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], call: str) -> None:
         """A step in which everything is looked at."""
+        self._settle()
         numbers = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
         ready = []
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
-            ready.append(plan.prepare(self.rule, hyper, group, pairs, self.state, numbers, call))
+            ready.append(plan.prepare(self.rule, hyper, group, pairs, self._state, numbers, call))
         self._check_apart(plans, call)
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
-            plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self.state)
+            plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state)
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
         """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""
@@ -149,6 +169,14 @@ class Composed(torch.optim.Optimizer):
         checks.apart((p for plan, group in known for p in group["params"] if id(p) in plan.slots), call)
         for plan in plans:
             plan.apart = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's: tensors are the optimizer's own, the dictionaries that hold them are not."""
+        seen = self._seen
+        out = super().state_dict()
+        out["state"] = {k: dict(v) if isinstance(v, dict) else v for k, v in out["state"].items()}
+        self._seen = seen
+        return out
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but codes stay codes and float32 states stay float32 whatever the weights are.
@@ -203,9 +231,11 @@ class Composed(torch.optim.Optimizer):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     known = states.layout_of(self.rule.states, group, p)
-                    self.state[p] = states.restore(known, saved["state"][index], p)
+                    self._state[p] = states.restore(known, saved["state"][index], p)
         self._plans.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._plans, state = {}, dict(state)
+        if "state" in state:
+            self.state = state.pop("state")
         super().__setstate__(state)
-        self._plans = {}

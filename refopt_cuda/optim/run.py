@@ -136,16 +136,18 @@ class Bucket:
 
 @dataclass
 class Lane:
-    """The step that was just taken, ready to be taken again: many parameters of one count, all in known launches.
+    """The step that was just taken, ready to be taken again: parameters of one count, all in known launches.
 
-    What could have changed is compared all at once, in lists that are made by C: which tensors there are, where they
-    lie, formats of gradients. Only a step that differs in nothing but the gradients' addresses goes this way.
+    What could have changed is compared all at once, in lists that are made by C: where weights lie, formats of
+    gradients and, if somebody has seen the optimizer's state, which tensors it holds and where they lie. Only a step
+    that differs in nothing but the gradients' addresses goes this way. Entries learn their step count from `settle`.
     """
 
     slots: list[Slot]
     kinds: list[torch.dtype]
     buckets: list[tuple[torch.device, Bucket, list[int]]]
     t: int
+    every: list[int]
 
     def __post_init__(self) -> None:
         self.params = [slot.p for slot in self.slots]
@@ -153,11 +155,14 @@ class Lane:
         self.keys = [(slot.state, key) for slot in self.slots for key in slot.kept.keys]
         self.held = [x for slot in self.slots for _, x, _ in slot.watched]
         self.ids = [*map(id, self.entries), *map(id, self.held)]
-        self.places = [slot.place[0] for slot in self.slots] + [a for slot in self.slots for *_, a in slot.watched]
+        self.places = [slot.place[0] for slot in self.slots]
+        self.homes = [a for slot in self.slots for *_, a in slot.watched]
         self.shapes = [slot.p.shape for slot in self.slots]
+        self.idle = len(self.every) - len(self.params)
+        self.settled = self.t
 
     @classmethod
-    def of(cls, work: Sequence[Work], launches: Mapping[Any, Bucket]) -> Lane | None:
+    def of(cls, work: Sequence[Work], launches: Mapping[Any, Bucket], every: Sequence[torch.Tensor]) -> Lane | None:
         """The lane of a step that was taken in these launches, None where it is not so simple."""
         buckets = list(launches.values())
         index = {w.slot: k for k, w in enumerate(work)}
@@ -165,33 +170,45 @@ class Lane:
         if not simple or sum(len(b.places) for b in buckets) != len(work):
             return None
         rows = [(next(iter(b.places)).p.device, b, [index[slot] for slot in b.places]) for b in buckets]
-        return cls([w.slot for w in work], [w.g.dtype for w in work], rows, work[0].t)
+        return cls([w.slot for w in work], [w.g.dtype for w in work], rows, work[0].t, [*map(id, every)])
 
-    def gradients(self, params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[torch.Tensor] | None:
-        """The gradients if nothing else has changed, else None."""
-        pairs = [(p, g) for p in params if (g := p.grad) is not None]
-        if [id(p) for p, _ in pairs] != [*map(id, self.params)]:
+    def gradients(
+        self, params: Sequence[torch.Tensor], state: Mapping[Any, Any], seen: bool
+    ) -> tuple[list[torch.Tensor], list[int]] | None:
+        """The gradients and their addresses if nothing else has changed, else None. `seen`: the state may have."""
+        if [*map(id, params)] != self.every or (self.idle and sum(p.grad is None for p in params) != self.idle):
             return None
-        grads = [g for _, g in pairs]
-        if [g.dtype for g in grads] != self.kinds or [g.shape for g in grads] != self.shapes:
+        grads = [p.grad for p in self.params]
+        try:
+            addresses = [*map(address, grads)]  # type: ignore[arg-type]
+        except TypeError:  # there is none
             return None
-        entries = map(state.get, self.params)
-        if [*map(id, entries), *[id(entry.get(key)) for entry, key in self.keys]] != self.ids:
+        if [g.dtype for g in grads] != self.kinds or [g.shape for g in grads] != self.shapes:  # type: ignore[union-attr]
             return None
-        if [*map(address, self.params), *map(address, self.held)] != self.places or not all(map(contiguous, grads)):
+        if not all(map(contiguous, grads)) or [*map(address, self.params)] != self.places:  # type: ignore[arg-type]
             return None
-        return grads if all(entry["step"] == self.t for entry in self.entries) else None
+        return None if seen and not self._kept(state) else (grads, addresses)  # type: ignore[return-value]
 
-    def step(self, grads: Sequence[torch.Tensor], made: Row) -> None:
-        """Enqueue the launches, then count."""
-        pointers = list(map(address, grads))
+    def _kept(self, state: Mapping[Any, Any]) -> bool:
+        """Whether the state holds what it held, where it lay."""
+        now = [*map(id, map(state.get, self.params)), *[id(entry.get(key)) for entry, key in self.keys]]
+        steps = all(entry.get("step") == self.settled for entry in self.entries)
+        return steps and now == self.ids and [*map(address, self.held)] == self.homes
+
+    def step(self, addresses: Sequence[int], made: Row) -> None:
+        """Enqueue the launches."""
         for device, bucket, order in self.buckets:
             with torch.cuda.device(device):
                 stream = torch.cuda.current_stream(device).cuda_stream
-                bucket.run([pointers[k] for k in order], [made], None, stream)
+                bucket.run([addresses[k] for k in order], [made], None, stream)
         self.t += 1
-        for entry in self.entries:
-            entry["step"] = self.t
+
+    def settle(self) -> None:
+        """Write the step count where it can be seen."""
+        if self.settled != self.t:
+            for entry in self.entries:
+                entry["step"] = self.t
+            self.settled = self.t
 
 
 @dataclass
@@ -262,7 +279,7 @@ class Plan:
         for w in work:
             w.slot.state["step"] = w.t
             state[w.slot.p] = w.slot.state
-        self.lane = Lane.of(work, launches) if launches else None
+        self.lane = Lane.of(work, launches, group["params"]) if launches else None
 
     @staticmethod
     def row(form: Form, hyper: Mapping[str, Any], group: Mapping[str, Any], t: int) -> Row:
