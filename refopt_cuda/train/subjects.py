@@ -100,9 +100,7 @@ def parse(name: str) -> Subject:
 
 
 def _codecs(name: str, cls: str, options: str) -> dict[str, str]:
-    roles: dict[str, Any] = {s.name: STATES for s in refopt.rules.RULES[_rule(cls)].states} | {
-        "p": WEIGHTS
-    }
+    roles: dict[str, Any] = {s.name: STATES for s in refopt.rules.RULES[_rule(cls)].states} | {"p": WEIGHTS}
     out = {}
     for option in filter(None, options.split(",")):
         role, _, codec = option.partition("=")
