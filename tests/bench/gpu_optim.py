@@ -114,7 +114,7 @@ class Bench:
         except Exception as error:
             print(f"the device is lost ({type(error).__name__}); a new process goes on\n{table(self)}", flush=True)
             skip, rest = ",".join([*self.args.skip, *self.tried]), self.limit.end - time.monotonic()
-            again = [*self.argv, "--skip", skip, "--limit", f"{rest:.0f}"]
+            again = [*self.argv, "--skip", skip, "--limit", f"{rest:.3f}"]
             os.execv(sys.executable, [sys.executable, "-m", "tests.bench.gpu_optim", *again])
 
     def value(self, work: str, subject: str, metric: str) -> float | None:
