@@ -13,7 +13,7 @@ import math
 import threading
 from array import array
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,9 +47,9 @@ def scalars(
 ) -> np.ndarray:
     """The float32 row of step `t` (counted from 1), in the order of `SCALARS`, if all steps before had these
     hyper-parameters; the first call for a late t adds up t weights, the next ones go on from there."""
-    past, weights = _replayed(t - 1, lr, r, lr_power, warmup), {"r": r, "lr_power": lr_power, "warmup": warmup}
-    adam = {"beta1": beta1, "beta2": beta2, "eps": eps, "wd": wd}
-    return following(past, t, lr=lr, **adam, **weights, gscale=gscale, maximize=maximize)[0]
+    past = _replayed(t - 1, lr, r, lr_power, warmup)
+    same = partial(following, past, t, lr=lr, r=r, lr_power=lr_power, warmup=warmup)
+    return same(beta1=beta1, beta2=beta2, eps=eps, wd=wd, gscale=gscale, maximize=maximize)[0]
 
 
 def following(
