@@ -26,7 +26,6 @@ WITHOUT_KERNEL = {
     "codecs/double",
     "rules/apollo",
     "rules/galore",
-    "rules/schedule_free",
     "rules/muon",
     "rules/sm3",
     "places/resident",
