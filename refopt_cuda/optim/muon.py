@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,12 @@ class Muon(MatrixOptimizer):
     ns_coefficients  a, b, c of the polynomial a x + b x^3 + c x^5
     eps              least norm that counts
     ns_steps         Newton-Schulz steps, 0 to 99
-    adjust_lr_fn     "original" (or None): lr sqrt(max(1, rows / columns)); "match_rms_adamw": 0.2 lr sqrt(max(rows, columns))
-    ns_dtype         number format of the products: by default "float16" on CUDA, "float32" on a CPU. "float16" is scaled
-                     and leaves the float64 direction by 1e-3 to 2e-3 of its length where "bfloat16", torch.optim.Muon's,
-                     leaves it by 1e-2; matrices with a few strong directions and hardly anything else cost either ten
-                     times as much. "float32" obeys torch.backends.cuda.matmul.allow_tf32
+    adjust_lr_fn     "original" (or None): lr sqrt(max(1, rows / columns)); "match_rms_adamw": 0.2 lr sqrt(max(rows,
+                     columns))
+    ns_dtype         number format of the products: by default "float16" on CUDA, "float32" on a CPU. "float16" is
+                     scaled, and leaves the direction of float64 by 2e-3 to 5e-3 of its length where "bfloat16", which
+                     torch.optim.Muon takes, leaves it by 1e-2 to 2e-2; both by ten times as much where a few directions
+                     are strong and the rest is nearly nothing. "float32" obeys torch.backends.cuda.matmul.allow_tf32
     momentum_dtype   "float32", or "bfloat16": half the memory, rounded in each step
 
     State: `momentum_buffer`, row-major, torch's key; and `step`. The momentum has the bits of `refopt.rules.muon`; the
