@@ -39,8 +39,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Hyper-parameters of the rule that no group chooses."""
         return {}
 
-    def _parts(self, group: Mapping[str, Any], hyper: Mapping[str, Any], shape: tuple[int, ...]) -> list[states.Part]:
-        """The state tensors of one matrix."""
+    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
+        """The state tensors of one parameter."""
         raise NotImplementedError
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
@@ -64,9 +64,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
             _named(hypers[name], key).check(call, out[name])
         self._check_group(group, call)
         return rule.defaults() | out
-
-    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
-        return states.Layout((), tuple((part,) for part in self._parts(group, hyper, tuple(p.shape))))
 
     def _check_param(self, group: Mapping[str, Any], hyper: dict[str, Any], p: torch.Tensor, call: str) -> None:
         checks.param(p, call)

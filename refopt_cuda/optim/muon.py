@@ -104,16 +104,19 @@ class Muon(MatrixOptimizer):
             if group[key] not in choices:
                 raise ValueError(f"{call}: {key} must be one of {', '.join(map(repr, choices))}, got {group[key]!r}")
 
-    def _parts(self, group: Mapping[str, Any], hyper: Mapping[str, Any], shape: tuple[int, ...]) -> list[states.Part]:
-        return [states.Part("momentum_buffer", shape, DTYPES[group["momentum_dtype"]], 0.0)]
+    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
+        part = states.Part("momentum_buffer", tuple(p.shape), DTYPES[group["momentum_dtype"]], 0.0)
+        return states.Layout((), ((part,),))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
         for some in alike(work, lambda _: None):
             dtype = DTYPES[group["ns_dtype"] or ("float16" if some[0].p.is_cuda else "float32")]
-            count = _together(some[0].p, dtype, hyper["ns_steps"])
+            most = _together(some[0].p, dtype, hyper["ns_steps"])
+            chunks = -(-len(some) // most)
+            cuts = [len(some) * k // chunks for k in range(chunks + 1)]
             step = _on_cuda if some[0].p.is_cuda else _on_cpu
-            for k in range(0, len(some), count):
-                step(some[k : k + count], hyper, group, dtype)
+            for low, high in zip(cuts, cuts[1:], strict=False):
+                step(some[low:high], hyper, group, dtype)
 
 
 def _finite(x: Any) -> bool:
