@@ -119,9 +119,9 @@ class GaLoreAdamW(MatrixOptimizer):
             kinds.setdefault((x.work.t, x.R.device, codings), []).append(x)
         for (t, _, codings), some in kinds.items():
             plain = not any(coding.form.scaled for coding in codings)
-            moved = _adam(some, hyper) if plain else self._coded(some, hyper, codings)
+            moved = adam(some, hyper) if plain else self._coded(some, hyper, codings)
             for x, N in zip(some, moved, strict=True):
-                _move(x.work, N, _corrected(hyper, t) if plain else -hyper["lr"], hyper)
+                move(x.work, N, corrected(hyper, t) if plain else -hyper["lr"], hyper)
 
     def _coded(
         self, some: list[Projected], hyper: Mapping[str, Any], codings: Sequence[settings.Coding]
@@ -195,7 +195,7 @@ def _launch(
     launch.run([x.R.data_ptr() for x in some], row[None], None, stream)
 
 
-def _corrected(hyper: Mapping[str, Any], t: int) -> float:
+def corrected(hyper: Mapping[str, Any], t: int) -> float:
     """lr with the bias corrections."""
     return hyper["lr"] * sqrt(1.0 - ipow(hyper["beta2"], t)) / (1.0 - ipow(hyper["beta1"], t))
 
@@ -236,7 +236,7 @@ def basis(g: Tensor, rank: int) -> Tensor:
     return kept * kept.gather(0, first[None]).sign()
 
 
-def _adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
+def adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
     """The moments' new values, and N = m / (sqrt(v) + eps)."""
     m, v = ([x.work.state[key] for x in some] for key in ("exp_avg", "exp_avg_sq"))
     R, beta1, beta2 = [x.R for x in some], hyper["beta1"], hyper["beta2"]
@@ -249,7 +249,7 @@ def _adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
     return list(torch._foreach_div(m, below))
 
 
-def _move(w: Work, N: Tensor, step: float, hyper: Mapping[str, Any]) -> None:
+def move(w: Work, N: Tensor, step: float, hyper: Mapping[str, Any]) -> None:
     """p <- (p - step scale P N Q^T) (1 - lr wd), in one product where there is one."""
     keep = 1.0 - hyper["lr"] * hyper["wd"]
     P, Q, p = w.state.get("P"), w.state.get("Q"), w.p.float()

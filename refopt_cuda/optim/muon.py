@@ -109,7 +109,7 @@ class Muon(MatrixOptimizer):
         return states.Layout((), ((part,),))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        for some in alike(work, lambda _: None):
+        for some in alike(work):
             dtype = DTYPES[group["ns_dtype"] or ("float16" if some[0].p.is_cuda else "float32")]
             most = _together(some[0].p, dtype, hyper["ns_steps"])
             chunks = -(-len(some) // most)

@@ -43,7 +43,7 @@ FAR = 8.0
 STRIPES, STRIPED = 4, 1024
 """Products that are symmetric are computed in stripes, each from the diagonal on, from this many rows on."""
 PIECE = 2**28
-"""Bytes of a stack whose last product is made in place, piece by piece, instead of beside it."""
+"""Bytes of a matrix beyond which its products are made in place, piece by piece, instead of beside it."""
 WIDE = "dtype" in torch.ops.aten.bmm.overloads()
 """Whether products can be wider than their factors: torch 2.8 or newer."""
 FINE = 2048.0
@@ -81,10 +81,8 @@ def products(m: int, n: int, found: Way, symmetric: float = 1.0) -> float:
 
 def extra(m: int, n: int, dtype: torch.dtype, found: Way) -> int:
     """Bytes a matrix beside the stack."""
-    size = dtype.itemsize
-    if found.steps == "X":
-        return (m * n + 2 * m * m) * size
-    return min(m * n * size, PIECE) + (12 if found.steps == "anchored" else 5) * m * m * size
+    squares = {"X": 2, "A": 5, "anchored": 12}[found.steps]
+    return min(m * n * dtype.itemsize, PIECE) + squares * m * m * dtype.itemsize
 
 
 def orthogonal(X: Tensor, coefficients: Coefficients, steps: int) -> Tensor:
@@ -155,8 +153,8 @@ def _halves(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _apply(Q: Tensor, X: Tensor) -> Tensor:
-    """Q X."""
-    if X.numel() * X.itemsize <= PIECE or Q.shape[1] * 2 > X.shape[2]:
+    """Q X; a matrix that is very large is overwritten piece by piece."""
+    if X[0].numel() * X.itemsize <= PIECE:
         return _product(Q, X, 1, torch.empty_like(X))
     width = max(PIECE * X.shape[2] // (X.numel() * X.itemsize) // 64 * 64, 64)
     for piece in X.split(width, dim=2):
@@ -176,14 +174,20 @@ def _symmetric(x: Tensor, y: Tensor, scale: float, out: Tensor, own: float = 0.0
         if shift:
             out.diagonal(dim1=1, dim2=2).add_(shift)
         return out
-    cuts = [m * k // STRIPES // 64 * 64 for k in range(STRIPES)] + [m]
-    for low, high in zip(cuts, cuts[1:], strict=False):
-        whole = x[:, low:high, low:] if own else None
-        _product(x[:, low:high], y[:, :, low:], scale, out[:, low:high, low:], own, whole)
+    _upper(x, y, scale, out, own)
     with torch.cuda.device(out.device):
         stream = torch.cuda.current_stream(out.device).cuda_stream
         kernels.mirror(out.data_ptr(), len(out), m, NUMBERS[out.dtype], shift, stream)
     return out
+
+
+def _upper(x: Tensor, y: Tensor, scale: float, out: Tensor, own: float) -> None:
+    """The product from the diagonal on, and a little below it."""
+    m = out.shape[1]
+    cuts = [m * k // STRIPES // 64 * 64 for k in range(STRIPES)] + [m]
+    for low, high in zip(cuts, cuts[1:], strict=False):
+        whole = x[:, low:high, low:] if own else None
+        _product(x[:, low:high], y[:, :, low:], scale, out[:, low:high, low:], own, whole)
 
 
 def _product(x: Tensor, y: Tensor, scale: float, out: Tensor, own: float = 0.0, beside: Tensor | None = None) -> Tensor:

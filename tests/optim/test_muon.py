@@ -182,6 +182,20 @@ def test_the_way_is_never_dearer_than_the_plain_one(m: int, n: int) -> None:
         assert newton_schulz.way(m, n, torch.bfloat16, steps) == plain
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("own", [0.0, 2.0])
+@pytest.mark.parametrize("m", [256, 300, 515])
+def test_stripes_hold_all_from_the_diagonal_on(m: int, own: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    A = torch.randn(2, m, m).mul_(0.1)
+    A = (A + A.mT).to(dtype)
+    whole, striped = (torch.full_like(A, float("nan")) for _ in range(2))
+    newton_schulz._product(A, A, 0.5, whole, own)
+    newton_schulz._upper(A, A, 0.5, striped, own)
+    torch.testing.assert_close(striped.triu(), whole.triu(), rtol=2e-3 if dtype == torch.float16 else 1e-4, atol=1e-4)
+    assert striped.isnan().float().mean() > 0.2
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_stack_that_is_made_in_pieces_is_the_same(dtype: str, monkeypatch: Any) -> None:
     Z = spectrum("gaussian", (16, 700))
