@@ -179,7 +179,7 @@ def _on_cuda(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str,
         stack = torch.empty((len(work), *first.shape), dtype=dtype, device=first.device)
         passes.run("momentum", stack.data_ptr(), stream)
         passes.run("input", stack.data_ptr(), stream)
-        X = _directions(stack, hyper, group)
+        X = _directions(stack, hyper, group).contiguous()
         passes.run("apply", X.data_ptr(), stream)
     for w, stepped in zip(work, dense, strict=True):
         if stepped is not w.p:

@@ -90,16 +90,17 @@ def orthogonal(X: Tensor, coefficients: Coefficients, steps: int) -> Tensor:
 
     X   (count, m, n) with m <= n, UNITS[dtype] times matrices of norm 1; overwritten
     """
-    found = way(X.shape[1], X.shape[2], X.dtype, steps)
+    found, spare = way(X.shape[1], X.shape[2], X.dtype, steps), None
     with exact_sums():
         if found.steps == "anchored":
             return _apply(_anchored(X, coefficients, found.segments), X)
         for k in found.segments:
             A = _symmetric(X, X.mT, 1 / UNITS[X.dtype], _square(X))
             if X.dtype == torch.bfloat16:  # a + b A + c A^2 would be rounded at a
-                X = _product(_rest(A, coefficients), X, 1, torch.empty_like(X), coefficients[0], X)
+                new = _apply(_rest(A, coefficients), X, spare, coefficients[0])
             else:
-                X = _apply(_gathered(A, coefficients, k), X)
+                new = _apply(_gathered(A, coefficients, k), X, spare)
+            X, spare = new, spare if new is X else X
     return X
 
 
@@ -152,13 +153,13 @@ def _halves(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return high, x.sub_(high).mul_(FINE).to(dtype)
 
 
-def _apply(Q: Tensor, X: Tensor) -> Tensor:
-    """Q X; a matrix that is very large is overwritten piece by piece."""
+def _apply(Q: Tensor, X: Tensor, spare: Tensor | None = None, own: float = 0.0) -> Tensor:
+    """Q X + own X, in `spare` or new memory; a matrix that is very large is overwritten piece by piece."""
     if X[0].numel() * X.itemsize <= PIECE:
-        return _product(Q, X, 1, torch.empty_like(X))
+        return _product(Q, X, 1, torch.empty_like(X) if spare is None else spare, own, X)
     width = max(PIECE * X.shape[2] // (X.numel() * X.itemsize) // 64 * 64, 64)
     for piece in X.split(width, dim=2):
-        piece.copy_(_product(Q, piece, 1, torch.empty_like(piece)))
+        piece.copy_(_product(Q, piece, 1, torch.empty_like(piece), own, piece))
     return X
 
 

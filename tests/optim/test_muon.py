@@ -13,7 +13,7 @@ import torch
 import refopt
 from refopt import ShapeError, StateError
 from refopt_cuda.optim import newton_schulz
-from refopt_cuda.optim.muon import Muon
+from refopt_cuda.optim.muon import ROOM, Muon
 from tests.bits import same_bits
 from tests.optim.pairs import exact, parameter, snapshot, unchanged
 from tests.optim.test_checkpoints import resume_alike, through_a_file, twins
@@ -196,7 +196,7 @@ def test_stripes_hold_all_from_the_diagonal_on(m: int, own: float, dtype: torch.
     assert striped.isnan().float().mean() > 0.2
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_stack_that_is_made_in_pieces_is_the_same(dtype: str, monkeypatch: Any) -> None:
     Z = spectrum("gaussian", (16, 700))
     whole = directions(Z, getattr(torch, dtype))
@@ -224,9 +224,7 @@ def test_matrices_of_one_shape_go_together_and_it_changes_nothing(ns_dtype: str,
 
 
 def test_room_bounds_how_many_go_together(monkeypatch: Any) -> None:
-    from refopt_cuda.optim import muon
-
-    monkeypatch.setattr(muon, "ROOM", 3 * 4 * 24 * 64 * 3)
+    monkeypatch.setattr("refopt_cuda.optim.muon.ROOM", 3 * 4 * 24 * 64 * 3)
     sizes: list[int] = []
     real = newton_schulz.orthogonal
     monkeypatch.setattr(newton_schulz, "orthogonal", lambda X, *a: sizes.append(len(X)) or real(X, *a))
@@ -437,3 +435,18 @@ def test_a_step_waits_for_nothing() -> None:
         opt.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2048, 8192), (2048, 2048), (20000, 1024)])
+def test_a_step_takes_no_more_room_than_it_says(shape: Any) -> None:
+    params = [torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=torch.bfloat16)) for _ in range(40)]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    opt = Muon(params)
+    opt.step()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    opt.step()
+    assert torch.cuda.memory_allocated() == held
+    assert torch.cuda.max_memory_allocated() - held <= 1.1 * ROOM
