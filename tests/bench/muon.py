@@ -2,12 +2,13 @@
 
     python -m tests.bench.muon [--commit HASH] [--tune]
 
---tune also times the products in other numbers of stripes and other formats, and records nothing of it.
+--tune also times other numbers of stripes, ways and formats, and records nothing of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,14 +78,16 @@ def timed(params: list[Any], make: Any) -> tuple[float, float]:
 
 
 def tune(params: list[Any]) -> None:
-    """Other stripes and formats."""
-    usual = newton_schulz.STRIPES
-    for stripes in (1, 2, 3, 4, 6, 8):
-        newton_schulz.STRIPES = stripes
-        print(f"{stripes} stripes: {timed(params, Muon)[0]:.2f} ms", flush=True)
-    newton_schulz.STRIPES = usual
+    """Other stripes, ways and formats; without Newton-Schulz steps what is left are the passes."""
+    settings: dict[str, Sequence[float]] = {"STRIPES": (1, 2, 3, 4, 6, 8), "ANCHORED": (1.5, 8.0)}
+    for name, values in settings.items():
+        usual = getattr(newton_schulz, name)
+        for value in values:
+            setattr(newton_schulz, name, value)
+            print(f"{name} = {value}: {timed(params, Muon)[0]:.2f} ms", flush=True)
+        setattr(newton_schulz, name, usual)
     for words in ({"ns_dtype": "bfloat16"}, {"momentum_dtype": "bfloat16"}, {"ns_steps": 0}):
-        print(f"{words}: {timed(params, lambda ps, w=words: Muon(ps, **w))[0]:.2f} ms", flush=True)
+        print(f"{words}: {timed(params, partial(Muon, **words))[0]:.2f} ms", flush=True)
 
 
 def main() -> None:
