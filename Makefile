@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?= -n auto
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # A GPU is used where the driver speaks CUDA 13; elsewhere the small CPU build of torch is taken.
 comma := ,
@@ -49,8 +50,12 @@ wheel: $(VENV)/dev  ## dist/*.whl
 	rm -rf build dist
 	$(BIN)/python -m build -q --wheel --outdir dist .
 
-bench-gpu: $(VENV)/test  ## measure on a GPU and append to docs/bench/results.csv
-	$(BIN)/python -m tests.bench.gpu_step
+bench-gpu: $(VENV)/test  ## measure on a GPU, append to docs/bench/results.csv, draw (BENCH_ARGS="--quick --commit ...")
+	$(BIN)/python -m tests.bench.gpu_optim $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.gpu_step $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.gpu_twin $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.convergence $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.plots
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) build dist *.egg-info docs/_build docs/examples .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["gradient_scale", "ipow", "row"]
+__all__ = ["gradient_scale", "ipow", "row", "wide"]
 
 
 def ipow(base: float, exponent: int) -> float:
@@ -29,3 +29,8 @@ def gradient_scale(gscale: float, maximize: bool) -> float:
 def row(*values: float) -> np.ndarray:
     """The float32 row that a step of one tensor reads, in the order of the rule's `SCALARS`."""
     return np.array(values, dtype=np.float64).astype(np.float32)
+
+
+def wide(*values: float) -> np.ndarray:
+    """The float64 row that what is made of a tensor's sums is computed with."""
+    return np.array(values, np.float64)

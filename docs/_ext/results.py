@@ -1,42 +1,135 @@
-"""`{results}`: the rows of docs/bench/results.csv, newest first; says so where there are none."""
+"""What docs/bench/results.csv holds, on a page.
+
+`{results}`        its rows, newest first; `:bench:` names the scripts whose rows are shown, `:without:` those left out
+`{convergence}`    held-out loss of the newest job at GPT-2-small's size: mean and noise of seeds, differences in pairs
+`{plot} NAME`      docs/bench/NAME.svg, which `python -m tests.bench.plots` draws; the content says what it shows
+
+Each says so where there is nothing yet.
+"""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
+from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-PATH = Path(__file__).parents[1] / "bench" / "results.csv"
+FOLDER = Path(__file__).parents[1] / "bench"
+PATH = FOLDER / "results.csv"
 SHOWN = ("date", "commit", "device", "bench", "work", "subject", "metric", "value", "unit", "baseline", "ratio")
+BASELINE = "torch.AdamW"
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+"""Student's t: the 95 % interval of a mean of one value more than this."""
 
 
-class Results(SphinxDirective):
+class Written(SphinxDirective):
+    """A directive whose lines are made from the csv."""
+
+    has_content = True
+
+    def lines(self) -> list[str]:
+        raise NotImplementedError
+
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(PATH))
         node = nodes.container()
-        self.state.nested_parse(StringList(table(rows()), source=self.env.docname), 0, node)
+        self.state.nested_parse(StringList(self.lines(), source=self.env.docname), 0, node)
         return node.children
 
 
+class Results(Written):
+    option_spec: ClassVar[Any] = {"bench": directives.unchanged, "without": directives.unchanged}
+
+    def lines(self) -> list[str]:
+        wanted, without = (self.options.get(name, "").split() for name in ("bench", "without"))
+        return table([r for r in rows()[::-1] if r["bench"] in (wanted or [r["bench"]]) and r["bench"] not in without])
+
+
+class Convergence(Written):
+    def lines(self) -> list[str]:
+        return convergence(rows())
+
+
+class Plot(Written):
+    required_arguments = 1
+
+    def lines(self) -> list[str]:
+        path = FOLDER / f"{self.arguments[0]}.svg"
+        if not path.exists():
+            return [f"*Not drawn yet: {' '.join(self.content)}*"]
+        return [f"![{' '.join(self.content)}](/bench/{path.name})"]
+
+
 def rows() -> list[dict[str, str]]:
+    """All rows, oldest first."""
     if not PATH.exists():
         return []
     with PATH.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))[::-1]
+        return list(csv.DictReader(file))
+
+
+def grid(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *lines)]
 
 
 def table(found: list[dict[str, str]]) -> list[str]:
     if not found:
         return ["*No row has been recorded yet.*"]
-    line = "|" + "---|" * len(SHOWN)
-    return ["| " + " | ".join(SHOWN) + " |", line, *("| " + " | ".join(r[c] for c in SHOWN) + " |" for r in found)]
+    return grid(SHOWN, [tuple(r[c] for c in SHOWN) for r in found])
+
+
+def convergence(found: list[dict[str, str]]) -> list[str]:
+    """A sentence about the job, and a line for each subject."""
+    some = [r for r in found if r["bench"] == "convergence" and r["metric"] == "loss"]
+    if not some:
+        return ["*No run has been recorded yet.*"]
+    last = some[-1]
+    key = last["work"], last["device"]
+    losses: dict[str, dict[str, float]] = {}
+    for r in some:
+        if (r["work"], r["device"]) == key:
+            subject, _, seed = r["subject"].rpartition(" seed ")
+            losses.setdefault(subject, {})[seed] = float(r["value"])
+    state = {
+        r["subject"].rpartition(" seed ")[0]: r["value"]
+        for r in found
+        if r["bench"] == "convergence" and r["metric"] == "bytes_per_param" and (r["work"], r["device"]) == key
+    }
+    head = ("optimizer", "held-out loss", "deviation", "seeds", f"minus {BASELINE}, seed by seed", "state, B/param")
+    base = losses.get(BASELINE, {})
+    lines = [
+        (f"`{s}`", f"{mean(by.values()):.4f}", noise(by), str(len(by)), beside(s, by, base), state.get(s, ""))
+        for s, by in losses.items()
+    ]
+    said = f"Job `{last['work']}` on {last['device']}, {last['date']}, commit {last['commit']}; nats a byte."
+    missing = "" if all(len(by) >= 3 for by in losses.values()) and len(losses) >= 6 else " Not all runs are there yet."
+    return [said + missing, "", *grid(head, lines)]
+
+
+def noise(by_seed: dict[str, float]) -> str:
+    """The standard deviation over seeds."""
+    return f"{stdev(by_seed.values()):.4f}" if len(by_seed) > 1 else "one seed"
+
+
+def beside(subject: str, by_seed: dict[str, float], base: dict[str, float]) -> str:
+    """The mean difference with its 95 % interval, of the seeds that both have."""
+    pairs = [by_seed[seed] - base[seed] for seed in by_seed if seed in base]
+    if subject == BASELINE or not pairs:
+        return ""
+    if len(pairs) < 2:
+        return f"{pairs[0]:+.4f}"
+    half = T95.get(len(pairs) - 1, 1.96) * stdev(pairs) / len(pairs) ** 0.5
+    return f"{mean(pairs):+.4f} ± {half:.4f}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("results", Results)
+    app.add_directive("convergence", Convergence)
+    app.add_directive("plot", Plot)
     return {"parallel_read_safe": True}

@@ -9,6 +9,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
@@ -49,6 +50,39 @@ class Stem(Generated):
             title = f"`{name}`, as the reference computes it"
             out += code(title, inspect.getsource(getattr(record, name)), f"refopt/{row}/{stem}.py")
         return out + forms(row, stem)
+
+
+class Combinations(SphinxDirective):
+    """`{combinations}`: which rules, codecs and formats of weights have kernels, and why the others have none."""
+
+    def run(self) -> list[nodes.Node]:
+        node = nodes.container()
+        self.state.nested_parse(StringList(combinations(), source=self.env.docname), 0, node)
+        return node.children
+
+
+def combinations() -> list[str]:
+    """Two tables: what a state is kept in under each rule, and what weights are kept in."""
+    from refopt_cuda.codecs import FROZEN, STATES, WEIGHTS
+    from refopt_cuda.rules import RULES
+
+    rules, codecs = RECORDS["rules"], RECORDS["codecs"]
+    out = [f"| rule | scope | {' | '.join(STATES)} |", "|---|---|" + "---|" * len(STATES)]
+    for stem, record in rules.items():
+        mark = "yes" if stem in RULES else "-"
+        out.append(f"| [{stem}](rules/{stem}.md) | {record.scope} | " + " | ".join([mark] * len(STATES)) + " |")
+    out += ["", "Rules without a mark run in the reference; they see more than an element at a time.", ""]
+    out += ["| format of weights | bits | what lies beside a bfloat16 word |", "|---|---|---|"]
+    out += ["| float32, bfloat16, float16 | 32, 16, 16 | nothing |"]
+    for stem in WEIGHTS:
+        parts = codecs[stem].parts[1:]
+        beside = ", ".join(f"`{part.name}`" for part in parts) or "nothing; random bits by the element's number"
+        bits = 16 + sum(8 * np.dtype(part.dtype).itemsize for part in parts)
+        out.append(f"| [{stem}](codecs/{stem}.md) | {bits} | {beside} |")
+    rest = [stem for stem in codecs if stem not in {**STATES, **WEIGHTS, **FROZEN}]
+    frozen = ", ".join(f"[{stem}](codecs/{stem}.md)" for stem in FROZEN)
+    out += ["", f"{frozen} keep weights that are not trained (`refopt_cuda.quantize`), and so does `double`."]
+    return [*out, f"Without a kernel for states: {', '.join(rest)}; `q4` by rows and columns and `fp8` by tensors.", ""]
 
 
 def facts(row: str, record: Any) -> list[str]:
@@ -101,4 +135,5 @@ class Table(Generated):
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("stem", Stem)
     app.add_directive("records", Table)
+    app.add_directive("combinations", Combinations)
     return {"parallel_read_safe": True}

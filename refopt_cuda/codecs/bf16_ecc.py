@@ -1,6 +1,6 @@
 """bfloat16 weights and their error in parts of half a unit in the last place (FlashOptim, arXiv:2602.23349).
 
-The half unit h is a power of two, 2^-134 at the least; its reciprocal is taken in two steps, because 2^134 is no float32.
+The half unit h is a power of two, 2^-134 at the least; its reciprocal is taken in two steps: 2^134 is no float32.
 """
 
 from __future__ import annotations

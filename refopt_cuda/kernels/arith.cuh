@@ -27,6 +27,15 @@ HD float fused_sub(float a, float b, float c) {  // c - a b
 HD float ieee_sqrt(float x) { float r; asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 HD float larger(float a, float b) { float r; asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
 HD float magnitude(float x) { float r; asm("abs.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+HD float smaller(float a, float b) { float r; asm("min.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+HD double widened(float x) { double r; asm("cvt.f64.f32 %0, %1;" : "=d"(r) : "f"(x)); return r; }
+HD float rounded(double x) { float r; asm("cvt.rn.f32.f64 %0, %1;" : "=f"(r) : "d"(x)); return r; }
+HD double add64(double a, double b) { double r; asm("add.rn.f64 %0, %1, %2;" : "=d"(r) : "d"(a), "d"(b)); return r; }
+HD double sub64(double a, double b) { double r; asm("sub.rn.f64 %0, %1, %2;" : "=d"(r) : "d"(a), "d"(b)); return r; }
+HD double mul64(double a, double b) { double r; asm("mul.rn.f64 %0, %1, %2;" : "=d"(r) : "d"(a), "d"(b)); return r; }
+HD double div64(double a, double b) { double r; asm("div.rn.f64 %0, %1, %2;" : "=d"(r) : "d"(a), "d"(b)); return r; }
+HD double sqrt64(double x) { double r; asm("sqrt.rn.f64 %0, %1;" : "=d"(r) : "d"(x)); return r; }
+HD double add_square64(double sum, double x) { double r; asm("fma.rn.f64 %0, %1, %1, %2;" : "=d"(r) : "d"(x), "d"(sum)); return r; }
 HD uint32_t bits(float x) { return __float_as_uint(x); }
 HD float real(uint32_t w) { return __uint_as_float(w); }
 HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {
@@ -57,6 +66,15 @@ HD uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t pick) {  // PTX prmt: fou
 HD float ieee_sqrt(float x) { return std::sqrt(x); }
 HD float larger(float a, float b) { return a > b ? a : b; }
 HD float magnitude(float x) { return std::fabs(x); }
+HD float smaller(float a, float b) { return a < b ? a : b; }
+HD double widened(float x) { return x; }
+HD float rounded(double x) { return (float)x; }
+HD double add64(double a, double b) { return a + b; }
+HD double sub64(double a, double b) { return a - b; }
+HD double mul64(double a, double b) { return a * b; }
+HD double div64(double a, double b) { return a / b; }
+HD double sqrt64(double x) { return std::sqrt(x); }
+HD double add_square64(double sum, double x) { return sum + x * x; }  // the square of a float32 is exact
 #endif
 
 HD float sgn(float x) {  // on words: a float comparison would see a subnormal as 0 under a flush-to-zero flag
@@ -65,6 +83,8 @@ HD float sgn(float x) {  // on words: a float comparison would see a subnormal a
 }
 HD bool is_nan(float x) { return x != x; }
 HD float maximum(float a, float b) { return is_nan(a) ? a : is_nan(b) ? b : larger(a, b); }
+HD float minimum(float a, float b) { return is_nan(a) ? a : is_nan(b) ? b : smaller(a, b); }
+HD double maximum64(double a, double b) { return a != a || a > b ? a : b; }  // NaN if either is
 
 // The dear operations, as the rules call them. `inverse_root` is 1 / (sqrt(x) * scale + eps), three roundings and one.
 struct Ieee {
@@ -74,7 +94,7 @@ struct Ieee {
 };
 
 // What the choices of a rule's options are called (refopt_cuda/rules), and where its eps goes: 1 over the root of z.
-enum { BEFORE, AFTER, ADDITIVE, COUPLED, DECOUPLED, OUTSIDE, UNCORRECTED, INSIDE };
+enum { BEFORE, AFTER, ADDITIVE, COUPLED, DECOUPLED, OUTSIDE, UNCORRECTED, INSIDE, PAPER, OPTAX, CLIP };
 template <int EPS_AT, class A> HD float over_root(A& a, float z, float scale, float eps) {
     if (EPS_AT == UNCORRECTED) return a.rcp(mul(add(a.sqrt(z), eps), scale));
     if (EPS_AT == INSIDE) return a.rcp(mul(a.sqrt(add(z, eps)), scale));

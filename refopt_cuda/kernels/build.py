@@ -15,11 +15,14 @@ import numpy as np
 
 from refopt_cuda import codecs as _codecs
 from refopt_cuda import rules as _rules
-from refopt_cuda.codecs import STATES, WEIGHTS
+from refopt_cuda.codecs import FROZEN, STATES, WEIGHTS
+from refopt_cuda.kernels.transfer import Transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ("--std=c++17", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-lineinfo", "-default-device")
 NUMBERS = ("float32", "bfloat16", "float16")
+NOTHING = "nothing"
+"""In place of a number format: no weights, or no gradients, are read or written."""
 TILE = 256
 """Elements that a warp takes at once, eight a lane."""
 BLOCKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -46,7 +49,7 @@ class Kernel:
     blocks       elements that share a scale, for each state
     """
 
-    rule: _rules.Form
+    rule: _rules.Form | Transfer
     codecs: tuple[_codecs.Form, ...]
     weight: str | _codecs.Form
     grad: str
@@ -80,7 +83,7 @@ class Kernel:
 
     @property
     def threads(self) -> int:
-        """Threads of the one block on a multiprocessor: 96 registers a thread, and as much in flight as memory takes."""
+        """Threads of the one block on a multiprocessor: 96 registers a thread, as much in flight as memory takes."""
         return 640
 
     @cached_property
@@ -100,19 +103,21 @@ class Kernel:
         if len(self.codecs) != len(self.rule.states):
             raise ValueError(f"Kernel: {len(self.codecs)} codecs for {self.rule.name}, which keeps {self.rule.states}")
         for form in self.codecs:
-            if form.stem not in STATES:
+            if form.stem not in (STATES if isinstance(self.rule, _rules.Form) else {**STATES, **FROZEN}):
                 raise ValueError(f"Kernel: no codec {form.stem!r} for a state; there are {', '.join(STATES)}")
-        if not (self.weight in NUMBERS if isinstance(self.weight, str) else self.weight.stem in WEIGHTS):
+        if not (self.weight in (*NUMBERS, NOTHING) if isinstance(self.weight, str) else self.weight.stem in WEIGHTS):
             raise ValueError(
                 f"Kernel: no format {self.weight!r} of weights; there are {', '.join([*NUMBERS, *WEIGHTS])}"
             )
-        if self.grad not in NUMBERS:
+        if self.grad not in (*NUMBERS, NOTHING):
             raise ValueError(f"Kernel: no number format {self.grad!r}; there are {', '.join(NUMBERS)}")
 
 
 @cache
 def _lookup(forms: tuple[_codecs.Form, ...]) -> Lookup:
-    columns, encode, places = [], [], {}
+    columns: list[np.ndarray] = []
+    encode: list[np.ndarray] = []
+    places: dict[_codecs.Form, tuple[int, int]] = {}
     tables = {form: form.module.tables(**form.options) for form in forms}
     planes = -(-sum(values.size > 0 for values, _ in tables.values()) // 2)
     for form, (values, words) in tables.items():
@@ -137,11 +142,11 @@ def functor(form: Any) -> str:
     return f"{form.stem}<{', '.join(words)}>" if words else form.stem
 
 
-def functors(rule: str, codecs: tuple[str, ...]) -> str:
+def functors(rule: Any, codecs: tuple[str, ...]) -> str:
     """Arithmetic, codecs and the rule: plain C++ that g++ compiles as well."""
     shared = ["codecs/nibbles.cuh"] if any(getattr(_codecs.CODECS[stem], "BITS", 0) == 4 for stem in codecs) else []
     parts = ["kernels/arith.cuh", "kernels/random.cuh", *shared, *(f"codecs/{stem}.cuh" for stem in codecs)]
-    return "\n".join(_text(part) for part in [*parts, f"rules/{rule}.cuh"])
+    return "\n".join(_text(part) for part in [*parts, rule.source])
 
 
 def shift(block: int) -> int:
@@ -177,7 +182,9 @@ def source(kernel: Kernel) -> str:
         "PLANES": kernel.lookup.planes,
         "ENCODE": kernel.lookup.encode,
         "AHEAD": int(kernel.coded),
+        "READS": int(getattr(kernel.rule, "reads", True)),
+        "WRITES": int(getattr(kernel.rule, "writes", True)),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
     template = (_text(f"kernels/{part}") for part in ("formats.cuh", "states.cuh", "step.cu"))
-    return "\n".join([functors(kernel.rule.stem, stems), defines, *template])
+    return "\n".join([functors(kernel.rule, stems), defines, *template])

@@ -96,6 +96,19 @@ struct float16_words {
 typedef half_words<bfloat16_words> bfloat16;
 typedef half_words<float16_words> float16;
 
+struct nothing {  // no array at all
+    static constexpr uint32_t BYTES = 0;
+    struct Raw {};
+    static HD void load(const char*, uint32_t, Raw&) {}
+    static HD void get(const Raw&, float (&x)[8]) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i] = 0.0f;
+    }
+    static HD void put(char*, uint32_t, const float (&)[8]) {}
+    static HD float one(const char*, int64_t) { return 0.0f; }
+    static HD void one(char*, int64_t, float) {}
+};
+
 // ---- weights: where element i lies, and what is beside it ----
 
 struct Lair {

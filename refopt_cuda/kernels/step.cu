@@ -4,7 +4,7 @@
 // states, in order), WEIGHT and GRAD (formats), TILE (elements a warp takes at once: 256, or a block of a size that only
 // `by_element` steps), GROUP (tiles that the longest block covers), THREADS, TENSORS and ROWS (most tensors, and
 // different rows of scalars, a launch), TABLE (words of the codecs' tables, then where they lie) and AHEAD (whether the
-// next tile is asked into the second-level cache).
+// next tile is asked into the second-level cache), READS and WRITES (whether states are read and written).
 //
 // A warp takes a unit of eight neighbouring tiles at a time, every warp of a persistent grid in turn, and what is left
 // over group by group. Scales of blocks of 64 elements and more are written when their unit ends: sectors that eight
@@ -89,7 +89,7 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, Place place, 
         for (uint32_t i = o + task.lane; i < o + seen; i += 32) {
             int64_t e = at.row * t.row + at.within + i;
             float x[KEPT] = {}, p = WEIGHT::one(t.at, e), g = mul(GRAD::one(task.g, e), task.s.gs);
-            States::one(t.states, at.row, at.within + i, t.row, x, task.shared);
+            if (READS) States::one(t.states, at.row, at.within + i, t.row, x, task.shared);
             RULE::update(ieee, p, g, x, task.s);
             States::grow(t.states, o, i, x, magnitude);
         }
@@ -101,14 +101,14 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, Place place, 
             for (uint32_t h = 0; h < 1 + both; h++) {
                 int64_t e = at.row * t.row + at.within + i + h;
                 float p = WEIGHT::one(t.at, e), g = mul(GRAD::one(task.g, e), task.s.gs);
-                States::one(t.states, at.row, at.within + i + h, t.row, x[h], task.shared);
+                if (READS) States::one(t.states, at.row, at.within + i + h, t.row, x[h], task.shared);
                 RULE::update(ieee, p, g, x[h], task.s);
                 WEIGHT::one(t.at, e, p, WEIGHT::RANDOM ? r16(task.key, e) : 0);
             }
-            States::two(t.states, at.row, at.within + i, t.row, x[0], x[1], both, m, task.shared);
+            if (WRITES) States::two(t.states, at.row, at.within + i, t.row, x[0], x[1], both, m, task.shared);
         }
         __syncwarp();
-        if (task.lane == 0) States::give(t.states, at.row, at.within, o, step, end == at.length, m);
+        if (WRITES && task.lane == 0) States::give(t.states, at.row, at.within, o, step, end == at.length, m);
         __syncwarp();
     }
 }
@@ -131,7 +131,7 @@ struct Ahead {
         const Lair& p = t.at;
         if (!claim(p.p, 2 * WEIGHT::BYTES, lane, *this) && !claim(task.g, 2 * GRAD::BYTES, lane, *this) &&
             !claim(p.rest, 2 * WEIGHT::REST, lane, *this))
-            States::claim(t.states, lane, *this);
+            if (READS) States::claim(t.states, lane, *this);
     }
     HD void ask(uint32_t eight, uint32_t end) const {  // from that eight of elements on
         if (stride && eight < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + (uint64_t)eight * stride));
@@ -173,9 +173,11 @@ template <bool DRY, bool EASY> HD bool step_tile(const Task& task, const Tensor&
     WEIGHT::Raw p;
     GRAD::Raw g;
     States states;
-    GRAD::load(task.g, at.i, g), WEIGHT::load(t.at, at.i, p), states.template load<EASY>(t.states, at);
-    float x[KEPT][8], w[8], d[8];
-    GRAD::get(g, d), WEIGHT::get(p, w), states.get(x, task.shared);
+    GRAD::load(task.g, at.i, g), WEIGHT::load(t.at, at.i, p);
+    if (READS) states.template load<EASY>(t.states, at);
+    float x[KEPT][8] = {}, w[8], d[8];
+    GRAD::get(g, d), WEIGHT::get(p, w);
+    if (READS) states.get(x, task.shared);
     if (task.s.gs != 1.0f) {
 #pragma unroll
         for (int e = 0; e < 8; e++) d[e] = mul(d[e], task.s.gs);
@@ -200,6 +202,7 @@ template <bool DRY, bool EASY> HD bool step_tile(const Task& task, const Tensor&
     uint32_t random[8];
     if (WEIGHT::RANDOM) r16x8(task.key, (uint64_t)at.i * 8, random);
     if (at.inside) WEIGHT::put(t.at, at.i, w, p, random);
+    if (!WRITES) return true;
     Measure m[KEPT];
     Where there = {at.i, 0, at.i, 0, 31, at.inside};  // where one row is all: what else is needed then is found again, not kept
     if (!EASY && t.per) locate(task, t, place, there, empty);
@@ -224,7 +227,7 @@ template <bool EASY> HD bool step_group(const Task& task, const Tensor& t, const
     at = place;
 #pragma unroll 1
     for (uint32_t i = 0; !ALONE && i < GROUP; i++, at.column++) step_tile<false, EASY>(task, t, at, j + i, magnitude, hold);
-    if (!ALONE && !EASY) States::flush(t.states, place.span(t, 1), task.lane, hold);
+    if (WRITES && !ALONE && !EASY) States::flush(t.states, place.span(t, 1), task.lane, hold);
     return false;
 }
 
@@ -243,7 +246,7 @@ struct Piece {
 };
 
 // A piece whose tiles are all whole and of one row, as nearly all of a model are.
-HD void step_easy(const Task& task, const Tensor t, const Piece& piece, uint32_t jump) {
+HD void step_easy(const Task& task, View t, const Piece& piece, uint32_t jump) {
     const Ahead ahead(task, t);
     const uint32_t end = (t.whole - 1) * 32 + 1;
     float hold[KEPT] = {};
@@ -251,15 +254,16 @@ HD void step_easy(const Task& task, const Tensor t, const Piece& piece, uint32_t
 #pragma unroll 1
     for (uint32_t j = 0; j < piece.count; j += GROUP, place.column += GROUP) {
         if (AHEAD) ahead.ask((place.column + (j + GROUP < piece.count ? GROUP : jump)) * 32, end);
-        if (step_group<true>(task, t, place, j, hold)) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
+        if (step_group<true>(task, t, place, j, hold) && WRITES) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
     }
-    States::template close<true>(t.states, piece.tile, piece.count, 0, task.lane, hold);
+    if (WRITES) States::template close<true>(t.states, piece.tile, piece.count, 0, task.lane, hold);
 }
 
 HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Shared& shared) {
     View t = a.tensors[piece.k];
     const Task task(a, piece.k, t.number, shared);
-    if (TILE == 256 && (t.aligned & 2) && piece.tile + piece.count <= t.whole && !((uint64_t)task.g & 15)) return step_easy(task, t, piece, jump);
+    const bool whole = piece.tile + piece.count <= t.whole && piece.count % GROUP == 0;
+    if (TILE == 256 && (t.aligned & 2) && whole && !((uint64_t)task.g & 15)) return step_easy(task, t, piece, jump);
     const Ahead ahead(task, t);
     const uint32_t end = t.n < 256 ? 0 : (uint32_t)(t.n >> 3) - 31;
     float hold[KEPT] = {};
@@ -268,10 +272,10 @@ HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Share
     for (uint32_t j = 0; j < piece.count; j += GROUP) {
         Place next(t, piece.tile + j + (j + GROUP < piece.count ? GROUP : jump));
         if (AHEAD) ahead.ask(next.eight(t), end);
-        if (step_group<false>(task, t, place, j, hold)) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
+        if (step_group<false>(task, t, place, j, hold) && WRITES) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
         place = next;
     }
-    States::template close<false>(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
+    if (WRITES) States::template close<false>(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
 }
 
 // TABLE words: columns of values (each row of a plane of 256 x 256 bytes is 32 copies of two of them), then encode tables.

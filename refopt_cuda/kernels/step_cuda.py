@@ -18,6 +18,7 @@ import numpy as np
 from refopt_cuda import rules
 from refopt_cuda.codecs import WEIGHTS, Form, named
 from refopt_cuda.kernels import build
+from refopt_cuda.kernels.transfer import Transfer
 
 SIZES = (64, 512, 3072)
 """Kernels are compiled for at most this many tensors a launch; arguments of up to 32 KiB need CUDA 12.1 or newer."""
@@ -109,13 +110,13 @@ class Launch:
 
     def __init__(
         self,
-        rule: str | rules.Form,
+        rule: str | rules.Form | Transfer,
         codecs: Sequence[str | Form],
         weight: str | Form,
         g_dtype: str,
         block: int | Sequence[int] = 256,
     ) -> None:
-        form = rules.named(rule, len(codecs))
+        form = rule if isinstance(rule, Transfer) else rules.named(rule, len(codecs))
         if form is None:
             raise ValueError(f"Launch: {rule} does not keep {len(codecs)} states, got codecs {codecs}")
         self.form = form
@@ -130,7 +131,7 @@ class Launch:
             raise ValueError(f"Launch: block sizes {self.blocks} must each divide the largest")
         if any(b % 2 and c.module.BITS == 4 for b, c in zip(self.blocks, self.codecs, strict=True) if c.scaled):
             raise ValueError(f"Launch: blocks of 4-bit codes must be even, got {self.blocks}")
-        self.g_dtype, self.scalars = g_dtype, len(rules.RULES[form.stem].SCALARS)
+        self.g_dtype, self.scalars = g_dtype, form.width
         self.count = self.units = 0
         self._kernel(SIZES[0])
 
@@ -174,8 +175,7 @@ class Launch:
         slot = np.dtype([("codes", "u8"), ("scales", "u8"), *((name, "u4") for name in Layout.SLOT)])
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("rest", "u8")]
         tail = [("row", "i8"), ("n", "i8"), ("pack", "u4"), ("full", "u4"), ("tiles", "u4"), ("number", "u4")]
-        tail += [("states", slot, (kept,))]
-        table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail]))
+        table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail, ("states", slot, (kept,))]))
         first, kernel = 0, self._kernel(SIZES[0])
         for entry, t in zip(table, tensors, strict=False):
             layout = Layout.of(kernel, self.blocks, t.shape)

@@ -185,11 +185,10 @@ class Composed(torch.optim.Optimizer):
                 if theirs.get(name, value) != value:
                     raise StateError(f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {value!r}")
             for role in ours["codecs"]:
-                sizes = [settings.coding(g["codecs"][role], g["block"], False).block for g in ({**ours, **theirs}, ours)]
-                if sizes[0] != sizes[1]:
-                    raise StateError(
-                        f"{call}: group {k} keeps {role} in blocks of {sizes[0]}, this optimizer in blocks of {sizes[1]}"
-                    )
+                both = {**ours, **theirs}, ours
+                their, our = (settings.coding(group["codecs"][role], group["block"], False).block for group in both)
+                if their != our:
+                    raise StateError(f"{call}: group {k} has {role} in blocks of {their}, this optimizer of {our}")
             hyper = settings.hyper_of(self.rule, {**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:

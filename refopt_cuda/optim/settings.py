@@ -12,7 +12,7 @@ import torch
 
 from refopt.codecs import CODECS as RECORDS
 from refopt.rules import RULES
-from refopt.spec import Codec, Hyper, Rule, State
+from refopt.spec import Codec, Hyper, Rule
 from refopt_cuda.codecs import STATES, WEIGHTS, Form, named
 from refopt_cuda.rules import RULES as KERNELS
 from refopt_cuda.rules import hypers
@@ -98,7 +98,7 @@ def codec_names(rule: Rule, given: Any, usual: Mapping[str, str], call: str) -> 
 
 
 def words(role: str, codec: Any, call: str) -> str:
-    """A codec given by name or by record as words: "dynamic8", "fp8.e5m2", "q4:64"; ValueError for one without a kernel."""
+    """A codec by name or by record as words: "dynamic8", "fp8.e5m2", "q4:64"; ValueError for one without a kernel."""
     table, kind = (WEIGHTS, "format of weights") if role == "p" else (STATES, "codec")
     text = _of_record(codec, call) if isinstance(codec, Codec) else codec
     name, _, block = text.partition(":") if isinstance(text, str) else ("", "", "")
@@ -146,7 +146,7 @@ def coding(text: str, block: int | None, nonnegative: bool) -> Coding:
 
 
 def check_group(rule: Rule, group: Mapping[str, Any], call: str, needed: Iterable[str] = ()) -> None:
-    """ValueError for a block, a limit or a table of codecs that no state, of those that are needed, can be kept with."""
+    """ValueError for a block, a limit or a table of codecs that the needed states cannot be kept with."""
     for name, low in (("block", 1), ("min_size", 0)):
         value = group[name]
         if name == "block" and value is None:
@@ -161,7 +161,9 @@ def check_group(rule: Rule, group: Mapping[str, Any], call: str, needed: Iterabl
         block = coding(words(role, text, call), group["block"], False)
         sizes += [block.block] if block.form.scaled else []
         if block.form.scaled and block.form.module.BITS == 4 and block.block % 2:
-            raise ValueError(f"{call}: two codes of {block.form.stem} share a byte: block must be even, got {block.block}")
+            raise ValueError(
+                f"{call}: two codes of {block.form.stem} share a byte: block must be even, got {block.block}"
+            )
     if any(max(sizes) % size for size in sizes):
         raise ValueError(f"{call}: the block sizes of one parameter's states must divide the largest, got {sizes}")
 

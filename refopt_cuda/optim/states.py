@@ -67,7 +67,9 @@ def layout(rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], p: to
     return layout_of([s for s in rule.states if s.name in first], group, p, first)
 
 
-def layout_of(kept: Iterable[State], group: Mapping[str, Any], p: torch.Tensor, first: Mapping[str, float] = ZEROS) -> Layout:
+def layout_of(
+    kept: Iterable[State], group: Mapping[str, Any], p: torch.Tensor, first: Mapping[str, float] = ZEROS
+) -> Layout:
     """These states of `p` under this group's codecs, block and min_size."""
     coded, shape = eligible(p, group["min_size"]), tuple(p.shape)
     codings, parts = [], []
@@ -87,7 +89,9 @@ def _parts(state: State, found: Coding, shape: tuple[int, ...], first: float) ->
     if not form.scaled:
         return (Part(state.torch or state.name, shape, WORDS[form.stem], first),)
     code, scale = _first(form, block, first)
-    codes = Part(f"{state.name}.codes", _codes_shape(form, block, shape), DTYPES[form.module.dtype(**form.options)], code)
+    codes = Part(
+        f"{state.name}.codes", _codes_shape(form, block, shape), DTYPES[form.module.dtype(**form.options)], code
+    )
     scales = DTYPES[form.module.scale_dtype(**form.options)]
     return codes, Part(f"{state.name}.scales", blocks.grid(shape, block), scales, scale)
 

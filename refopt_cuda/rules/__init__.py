@@ -60,6 +60,16 @@ class Form(NamedTuple):
         words = [(n if c else f"no_{n}") if isinstance(c, bool) else c for n, c in self.options.items()]
         return "_".join([self.stem, *words])
 
+    @property
+    def width(self) -> int:
+        """How many scalars a step reads."""
+        return len(RULES[self.stem].SCALARS)
+
+    @property
+    def source(self) -> str:
+        """Where the functor is."""
+        return f"rules/{self.stem}.cuh"
+
     def make(self, o: Any) -> Callable:
         """`step(p, g, x, s) -> (p, x)` of this form over the arithmetic `o`."""
         return RULES[self.stem].make(o, **self.options)

@@ -60,7 +60,7 @@ class Run:
 
     def start(self) -> None:
         """The model with its first weights, or all that the checkpoint holds."""
-        self.model: Transformer = build(self.plan.sizes, self.seed, self.plan.device)
+        self.model: Transformer = build(self.plan.sizes, self.seed, self.plan.device, self.subject.dtype)
         self.opt = self.subject.make(self.model.parameters(), self.plan.lr)
         self.params = [p for g in self.opt.param_groups for p in g["params"]]
         if self.checkpoint.exists():

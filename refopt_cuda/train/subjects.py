@@ -12,7 +12,7 @@ import torch
 
 import refopt
 from refopt_cuda import optim
-from refopt_cuda.codecs import CODECS
+from refopt_cuda.codecs import STATES, WEIGHTS
 from refopt_cuda.optim import settings, states
 from refopt_cuda.train.errors import InputError
 
@@ -23,10 +23,26 @@ WORDS: dict[str, dict[str, Any]] = {
     "adam": {"rate": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "lion": {"rate": 0.2, "betas": (0.9, 0.99), "weight_decay": 0.5},
     "sgd": {"rate": 40.0, "momentum": 0.9},
+    "adafactor": {"rate": 1.0, "relative_step": False, "scale_parameter": False, "weight_decay": 0.1},
 }
 """For each rule: its learning rate as a multiple of --lr, and what else it is given."""
 
-OURS = ("AdamW", "AdamW8bit", "Lion", "Lion8bit", "Adam", "Adam8bit", "SGD", "SGD8bit")
+KEPT = ("8bit", "4bit", "Fp8")
+"""How a class says what its states are kept in."""
+NAMES = (
+    "AdamW",
+    "AdamW8bit",
+    "AdamW4bit",
+    "AdamWFp8",
+    "Lion",
+    "Lion8bit",
+    "Adam",
+    "Adam8bit",
+    "SGD",
+    "SGD8bit",
+    "Adafactor",
+)
+OURS = tuple(name for name in NAMES if hasattr(optim, name))
 TORCH = ("AdamW", "Adam", "SGD")
 
 
@@ -41,7 +57,12 @@ class Subject:
 
     @property
     def rule(self) -> str:
-        return self.cls.removesuffix("8bit").lower()
+        return _rule(self.cls)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights: bfloat16 where a format of weights keeps the rest of them."""
+        return torch.bfloat16 if "p" in self.codecs else torch.float32
 
     def rate(self, lr: float) -> float:
         """This rule's learning rate where AdamW's is `lr`."""
@@ -55,8 +76,15 @@ class Subject:
         return getattr(optim, self.cls)(params, **words, **({"codecs": self.codecs} if self.codecs else {}))
 
 
+def _rule(cls: str) -> str:
+    """The stem behind a class's name."""
+    for kept in KEPT:
+        cls = cls.removesuffix(kept)
+    return cls.lower()
+
+
 def parse(name: str) -> Subject:
-    """`AdamW8bit`, `torch.AdamW`, or a class with codecs for single states: `AdamW:v=int8_linear,m=bf16`."""
+    """`AdamW8bit`, `torch.AdamW`, or a class with codecs for single roles: `AdamW:v=int8_linear,m=bf16`."""
     cls, _, options = name.partition(":")
     if cls.startswith("torch."):
         if cls.removeprefix("torch.") not in TORCH or options:
@@ -72,16 +100,17 @@ def parse(name: str) -> Subject:
 
 
 def _codecs(name: str, cls: str, options: str) -> dict[str, str]:
-    states = [s.name for s in refopt.rules.RULES[cls.removesuffix("8bit").lower()].states]
+    roles: dict[str, Any] = {s.name: STATES for s in refopt.rules.RULES[_rule(cls)].states} | {"p": WEIGHTS}
     out = {}
     for option in filter(None, options.split(",")):
-        state, _, codec = option.partition("=")
-        if state not in states or codec not in CODECS:
+        role, _, codec = option.partition("=")
+        if role not in roles or codec not in roles[role]:
+            *states, _ = roles
             raise InputError(
-                f"--optimizers: {option!r} in {name!r} must be STATE=CODEC; "
-                f"states are {', '.join(states)}, codecs {', '.join(CODECS)}"
+                f"--optimizers: {option!r} in {name!r} must be ROLE=CODEC; states are {', '.join(states)}, "
+                f"codecs {', '.join(STATES)}; weights are p, codecs {', '.join(WEIGHTS)}"
             )
-        out[state] = codec
+        out[role] = codec
     return out
 
 
@@ -105,9 +134,9 @@ def state_bytes(opt: torch.optim.Optimizer) -> int:
 
 def bytes_for(subject: Subject, shapes: Iterable[tuple[int, ...]]) -> int:
     """Exact bytes of the states for parameters of these shapes; nothing is allocated."""
-    params = [torch.nn.Parameter(torch.empty(s, device="meta")) for s in shapes]
+    params = [torch.nn.Parameter(torch.empty(s, device="meta", dtype=subject.dtype)) for s in shapes]
     if not subject.torchs:
-        opt: Any = subject.make([torch.nn.Parameter(torch.empty(1))], 1e-3)
+        opt: Any = subject.make([torch.nn.Parameter(torch.empty(1, dtype=subject.dtype))], 1e-3)
         (group,) = opt.param_groups
         hyper = settings.hyper_of(opt.rule, group, "bytes_for")
         parts = [part for p in params for part in states.layout(opt.rule, hyper, group, p).all]

@@ -7,9 +7,9 @@ of_copy = (p + g + states read, p + states written) / time / copy bandwidth (byt
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,13 @@ import torch
 import refopt
 from refopt_cuda.kernels.step_cuda import Launch, Tensor
 from refopt_cuda.rules import RULES, named
+from tests.bench.clocks import copy_bandwidth, device_ms, tidy
+from tests.bench.models import FLAT
 from tests.bench.record import Recorder, arguments, software
 
-FLAT = 2**28
 HYPER = {"adamw": {"lr": 1e-3, "wd": 0.01}, "lion": {"lr": 1e-4, "wd": 0.1}, "sgd": {"lr": 1e-2, "momentum": 0.9}}
 WIDTH = {"f32": 4.0, "dynamic8": 1 + 4 / 256, "int8_linear": 1 + 4 / 256}
 NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
-
-
-def median_ms(run: Callable[[], Any], times: int = 20, warm: int = 3) -> float:
-    """Median of CUDA-event times in milliseconds."""
-    for _ in range(warm):
-        run()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
-    for start, stop in pairs:
-        start.record()
-        run()
-        stop.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in pairs)
-
-
-def copy_bandwidth() -> float:
-    """Bytes read plus written per second by a device copy of 4 GiB."""
-    a = torch.empty(2**30, dtype=torch.float32, device="cuda").normal_()
-    b = torch.empty_like(a)
-    return 2 * a.nbytes / (median_ms(lambda: b.copy_(a)) * 1e-3)
 
 
 class Flat:
@@ -139,29 +120,50 @@ SUBJECTS: Sequence[tuple[str, str, tuple[str, ...], torch.dtype]] = (
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--quick", action="store_true", help="no comparison with NumPy")
-    args = parser.parse_args()
+    args = arguments(__doc__ or "").parse_args()
     versions = software("torch", "cupy-cuda13x", "numpy")
     rec = Recorder("gpu_step", torch.cuda.get_device_name(), versions, args.commit, args.out)
-    copy = copy_bandwidth()
+    if not args.dry:
+        rec.check()
+    copy = copy_bandwidth("cuda")
     rec.add("flat268m", "device copy", "bandwidth", copy / 1e9, "GB/s")
-    for subject, rule, codecs, dtype in SUBJECTS:
-        flat = Flat(rule, codecs, dtype, FLAT)
-        ms = median_ms(flat.step)
-        rec.add("flat268m", subject, "ms", ms, "ms")
-        reached = flat.moved() / (ms * 1e-3)
-        rec.add("flat268m", subject, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
-        del flat
-    p = torch.nn.Parameter(torch.randn(FLAT, device="cuda").to(torch.bfloat16))
-    p.grad = (torch.randn(FLAT, device="cuda") * 1e-3).to(torch.bfloat16)
-    fused = torch.optim.AdamW([p], fused=True)
-    rec.add("flat268m", "torch AdamW fused", "ms", median_ms(fused.step), "ms")
+    for subject in SUBJECTS:
+        if not args.only or subject[0] in args.only:
+            guarded(subject[0], partial(time_of, rec, copy, *subject))
+    guarded("torch AdamW fused", partial(fused, rec))
     if not args.quick:
-        for name, count in mismatches(FLAT).items():
-            rec.add("flat268m", "AdamW8bit", f"mismatches_{name}", count, "words", "NumPy, 3 steps")
+        guarded("AdamW8bit beside NumPy", partial(beside_numpy, rec))
     if not args.dry:
         rec.save()
+
+
+def guarded(name: str, measure: Callable[[], None]) -> None:
+    """What goes wrong is printed."""
+    try:
+        measure()
+    except Exception as error:
+        print(f"flat268m         {name:<34} FAILED: {type(error).__name__}: {str(error)[:300]}", flush=True)
+    tidy("cuda")
+
+
+def time_of(rec: Recorder, copy: float, subject: str, rule: str, codecs: tuple[str, ...], dtype: torch.dtype) -> None:
+    flat = Flat(rule, codecs, dtype, FLAT)
+    ms = device_ms(flat.step, "cuda")
+    rec.add("flat268m", subject, "ms", ms, "ms")
+    reached = flat.moved() / (ms * 1e-3)
+    rec.add("flat268m", subject, "of_copy", reached / 1e9, "GB/s", "device copy", reached / copy)
+
+
+def fused(rec: Recorder) -> None:
+    p = torch.nn.Parameter(torch.randn(FLAT, device="cuda").to(torch.bfloat16))
+    p.grad = (torch.randn(FLAT, device="cuda") * 1e-3).to(torch.bfloat16)
+    opt = torch.optim.AdamW([p], fused=True)
+    rec.add("flat268m", "torch AdamW fused", "ms", device_ms(opt.step, "cuda"), "ms")
+
+
+def beside_numpy(rec: Recorder) -> None:
+    for name, count in mismatches(FLAT).items():
+        rec.add("flat268m", "AdamW8bit", f"mismatches_{name}", count, "words", "NumPy, 3 steps")
 
 
 if __name__ == "__main__":

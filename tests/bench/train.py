@@ -52,7 +52,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if gpu else f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
     versions = software("torch", "numpy", *(["cupy-cuda13x"] if gpu else ["numba"]))
     rec = Recorder("train", device, versions, args.commit, args.out)
-    record(rec, job, results(job))
+    record(rec, job, [r for r in results(job) if not args.only or r.subject.name in args.only])
     if not args.dry:
         rec.save()
 

@@ -78,7 +78,7 @@ def covering() -> tuple[Case, ...]:
     """The set, in a fixed order."""
     factors = {"rule": [*RULES], "codec": CODECS, "weight": WEIGHT_FORMATS, "grad": build.NUMBERS}
     rows = pairwise({**factors, "block": [256, 128, 32, 2048], "rows": [1, 8]})
-    turns = {stem: 0 for stem in RULES}
+    turns = dict.fromkeys(RULES, 0)
     out = []
     for row in rows:
         kept = [form for form in forms(row["rule"]) if form.states]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refopt.codecs import blocks
+from refopt_cuda.kernels.build import Kernel
 from refopt_cuda.kernels.step_cuda import UNIT, Launch, Tensor
 
 Shape = tuple[int, ...]
 
-SHAPES: list[Shape] = [(), (0,), (3, 0), (0, 300), (1,), (7,), (255,), (256,), (257,), (70_000,)]
+SHAPES: list[Shape] = [(), (0,), (3, 0), (0, 300), (1,), (7,), (255,), (256,), (257,), (5_000,)]
 SHAPES += [(5, 15), (5, 16), (40, 3), (5, 40), (33, 255), (33, 256), (33, 257), (8, 264), (2, 3, 512), (2, 3, 4, 17)]
-LARGE: list[Shape] = [(2**31 + 5,), (2**31,), (2**32 + 3, 4), (3, 2**31 + 7), (2, 2**32 - 1), (2**14, 2**20 + 9)]
-"""More than 2^31 elements; with blocks of 2^20 their block lists stay short."""
+LARGE: list[Shape] = [(2**31 + 5,), (2**31,), (2**32 + 3, 4), (3, 2**31 - 7), (2**14, 2**20 + 8)]
+"""2^31 elements and more."""
 
 
 def address(k: int, part: int) -> int:
@@ -31,57 +32,91 @@ def tensors(shapes: Sequence[Shape], shift: int = 0) -> list[Tensor]:
     return [Tensor(address(k, 0) + shift, ((address(k, 1) + shift, address(k, 2)),), s) for k, s in enumerate(shapes)]
 
 
-def table(shapes: Sequence[Shape], block: int, shift: int = 0) -> tuple[np.ndarray, int]:
-    return Launch("lion", ("dynamic8",), "float32", "float32", block)._table(tensors(shapes, shift))
+def launch(block: int | tuple[int, ...]) -> Launch:
+    """One coded state, or one for each block size."""
+    if isinstance(block, int):
+        return Launch("lion", ("dynamic8",), "float32", "float32", block)
+    return Launch("adamw", ("dynamic8",) * len(block), "float32", "float32", block)
 
 
-def spans(entry: np.void, count: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and length of each block as `Span` in step.cu finds them: what wraps around there wraps around here."""
-    b, row, n = np.arange(count, dtype=np.uint32), entry["row"], entry["n"]
-    if entry["per"] == 0:
-        offset = b * np.int64(block)
-        return offset, np.minimum(block, n - offset)
-    r = b // entry["per"]
-    c = (b - r * entry["per"]) * np.uint32(block)
-    return r * row + c, np.minimum(block, row - c)
+def table(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0) -> tuple[np.ndarray, int]:
+    of = launch(block)
+    made = [t._replace(states=t.states * len(of.codecs)) for t in tensors(shapes, shift)]
+    return of._table(made)
 
 
-def check(shapes: Sequence[Shape], block: int, shift: int = 0) -> None:
-    """The oracle's blocks, in one list of units without gaps; those before `whole` need no arithmetic."""
+def stretches(entry: np.void, tile: int, kernel: Kernel) -> Iterator[tuple[int, int, int]]:
+    """(row, first element in it, elements) of what a warp steps in one tile, as step.cu has it."""
+    size, per, row, n = kernel.tile, int(entry["per"]), int(entry["row"]), int(entry["n"])
+    if per == 0:
+        yield 0, tile * size, min(size, n - tile * size)
+        return
+    rows, pack, full = n // row, int(entry["pack"]), int(entry["full"])
+    first, c = tile // per * pack, tile % per
+    if kernel.group == 1 and c >= pack * full:
+        yield from ((r, full * size, row - full * size) for r in range(first, min(first + pack, rows)))
+        return
+    r, column = (first + c // full, c % full) if pack > 1 else (first, c)
+    if r < rows and column * size < row:
+        yield r, column * size, min(size, row - column * size)
+
+
+def check(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0) -> None:
+    """Every element is stepped once, beside the scale that the oracle's block list gives it; one list without gaps."""
+    of = launch(block)
     got, total = table(shapes, block, shift)
-    first = got["first"].astype(np.int64)
+    kernel, first = of._kernel(64), got["first"].astype(np.int64)
     assert len(got) == len(shapes) + 1 and total == first[-1]
     for k, shape in enumerate(shapes):
-        bounds = blocks.bounds(shape, block)
-        assert got["blocks"][k] == len(bounds) - 1, shape
-        assert first[k + 1] - first[k] == -(-(len(bounds) - 1) // UNIT), shape
-        offset, length = spans(got[k], len(bounds) - 1, block)
-        assert (offset == bounds[:-1]).all() and (length == np.diff(bounds)).all(), (shape, block)
-        whole = int(got["whole"][k])
-        assert 0 <= whole < len(bounds)
-        assert (bounds[: whole + 1] == np.arange(whole + 1) * block).all(), (shape, block)
-        assert got["p"][k] == address(k, 0) + shift
-        assert got["states"][k].tolist() == [[address(k, 1) + shift, address(k, 2)]]
+        entry, n = got[k], math.prod(shape)
+        assert first[k + 1] - first[k] == -(-int(entry["tiles"]) // UNIT), shape
+        seen, scales = np.zeros(n, np.int64), np.zeros((len(of.blocks), n), np.int64)
+        for tile in range(int(entry["tiles"])):
+            for r, within, length in stretches(entry, tile, kernel):
+                at = r * int(entry["row"]) + within
+                seen[at : at + length] += 1
+                for j, slot in enumerate(entry["states"]):
+                    i = np.arange(within, within + length)
+                    size = 8 << int(slot["shift"]) if kernel.quick else int(slot["block"])
+                    scales[j, at : at + length] = r * int(slot["per"]) + i // size
+                    assert (i // int(slot["block"]) == i // size).all()
+        assert (seen == 1).all(), (shape, block)
+        for j, size in enumerate(of.blocks):
+            bounds = blocks.bounds(shape, size)
+            assert (scales[j] == np.searchsorted(bounds, np.arange(n), side="right") - 1).all(), (shape, size)
+        whole = int(entry["whole"])
+        assert whole * kernel.tile <= n and (whole == 0 or (entry["per"] == 0 and kernel.quick))
+        assert entry["p"] == address(k, 0) + shift
+        assert entry["states"]["codes"].tolist() == [address(k, 1) + shift] * len(of.blocks)
 
 
-@pytest.mark.parametrize("block", [1, 4, 64, 256, 1000, 2048])
+@pytest.mark.parametrize("block", [1, 4, 16, 64, 256, 1000, 2048, (64, 256), (2048, 128), (50, 200)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_blocks_of_a_tensor_are_the_oracles(shape: Shape, block: int) -> None:
+def test_the_blocks_of_a_tensor_are_the_oracles(shape: Shape, block: int | tuple[int, ...]) -> None:
     check([shape], block)
 
 
+@pytest.mark.parametrize("block", [256, 2048])
 @pytest.mark.parametrize("shape", LARGE, ids=str)
-def test_more_than_two_to_the_31_elements(shape: Shape) -> None:
+def test_more_than_two_to_the_31_elements(shape: Shape, block: int) -> None:
+    """The tiles at either end, and some between: neighbours leave no gap, and eights of elements fit 32 bits."""
     assert math.prod(shape) >= 2**31
-    check([shape, (7,), shape], 2**20)
+    (entry, _), _ = table([shape], block)
+    kernel, tiles = launch(block)._kernel(64), int(entry["tiles"])
+    for tile in (0, 1, tiles // 3, tiles // 2, tiles - 2, tiles - 1):
+        for r, within, length in stretches(entry, tile, kernel):
+            assert 0 <= r * int(entry["row"]) + within < r * int(entry["row"]) + within + length <= math.prod(shape)
+            assert (r * int(entry["row"]) + within) // 8 < 2**32
+    spans = [s for tile in range(tiles - 40, tiles) for s in stretches(entry, tile, kernel)]
+    assert spans[-1][0] * int(entry["row"]) + spans[-1][1] + spans[-1][2] == math.prod(shape)
 
 
 @given(
     shapes=st.lists(st.lists(st.integers(0, 70), max_size=3).map(tuple), min_size=1, max_size=8),
-    block=st.sampled_from([1, 4, 16, 64, 256]),
+    block=st.sampled_from([1, 4, 16, 64, 256, 512, (16, 32)]),
     shift=st.sampled_from([0, 2, 16]),
 )
-def test_several_tensors_share_one_list(shapes: list[Shape], block: int, shift: int) -> None:
+def test_several_tensors_share_one_list(shapes: list[Shape], block: int | tuple[int, ...], shift: int) -> None:
     check(shapes, block, shift)
 
 
@@ -93,17 +128,18 @@ def test_all_shapes_in_one_launch() -> None:
 def test_whole_blocks_take_the_short_way_where_16_bytes_can_be_read_at_once(shape: Shape, whole: int) -> None:
     (aligned, _), _ = table([shape], 256)
     (shifted, _), _ = table([shape], 256, shift=8)
-    assert (aligned["whole"], aligned["aligned"]) == (whole, 1)
+    easy = shape != (33, 257)  # of one row: the whole tiles are those that the kernel was compiled for
+    assert (aligned["whole"], aligned["aligned"]) == (whole, 3 if easy else 1)
     assert (shifted["whole"], shifted["aligned"]) == (0, 0)
 
 
 def test_one_misaligned_state_is_enough() -> None:
-    launch = Launch("adamw", ("f32", "f32"), "float32", "float32")
+    of = Launch("adamw", ("f32", "f32"), "float32", "float32")
     for bad in range(3):
         p, m, v = (4096 * k + 4 * (k == bad) for k in range(3))
-        assert launch._table([Tensor(p, ((m, 0), (v, 0)), (512,))])[0]["aligned"][0] == 0
-    assert launch._table([Tensor(4096, ((8192, 0), (4, 0)), (512,))])[0]["aligned"][0] == 0
-    assert launch._table([Tensor(4096, ((8192, 4), (16, 4)), (512,))])[0]["aligned"][0] == 1
+        assert of._table([Tensor(p, ((m, 0), (v, 0)), (512,))])[0]["aligned"][0] == 0
+    assert of._table([Tensor(4096, ((8192, 0), (4, 0)), (512,))])[0]["aligned"][0] == 0
+    assert of._table([Tensor(4096, ((8192, 4), (16, 4)), (512,))])[0]["aligned"][0] == 3
 
 
 @pytest.mark.parametrize(
@@ -112,12 +148,12 @@ def test_one_misaligned_state_is_enough() -> None:
         ([(2**35,)], 256, "at most 2\\^35 - 1 are addressed"),
         ([(2**33,)], 1, "at most 2\\^29 - 1 fit a launch"),
         ([(2**35 - 1,)] * 33, 256, "at most 2\\^29 - 1 fit a launch"),
-        ([(2, 2**32 + 1)], 256, "rows of 4294967297 elements"),
+        ([(2, 2**31 + 1)], 256, "rows of 2147483649 elements"),
     ],
     ids=["elements", "blocks", "blocks of all", "row"],
 )
 def test_what_32_bits_cannot_count_is_refused(shapes: list[Shape], block: int, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         table(shapes, block)
-    largest = [(2**35 - 1,)] * 31 + [(2**34,), (2, 2**32 - 1)]
-    assert table(largest, 256)[1] == (31 * 2**27 + 2**26 + 2**25) // UNIT
+    largest = [(2**35 - 1,)] * 31 + [(2**34,), (2, 2**31 - 1)]
+    assert table(largest, 256)[1] == (31 * 2**27 + 2**26 + 2**24) // UNIT

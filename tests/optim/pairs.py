@@ -129,7 +129,9 @@ class Mirror:
         self.state = self.opt.init([self.p])
 
     def step(self, g: torch.Tensor) -> None:
-        self.p, state = self.opt._apply(self.number, self.p, exact(g), self.state[0], self.opt.hyper)  # random bits go by number
+        self.p, state = self.opt._apply(
+            self.number, self.p, exact(g), self.state[0], self.opt.hyper
+        )  # random bits go by number
         self.state = [state]
         self.p = torch.from_numpy(self.p).to(self.dtype).float().numpy()
 

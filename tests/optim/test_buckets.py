@@ -27,7 +27,9 @@ class Recorder:
     def bind(self, tensors: list[step_cuda.Tensor]) -> None:
         self.bound.append([t.p for t in tensors])
 
-    def run(self, grads: list[int], scalars: np.ndarray, which: list[int] | None, stream: int, random: list[int]) -> None:
+    def run(
+        self, grads: list[int], scalars: np.ndarray, which: list[int] | None, stream: int, random: list[int]
+    ) -> None:
         assert len(grads) == len(self.bound[-1])
         self.runs.append((grads, scalars, which))
 

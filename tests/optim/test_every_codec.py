@@ -1,4 +1,4 @@
-"""Every codec for every role through the drop-ins, beside the reference: weights, codes, scales and what lies beside."""
+"""Every codec for every role through the drop-ins, beside the reference."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ def test_every_name_is_its_rule_with_its_codec(case: Case, suffix: str, device: 
     walk(reference(case), params, 3, opt, **dict.fromkeys(("m", "v", "w", "s", "buf", "a", "m1", "m2"), usual))
 
 
-@pytest.mark.parametrize("codecs", [{"p": "bf16_sr"}, {"p": "bf16_kahan"}, {"p": "bf16_rem16", "m": "fp8.e5m2"}, "q4", "compand8.bf16"], ids=str)
+@pytest.mark.parametrize(
+    "codecs",
+    [{"p": "bf16_sr"}, {"p": "bf16_kahan"}, {"p": "bf16_rem16", "m": "fp8.e5m2"}, "q4", "compand8.bf16"],
+    ids=str,
+)
 def test_a_run_that_was_saved_goes_on_to_the_same_bits(codecs: Any) -> None:
     params = weights(SHAPES, torch.bfloat16, "cpu")
     opt = ADAMW.make(params, codecs=codecs, seed=3)
@@ -86,6 +90,8 @@ def test_float32_weights_carry_on_without_their_format() -> None:
         p.grad = torch.ones_like(p)
         opt.step()
     exact = (p.detach().view(torch.int16).to(torch.int32) << 16) + opt.state[p]["p.rem"].to(torch.int32)
-    assert torch.equal(exact.view(torch.float32), torch.full_like(exact, 0).view(torch.float32) + exact.view(torch.float32)[0, 0])
+    assert torch.equal(
+        exact.view(torch.float32), torch.full_like(exact, 0).view(torch.float32) + exact.view(torch.float32)[0, 0]
+    )
     assert 0.9996 < float(exact.view(torch.float32)[0, 0]) < 0.9998
     assert snapshot(opt)[0][1]["step"] == 3

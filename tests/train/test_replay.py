@@ -12,18 +12,19 @@ from refopt_cuda.train import subjects
 from refopt_cuda.train.replay import Replay, chosen
 
 SHAPES = [(64, 96), (200,), (600, 130)]
+WEIGHTS = ("AdamW8bit:p=bf16_rem16", "Lion8bit:p=bf16_kahan", "AdamW8bit:p=bf16_sr")
 
 
 def stepped(name: str, spoil: Any = None) -> list[bool]:
     """Three steps; whether each parameter of each step agrees."""
-    params = [
-        torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(k))) for k, s in enumerate(SHAPES)
-    ]
-    opt = subjects.parse(name).make(params, 1e-2)
+    subject = subjects.parse(name)
+    first = [torch.randn(s, generator=torch.Generator().manual_seed(k)) for k, s in enumerate(SHAPES)]
+    params = [torch.nn.Parameter(x.to(subject.dtype)) for x in first]
+    opt = subject.make(params, 1e-2)
     out = []
     for t in range(3):
         for k, p in enumerate(params):
-            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + k))
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * t + k)).to(p.dtype)
         replays = [Replay(opt, p) for p in params]
         for r in replays:
             r.before()
@@ -34,7 +35,7 @@ def stepped(name: str, spoil: Any = None) -> list[bool]:
     return out
 
 
-@pytest.mark.parametrize("name", [*subjects.OURS, "AdamW:v=int8_linear", "AdamW:m=bf16"])
+@pytest.mark.parametrize("name", [*subjects.OURS, "AdamW:v=int8_linear", "AdamW:m=bf16", *WEIGHTS])
 def test_every_optimizer_of_ours_agrees(name: str) -> None:
     assert all(stepped(name))
 
@@ -48,7 +49,7 @@ def next_bit(x: torch.Tensor) -> None:
         x.view(-1)[5] = torch.nextafter(x.view(-1)[5], torch.tensor(9.0))
 
 
-@pytest.mark.parametrize("key", ["p", "v.scales", "m.codes"])
+@pytest.mark.parametrize("key", ["p", "v.scales", "m.codes", "p.rem"])
 def test_one_wrong_bit_is_seen(key: str) -> None:
     def spoil(opt: Any, p: Any) -> None:
         if key == "p":
@@ -58,7 +59,8 @@ def test_one_wrong_bit_is_seen(key: str) -> None:
         else:
             opt.state[p][key].view(-1)[5] ^= 1
 
-    assert stepped("AdamW8bit", spoil)[3:6] == [False, True, True]
+    name = "AdamW8bit:p=bf16_rem16" if key == "p.rem" else "AdamW8bit"
+    assert stepped(name, spoil)[3:6] == [False, True, True]
 
 
 def test_the_first_and_the_last_step_are_among_the_samples() -> None:

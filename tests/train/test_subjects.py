@@ -22,6 +22,7 @@ def test_the_default_list_is_known() -> None:
         ("torch.Muon", "of torch.optim there are"),
         ("AdamW:q=f32", "states are m, v"),
         ("AdamW:v=int3", "codecs f32"),
+        ("AdamW:p=dynamic8", "weights are p, codecs bf16_sr"),
     ],
 )
 def test_an_unknown_one_is_refused_with_what_there_is(name: str, says: str) -> None:
@@ -35,12 +36,13 @@ def test_none_is_named_twice() -> None:
 
 
 SHAPES = [(64, 96), (200,), (33, 130)]
+MIXED = ("AdamW:v=int8_linear", "AdamW8bit:p=bf16_rem16")
 
 
-@pytest.mark.parametrize("name", [*subjects.OURS, *(f"torch.{c}" for c in subjects.TORCH), "AdamW:v=int8_linear"])
+@pytest.mark.parametrize("name", [*subjects.OURS, *(f"torch.{c}" for c in subjects.TORCH), *MIXED])
 def test_bytes_without_allocating_are_the_bytes_of_the_tensors(name: str) -> None:
     subject = subjects.parse(name)
-    params = [torch.nn.Parameter(torch.ones(s)) for s in SHAPES]
+    params = [torch.nn.Parameter(torch.ones(s, dtype=subject.dtype)) for s in SHAPES]
     opt = subject.make(params, 1e-3)
     for p in params:
         p.grad = torch.ones_like(p)

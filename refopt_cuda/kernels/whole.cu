@@ -1,0 +1,509 @@
+// Rules that see whole tensors: sums over rows, blocks or all of a tensor, in the canonical order (refopt/reduce.py),
+// then a step that uses them. Each pass is one launch over all tensors; nothing is read back by the host.
+//
+// whole_build.py defines, in front of this text: RULE (a functor of refopt_cuda/rules), WEIGHT and GRAD (number formats),
+// TENSORS and ROWS (most tensors, and different rows of scalars, a launch); and behind it an ENTRY for each pass.
+//
+// sums     squares of RULE::sums over each piece of a tensor: a row of 256 elements and more, else 65536 elements
+// finish   R over the pieces of each block of the rule, and what RULE::finish makes of it
+// tiles    row and column sums of RULE::tile, matrix by matrix, over tiles of 256 x 256
+// lines    the factors: running means of those sums, and the inverse roots of the columns
+// means    the mean of the row factors of each matrix
+// update   RULE::update, element by element
+//
+// A warp walks a piece, eight neighbouring elements a lane: lane l has accumulators 8 l .. 8 l + 7 of the 256, and adds
+// one element to each for every 256 elements of the piece.
+
+constexpr int KEPT = RULE::KEPT, SUMS = RULE::SUMS, PAIRS = RULE::PAIRS > 0 ? RULE::PAIRS : 1;
+constexpr uint32_t THREADS = 256, WARPS = THREADS / 32, SIDE = 256, CHUNK = 65536, STRIP = SIDE / WARPS;
+enum { PIECES, BLOCKS, TILES, LINES, MATRICES, KINDS };
+enum { READS_P = 1, READS_G = 2, READS_X = 4 };  // READS_X << n: state n
+typedef RULE::Scalars Scalars;
+typedef RULE::Wide Wide;
+
+struct __align__(16) Tensor {
+    char* p;
+    float* x[KEPT];        // states of one entry a weight, 0 where this tensor has none
+    float* f[2 * PAIRS];   // row and column factors, or one entry a block of the rule
+    double* sums;          // SUMS planes of one entry a piece
+    double* lines;         // sums of a row in each tile, row by row; then of a column in each tile, column by column
+    float* k;              // four floats a block, made by `finish`
+    float* roots;          // PAIRS planes of one entry a column: 1 / sqrt(column factor)
+    float* means;          // PAIRS planes of one entry a matrix: mean of the row factor
+    int64_t n, block, piece;  // elements in all, of a block of the rule, of a piece
+    uint32_t per, aligned;    // pieces a block; whether eights of elements may be read at once
+    uint32_t matrices, rows, columns, across, down;  // matrices: 0 where nothing is factored; tiles a row, a column
+    uint32_t by_row;          // whether a piece is a row
+    uint32_t first[KINDS];    // this tensor's first piece, block ... among those of all
+};
+struct Args {
+    const Tensor* tensors;  // one more than there are: the last only ends the lists
+    uint32_t count;
+    double wide[ROWS][8];
+    float scalars[ROWS][16];
+    unsigned char which[TENSORS];  // row of scalars a tensor
+    const char* g[TENSORS];        // 1: skip
+};
+
+struct Element {  // what a rule knows of one weight
+    float p, g, x[KEPT];
+    float inverse[PAIRS];  // roots of the rank-1 moments, one over each
+    const float* k;        // of its block
+    bool vector;           // nothing is factored
+};
+
+template <int KIND> HD uint32_t total(const Args& a) { return a.tensors[a.count].first[KIND]; }
+
+// An item's tensor, and its number there. Items are asked for in ascending order.
+template <int KIND> HD uint32_t seek(const Args& a, uint32_t item, uint32_t& k) {
+    while (item >= a.tensors[k + 1].first[KIND]) k++;
+    return item - a.tensors[k].first[KIND];
+}
+
+struct Task {  // a tensor in this step
+    const Tensor& t;
+    const char* g;
+    const Scalars& s;
+    const Wide& w;
+    uint32_t lane;
+    HD Task(const Args& a, uint32_t k)
+        : t(a.tensors[k]), g(a.g[k]), s(*(const Scalars*)a.scalars[a.which[k]]), w(*(const Wide*)a.wide[a.which[k]]), lane(threadIdx.x & 31) {}
+    HD bool skipped() const { return g == (const char*)1; }
+    HD bool quick() const { return t.aligned && !((uint64_t)g & 15); }
+};
+
+HD uint64_t pieces(const Tensor& t) { return (uint64_t)(t.n / t.block) * t.per; }
+
+// ---- sums in the canonical order ----
+
+HD double widened(double x) { return x; }
+
+HD double tree(double (&a)[8]) {  // over the 256 accumulators of a warp; the result is lane 0's
+#pragma unroll
+    for (int w = 16; w > 0; w >>= 1) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) a[e] = add64(a[e], __shfl_down_sync(0xFFFFFFFFu, a[e], w));
+    }
+    return add64(add64(add64(a[0], a[4]), add64(a[2], a[6])), add64(add64(a[1], a[5]), add64(a[3], a[7])));
+}
+
+HD double groups(double a) {  // over 32 groups of a row of a tile, one a lane
+#pragma unroll
+    for (int w = 16; w > 0; w >>= 1) a = add64(a, __shfl_down_sync(0xFFFFFFFFu, a, w));
+    return a;
+}
+
+template <class X> HD double r256(const X* x, uint32_t count, double* shared) {  // by a thread block
+    double sum = 0.0;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < count; i += SIDE) sum = add64(sum, widened(x[i]));
+    shared[threadIdx.x] = sum;
+    for (uint32_t w = SIDE / 2; w > 0; w >>= 1) {
+        __syncthreads();
+        if (threadIdx.x < w) shared[threadIdx.x] = add64(shared[threadIdx.x], shared[threadIdx.x + w]);
+    }
+    __syncthreads();
+    sum = shared[0];
+    __syncthreads();
+    return sum;
+}
+
+HD double r256_of_warp(const double* x, uint32_t count, uint32_t lane) {
+    double a[8] = {};
+    for (uint32_t i = 8 * lane; i < count; i += SIDE) {
+#pragma unroll
+        for (uint32_t e = 0; e < 8; e++)
+            if (i + e < count) a[e] = add64(a[e], x[i + e]);
+    }
+    return tree(a);
+}
+
+HD double r256_of_thread(const double* x, uint32_t count) {  // of at most 32: the accumulators beyond hold zero
+    double a[32];
+#pragma unroll
+    for (uint32_t i = 0; i < 32; i++) a[i] = i < count ? add64(0.0, x[i]) : 0.0;
+#pragma unroll
+    for (int w = 16; w > 0; w >>= 1) {
+#pragma unroll
+        for (int i = 0; i < w; i++) a[i] = add64(a[i], a[i + w]);
+    }
+    return a[0];
+}
+
+// ---- eight elements of a lane ----
+
+struct __align__(16) Four { float x[4]; };
+
+struct Eight {
+    float p[8], g[8], x[KEPT][8], inverse[PAIRS][8];  // inverse: roots of the rank-1 moments
+    HD Element at(int e, const float* k, bool vector) const {
+        Element one = {p[e], g[e], {}, {}, k, vector};
+#pragma unroll
+        for (int n = 0; n < KEPT; n++) one.x[n] = x[n][e];
+#pragma unroll
+        for (int n = 0; n < PAIRS; n++) one.inverse[n] = inverse[n][e];
+        return one;
+    }
+};
+
+template <int READS> struct Raws {  // as they lie in memory
+    WEIGHT::Raw p;
+    GRAD::Raw g;
+    float32::Raw x[KEPT];
+    HD void load(const Task& task, uint32_t eight) {
+        if (READS & READS_P) WEIGHT::load(task.t.p, eight, p);
+        if (READS & READS_G) GRAD::load(task.g, eight, g);
+#pragma unroll
+        for (int n = 0; n < KEPT; n++)
+            if (READS & READS_X << n && task.t.x[n]) float32::load((const char*)task.t.x[n], eight, x[n]);
+    }
+    HD void get(const Task& task, Eight& v) const {
+        if (READS & READS_P) WEIGHT::get(p, v.p);
+        if (READS & READS_G) GRAD::get(g, v.g);
+#pragma unroll
+        for (int n = 0; n < KEPT; n++)
+            if (READS & READS_X << n && task.t.x[n]) float32::get(x[n], v.x[n]);
+    }
+};
+
+template <int READS> HD void take_singly(const Task& task, int64_t at, uint32_t count, Eight& v) {
+#pragma unroll
+    for (uint32_t e = 0; e < 8; e++) {
+        if (e >= count) continue;
+        if (READS & READS_P) v.p[e] = WEIGHT::one((const char*)task.t.p, at + e);
+        if (READS & READS_G) v.g[e] = GRAD::one(task.g, at + e);
+#pragma unroll
+        for (int n = 0; n < KEPT; n++)
+            if (READS & READS_X << n && task.t.x[n]) v.x[n][e] = task.t.x[n][at + e];
+    }
+}
+
+HD void scale(float gs, Eight& v) {
+#pragma unroll
+    for (int e = 0; e < 8; e++) v.g[e] = mul(v.g[e], gs);
+}
+
+HD float row_root(const Tensor& t, int n, uint32_t row) {  // of row `row` of all matrices
+    return divide(1.0f, ieee_sqrt(divide(t.f[2 * n][row], t.means[n * t.matrices + row / t.rows])));
+}
+
+HD const float* column_roots(const Tensor& t, int n, uint32_t matrix) {
+    return t.roots + ((uint64_t)n * t.matrices + matrix) * t.columns;
+}
+
+// The inverse roots of eight moments in one row; `rows` are the row's.
+template <int USES> HD void invert(const Tensor& t, const float (&rows)[PAIRS], uint32_t matrix, uint32_t column, uint32_t count, bool quick, Eight& v) {
+#pragma unroll
+    for (int n = 0; n < USES; n++) {
+        const float* roots = column_roots(t, n, matrix) + column;
+        if (quick && count == 8) {
+            const Four a = ((const Four*)roots)[0], b = ((const Four*)roots)[1];
+#pragma unroll
+            for (int e = 0; e < 8; e++) v.inverse[n][e] = mul(rows[n], e < 4 ? a.x[e & 3] : b.x[e & 3]);
+        } else {
+#pragma unroll
+            for (uint32_t e = 0; e < 8; e++)
+                if (e < count) v.inverse[n][e] = mul(rows[n], roots[e]);
+        }
+    }
+}
+
+template <int USES> HD void invert_singly(const Tensor& t, int64_t at, uint32_t count, Eight& v) {  // across rows
+#pragma unroll 1
+    for (uint32_t e = 0; e < count; e++) {
+        uint32_t row = (uint32_t)((at + e) / t.columns), column = (uint32_t)(at + e - (int64_t)row * t.columns);
+#pragma unroll
+        for (int n = 0; n < USES; n++) {
+            float inverse = mul(row_root(t, n, row), column_roots(t, n, row / t.rows)[column]);
+#pragma unroll
+            for (uint32_t i = 0; i < 8; i++) v.inverse[n][i] = i == e ? inverse : v.inverse[n][i];
+        }
+    }
+}
+
+// ---- a piece, tile by tile ----
+
+struct Piece {
+    uint32_t block;
+    int64_t start;
+    uint32_t length;
+    HD Piece(const Tensor& t, uint32_t number) {
+        block = t.per == 1 ? number : number / t.per;
+        int64_t within = (int64_t)(number - block * t.per) * t.piece;
+        start = block * t.block + within, length = (uint32_t)min(t.piece, t.block - within);
+    }
+};
+
+template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task& task, const Piece& piece, Visitor& visit) {
+    const Tensor& t = task.t;
+    const bool quick = task.quick(), factored = USES > 0 && t.matrices > 0, by_row = t.by_row;
+    float rows[PAIRS] = {};
+    uint32_t row = 0, matrix = 0;
+    if (factored && by_row) {
+        row = (uint32_t)(piece.start / t.columns), matrix = row / t.rows;
+#pragma unroll
+        for (int n = 0; n < USES; n++) rows[n] = row_root(t, n, row);
+    }
+    uint32_t o = 8 * task.lane;
+    if (BATCH > 1 && quick && (USES == 0 || (factored && by_row))) {
+#pragma unroll 1
+        for (; o - 8 * task.lane + BATCH * SIDE <= piece.length; o += BATCH * SIDE) {
+            Raws<READS> raw[BATCH];
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) raw[b].load(task, (uint32_t)((piece.start + o) >> 3) + b * 32);
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                Eight v = {};
+                raw[b].get(task, v), scale(task.s.gs, v);
+                if (USES) invert<USES>(t, rows, matrix, o + b * SIDE, 8, true, v);
+                visit(v, piece.start + o + b * SIDE, 8, true, false);
+            }
+        }
+    }
+#pragma unroll 1
+    for (; o < piece.length; o += SIDE) {
+        const uint32_t count = min(8u, piece.length - o);
+        const bool whole = quick && count == 8;
+        const int64_t at = piece.start + o;
+        Eight v = {};
+        if (whole) {
+            Raws<READS> raw;
+            raw.load(task, (uint32_t)(at >> 3)), raw.get(task, v);
+        } else take_singly<READS>(task, at, count, v);
+        scale(task.s.gs, v);
+        if (factored && by_row) invert<USES>(t, rows, matrix, o, count, whole, v);
+        else if (factored) invert_singly<USES>(t, at, count, v);
+        visit(v, at, count, whole, t.matrices == 0);
+    }
+}
+
+template <int PASS> struct Summing {
+    const Task& task;
+    const float* k;
+    double sums[SUMS][8] = {};
+    HD Summing(const Task& task, const float* k) : task(task), k(k) {}
+    HD void operator()(const Eight& v, int64_t, uint32_t count, bool, bool vector) {
+        Ieee ieee;
+#pragma unroll
+        for (uint32_t e = 0; e < 8; e++) {
+            float out[SUMS];
+            RULE::template sums<PASS>(ieee, v.at(e, k, vector), task.s, out);
+#pragma unroll
+            for (int n = 0; n < SUMS; n++) sums[n][e] = e < count ? add_square64(sums[n][e], widened(out[n])) : sums[n][e];
+        }
+    }
+};
+
+struct Updating {
+    const Task& task;
+    const float* k;
+    HD Updating(const Task& task, const float* k) : task(task), k(k) {}
+    HD void operator()(Eight& v, int64_t at, uint32_t count, bool whole, bool vector) {
+        const Tensor& t = task.t;
+        Ieee ieee;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            Element one = v.at(e, k, vector);
+            RULE::update(ieee, one, task.s);
+            v.p[e] = one.p;
+#pragma unroll
+            for (int n = 0; n < KEPT; n++) v.x[n][e] = one.x[n];
+        }
+        if (whole) {
+            WEIGHT::put(t.p, (uint32_t)(at >> 3), v.p);
+#pragma unroll
+            for (int n = 0; n < KEPT; n++)
+                if (t.x[n]) float32::put((char*)t.x[n], (uint32_t)(at >> 3), v.x[n]);
+            return;
+        }
+#pragma unroll
+        for (uint32_t e = 0; e < 8; e++) {
+            if (e >= count) continue;
+            WEIGHT::one(t.p, at + e, v.p[e]);
+#pragma unroll
+            for (int n = 0; n < KEPT; n++)
+                if (t.x[n]) t.x[n][at + e] = v.x[n][e];
+        }
+    }
+};
+
+// ---- the passes ----
+
+template <class R, int PASS> HD void sums(const Args& a) {
+    uint32_t k = 0;
+    for (uint32_t x = blockIdx.x * WARPS + threadIdx.x / 32; x < total<PIECES>(a); x += gridDim.x * WARPS) {
+        const uint32_t number = seek<PIECES>(a, x, k);
+        const Task task(a, k);
+        if (task.skipped()) continue;
+        const Tensor& t = task.t;
+        const Piece piece(t, number);
+        Summing<PASS> summing(task, 0);
+        walk<R::sums_read(PASS), R::sums_use(PASS), R::BATCH>(task, piece, summing);
+        double r[SUMS];
+#pragma unroll
+        for (int n = 0; n < SUMS; n++) r[n] = tree(summing.sums[n]);
+        if (task.lane) continue;
+        if (t.per == 1) R::template finish<PASS>(r, (double)t.block, task.s, task.w, t.f[0] + piece.block, t.k + 4 * (uint64_t)piece.block);
+        else
+#pragma unroll
+            for (int n = 0; n < SUMS; n++) t.sums[n * pieces(t) + number] = r[n];
+    }
+}
+
+template <class R, int PASS> HD void finish(const Args& a) {
+    __shared__ double shared[THREADS];
+    uint32_t k = 0;
+    for (uint32_t x = blockIdx.x; x < total<BLOCKS>(a); x += gridDim.x) {
+        const uint32_t block = seek<BLOCKS>(a, x, k);
+        const Task task(a, k);
+        if (task.skipped()) continue;
+        const Tensor& t = task.t;
+        double r[SUMS];
+        for (int n = 0; n < SUMS; n++) {
+            double* parts = t.sums + n * pieces(t) + (uint64_t)block * t.per;
+            uint32_t count = t.per;
+            while (count > CHUNK) {  // the sum of a chunk takes the place of one of its parts
+                const uint32_t chunks = (count + CHUNK - 1) / CHUNK;
+                for (uint32_t c = 0; c < chunks; c++) {
+                    const double sum = r256(parts + (uint64_t)c * CHUNK, min(CHUNK, count - c * CHUNK), shared);
+                    if (threadIdx.x == 0) parts[c] = sum;
+                }
+                count = chunks;
+                __syncthreads();
+            }
+            r[n] = r256(parts, count, shared);
+            if (threadIdx.x == 0) parts[0] = r[n];
+        }
+        if (threadIdx.x == 0) R::template finish<PASS>(r, (double)t.block, task.s, task.w, t.f[0] + block, t.k + 4 * (uint64_t)block);
+    }
+}
+
+template <class R, int PASS> HD void tiles(const Args& a) {
+    constexpr int READS = R::tiles_read(PASS), USES = R::tiles_use(PASS), BATCH = R::BATCH;
+    __shared__ double strips[WARPS][SIDE];
+    const uint32_t warp = threadIdx.x / 32;
+    uint32_t k = 0;
+    for (uint32_t x = blockIdx.x; x < total<TILES>(a); x += gridDim.x) {
+        const uint32_t number = seek<TILES>(a, x, k);
+        const Task task(a, k);
+        if (task.skipped()) continue;
+        const Tensor& t = task.t;
+        const uint32_t stripe = number / t.across, right = number - stripe * t.across;
+        const uint32_t matrix = stripe / t.down, below = stripe - matrix * t.down;
+        const uint32_t row = below * SIDE + warp * STRIP, column = right * SIDE + 8 * task.lane;
+        const uint32_t count = column < t.columns ? min(8u, t.columns - column) : 0, end = min(t.rows, row + STRIP);
+        const bool quick = task.quick() && right * SIDE + SIDE <= t.columns;
+        double mine = 0.0, sums[8] = {};
+        auto visit = [&](Eight& v, uint32_t i) {
+            scale(task.s.gs, v);
+            Ieee ieee;
+            double sum = 0.0;
+#pragma unroll
+            for (uint32_t e = 0; e < 8; e++) {
+                double q = widened(R::template tile<PASS>(ieee, v.at(e, t.k, false), task.s));
+                q = e < count ? q : 0.0;
+                sum = add64(sum, q), sums[e] = add64(sums[e], q);
+            }
+            sum = __shfl_sync(0xFFFFFFFFu, groups(sum), 0);
+            if (task.lane == i - row) mine = sum;
+        };
+        auto inverted = [&](Eight& v, uint32_t i) {
+            float rows[PAIRS] = {};
+            for (int n = 0; n < USES; n++) rows[n] = row_root(t, n, matrix * t.rows + i);
+            if (USES) invert<USES>(t, rows, matrix, column, count, quick, v);
+        };
+        uint32_t i = row;
+        if (quick) {
+#pragma unroll 1
+            for (; i + BATCH <= end; i += BATCH) {
+                Raws<READS> raw[BATCH];
+#pragma unroll
+                for (int b = 0; b < BATCH; b++) raw[b].load(task, (uint32_t)((((int64_t)matrix * t.rows + i + b) * t.columns + column) >> 3));
+#pragma unroll
+                for (int b = 0; b < BATCH; b++) {
+                    Eight v = {};
+                    raw[b].get(task, v), inverted(v, i + b), visit(v, i + b);
+                }
+            }
+        }
+#pragma unroll 1
+        for (; i < end; i++) {
+            Eight v = {};
+            take_singly<READS>(task, ((int64_t)matrix * t.rows + i) * t.columns + column, count, v);
+            inverted(v, i), visit(v, i);
+        }
+        const uint64_t all = (uint64_t)t.matrices * t.rows;
+        if (row + task.lane < end) t.lines[((uint64_t)matrix * t.rows + row + task.lane) * t.across + right] = mine;
+#pragma unroll
+        for (uint32_t e = 0; e < 8; e++) strips[warp][8 * task.lane + e] = sums[e];
+        __syncthreads();
+        const uint32_t c = threadIdx.x, at = right * SIDE + c;
+        double s[WARPS];
+#pragma unroll
+        for (uint32_t w = 0; w < WARPS; w++) s[w] = strips[w][c];
+        const double sum = add64(add64(add64(s[0], s[4]), add64(s[2], s[6])), add64(add64(s[1], s[5]), add64(s[3], s[7])));
+        if (at < t.columns) t.lines[all * t.across + ((uint64_t)matrix * t.columns + at) * t.down + below] = sum;
+        __syncthreads();
+    }
+}
+
+// 32 rows or columns a warp: a thread each where tiles are few.
+template <class R, int PASS> HD void lines(const Args& a) {
+    uint32_t k = 0;
+    for (uint32_t x = blockIdx.x * WARPS + threadIdx.x / 32; x < total<LINES>(a); x += gridDim.x * WARPS) {
+        const uint32_t number = seek<LINES>(a, x, k);
+        const Task task(a, k);
+        if (task.skipped()) continue;
+        const Tensor& t = task.t;
+        const uint32_t rows = t.matrices * t.rows, columns = t.matrices * t.columns, groups = (rows + 31) / 32;
+        const bool of_rows = number < groups;
+        const uint32_t first = (of_rows ? number : number - groups) * 32, line = first + task.lane, all = of_rows ? rows : columns;
+        const uint32_t count = of_rows ? t.across : t.down;
+        const double* parts = t.lines + (of_rows ? 0 : (uint64_t)rows * t.across);
+        double sum = 0.0;
+        if (count <= 32) {
+            if (line < all) sum = r256_of_thread(parts + (uint64_t)line * count, count);
+        } else {
+            for (uint32_t i = 0; i < 32 && first + i < all; i++) {
+                const double one = __shfl_sync(0xFFFFFFFFu, r256_of_warp(parts + (uint64_t)(first + i) * count, count, task.lane), 0);
+                if (task.lane == i) sum = one;
+            }
+        }
+        if (line >= all) continue;
+        const float mean = rounded(div64(sum, (double)(of_rows ? t.columns : t.rows)));
+        float* factor = t.f[2 * PASS + !of_rows] + line;
+        const float fresh = add(mul(R::keep(PASS, task.s), *factor), mul(R::gain(PASS, task.s), mean));
+        *factor = fresh;
+        if (!of_rows) t.roots[(uint64_t)PASS * columns + line] = divide(1.0f, ieee_sqrt(fresh));
+    }
+}
+
+template <class R, int PASS> HD void means(const Args& a) {
+    __shared__ double shared[THREADS];
+    uint32_t k = 0;
+    for (uint32_t x = blockIdx.x; x < total<MATRICES>(a); x += gridDim.x) {
+        const uint32_t matrix = seek<MATRICES>(a, x, k);
+        const Task task(a, k);
+        if (task.skipped()) continue;
+        const Tensor& t = task.t;
+        const double sum = r256(t.f[2 * PASS] + (uint64_t)matrix * t.rows, t.rows, shared);
+        if (threadIdx.x == 0) t.means[PASS * t.matrices + matrix] = rounded(maximum64(div64(sum, (double)t.rows), R::least(task.s)));
+    }
+}
+
+template <class R, int PASS> HD void update(const Args& a) {
+    uint32_t k = 0;
+    for (uint32_t x = blockIdx.x * WARPS + threadIdx.x / 32; x < total<PIECES>(a); x += gridDim.x * WARPS) {
+        const uint32_t number = seek<PIECES>(a, x, k);
+        const Task task(a, k);
+        if (task.skipped()) continue;
+        const Piece piece(task.t, number);
+        Updating updating(task, task.t.k + 4 * (uint64_t)piece.block);
+        walk<R::UPDATE_READS, R::UPDATE_USES, R::UPDATE_BATCH>(task, piece, updating);
+    }
+}
+
+#ifndef ENTRY
+#define ENTRY(kind, pass, blocks) \
+    extern "C" __global__ void __launch_bounds__(THREADS, blocks) kind##pass(const __grid_constant__ Args a) { kind<RULE, pass>(a); }
+#endif

@@ -1,0 +1,516 @@
+"""LAMB, LARS, Adafactor, CAME and Adam-mini as torch.optim.Optimizers: rules that measure whole tensors.
+
+A step is a few launches for all CUDA parameters of equal dtypes, on torch's current stream, without synchronisation;
+CPU parameters are stepped by compiled loops. Both have the bits of `refopt`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from refopt.rules import RULES
+from refopt.spec import Rule, ShapeError
+from refopt_cuda.kernels import whole_cuda, whole_host
+from refopt_cuda.kernels.step_cuda import on_stream
+from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
+from refopt_cuda.optim import checks, states
+from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.optim.run import words
+from refopt_cuda.optim.settings import number
+
+__all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini"]
+
+Betas = tuple[float, float]
+
+
+class Slot:
+    """One parameter with its state; good until one of its tensors is moved or replaced."""
+
+    def __init__(
+        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], keys: tuple[str, ...], entry: dict[str, Any]
+    ):
+        self.p, self.mode, self.entry = p, mode, entry
+        self.kept: dict[str, torch.Tensor] = {n: entry[key] for n, key in zip(names, keys, strict=True)}
+        self.watched: list[tuple[str, torch.Tensor, int]] = [(key, entry[key], entry[key].data_ptr()) for key in keys]
+        self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
+        self.row_major = p.is_contiguous()
+        self.tensor = self.tensor_of(p)
+
+    def tensor_of(self, dense: torch.Tensor) -> whole_cuda.Tensor:
+        """What a launch is bound to, the weights lying row-major in `dense`."""
+        pointers = {n: x.data_ptr() for n, x in self.kept.items()}
+        return whole_cuda.Tensor(dense.data_ptr(), pointers, tuple(dense.shape))
+
+    def stale(self, mode: Any, entry: object) -> bool:
+        p = self.p
+        if entry is not self.entry or mode != self.mode or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
+            return True
+        return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
+
+
+class Work(NamedTuple):
+    """One parameter's part in a step: the slot, the gradient, and the count that this step reaches."""
+
+    slot: Slot
+    g: torch.Tensor
+    t: int
+
+    @property
+    def p(self) -> torch.Tensor:
+        return self.slot.p
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What the step's scalars depend on: the count, and whether there are fewer than two axes."""
+        return self.t, self.slot.p.ndim < 2
+
+
+class Launch:
+    """One bound `Whole` and the tensors that it was bound to."""
+
+    def __init__(self, form: Form, hyper: Mapping[str, Any], kind: tuple[torch.dtype, torch.dtype]) -> None:
+        self.whole = whole_cuda.Whole(form, hyper, NUMBERS[kind[0]], NUMBERS[kind[1]])
+        self.bound: list[whole_cuda.Tensor] = []
+
+    def step(
+        self, work: Sequence[Work], dense: Sequence[torch.Tensor], made: Mapping[tuple[int, bool], Rows], stream: int
+    ) -> None:
+        """Enqueue one step of these parameters, whose weights lie row-major in `dense`."""
+        pairs = zip(work, dense, strict=True)
+        tensors = [w.slot.tensor if w.slot.row_major else w.slot.tensor_of(p) for w, p in pairs]
+        with on_stream(stream):  # table and scratch are copied and freed in the order of the launches that use them
+            if tensors != self.bound:
+                self.whole.bind(tensors)
+                self.bound = tensors
+        grads = [w.g.contiguous() for w in work]
+        kinds = [w.kind for w in work]
+        known = sorted(set(kinds))
+        for k in range(0, len(known), whole_cuda.ROWS):
+            some = known[k : k + whole_cuda.ROWS]
+            pointers = [g.data_ptr() if kind in some else whole_cuda.SKIP for g, kind in zip(grads, kinds, strict=True)]
+            which = [some.index(kind) if kind in some else 0 for kind in kinds]
+            self.whole.run(pointers, [made[kind] for kind in some], which, stream)
+
+
+class Whole(torch.optim.Optimizer):
+    """What the classes of this module share.
+
+    params    tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
+    words     the group's settings under torch's names; `NAMES` says what the rule calls each
+    maximize  climb instead of descend
+
+    States are float32, made in the first step: `state[p]["step"]`, which counts their steps, and those of the rule
+    under its names or torch's own. Gradients with NaN or Inf propagate.
+
+    Raises TypeError or ValueError that name the argument, ShapeError for a parameter that the rule cannot take, and
+    StateError for a state that was altered; nothing is changed then. Parameters that share memory are refused, and so
+    are steps that a CUDA graph captures.
+    """
+
+    stem: ClassVar[str]
+    NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
+
+    def __init__(self, params: Any, words: dict[str, Any], maximize: bool = False) -> None:
+        self._launches: dict[Any, Launch] = {}
+        self._slots: dict[torch.Tensor, Slot] = {}
+        self._apart: list[tuple[Any, ...]] = []
+        self._hyper({**words, "maximize": maximize}, type(self).__name__)
+        super().__init__(params, {**words, "maximize": maximize})
+
+    @property
+    def rule(self) -> Rule:
+        """The record of the rule."""
+        return RULES[self.stem]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; a group may have its own settings."""
+        call = f"{type(self).__name__}.add_param_group"
+        if isinstance(param_group, dict):
+            self._hyper({**self.defaults, **param_group}, call)
+        super().add_param_group(param_group)
+        try:
+            hyper = self._hyper(self.param_groups[-1], call)
+            for p in self.param_groups[-1]["params"]:
+                checks.param(p, call)
+                self._fits(tuple(p.shape), hyper, call)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
+        """The rule's hyper-parameters from a group, checked under the names that the group has for them."""
+        records, out = {h.name: h for h in self.rule.hypers}, {}
+        for key, ours in self.NAMES.items():
+            names, values = (ours,) if isinstance(ours, str) else ours, group[key]
+            if isinstance(ours, str):
+                values = (values,)
+            elif not isinstance(values, tuple | list) or len(values) != len(ours):
+                raise ValueError(f"{call}: {key} must be {len(ours)} numbers, got {values!r}")
+            for k, (name, value) in enumerate(zip(names, values, strict=True)):
+                word = key if isinstance(ours, str) else f"{key}[{k}]"
+                out[name] = number(value, word, call)
+                replace(records[name], name=word).check(call, out[name])
+        if not isinstance(group["maximize"], bool):
+            raise TypeError(f"{call}: maximize must be True or False, got {group['maximize']!r}")
+        if self.rule.together is not None:
+            self.rule.together(call, out)
+        return self.rule.defaults() | out
+
+    def _fits(self, shape: tuple[int, ...], hyper: dict[str, Any], call: str) -> None:
+        if self.rule.fits is not None:
+            self.rule.fits(f"{call}: a parameter", shape, hyper)
+
+    def _layout(self, p: torch.Tensor, hyper: dict[str, Any]) -> tuple[tuple[str, ...], states.Layout]:
+        """The names of the states that are kept of a parameter, and where in `state[p]`."""
+        shapes = self.rule.shapes(tuple(p.shape), hyper)
+        keys = {s.name: s.torch or s.name for s in self.rule.states}
+        parts = tuple((states.Part(keys[n], shape, torch.float32, 0.0),) for n, shape in shapes.items())
+        return tuple(shapes), states.Layout((), parts)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        call = f"{type(self).__name__}.step"
+        hypers = [self._hyper(group, call) for group in self.param_groups]
+        ready = []
+        for hyper, group in zip(hypers, self.param_groups, strict=True):
+            pairs = checks.gather(group["params"], call)
+            checks.capture(pairs, call)
+            mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads")
+            ready.append([self._ready(pair, hyper, mode, call) for pair in pairs])
+        self._check_apart([w.p for work in ready for w in work], call)
+        for k, (hyper, group, work) in enumerate(zip(hypers, self.param_groups, ready, strict=True)):
+            self._run(k, hyper | {"maximize": group["maximize"]}, work)
+        return loss
+
+    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, call: str) -> Work:
+        p, g = pair
+        slot, entry = self._slots.get(p), self.state.get(p)
+        if slot is None or slot.stale(mode, entry):
+            self._fits(tuple(p.shape), hyper, call)
+            names, kept = self._layout(p, hyper)
+            slot = self._slots[p] = Slot(p, mode, names, kept.keys, states.ready(kept, entry, p, call))
+        return Work(slot, g, slot.entry["step"] + 1)
+
+    def _check_apart(self, params: Sequence[torch.Tensor], call: str) -> None:
+        """Once for every set of addresses."""
+        places = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in params]
+        if places != self._apart:
+            checks.apart(params, call)
+            self._apart = places
+
+    def _run(self, group: int, hyper: dict[str, Any], work: Iterable[Work]) -> None:
+        """Step what was prepared, then count the step."""
+        form = form_of(self.stem, hyper)
+        made: dict[tuple[int, bool], Rows] = {}
+        kinds: dict[Any, list[Work]] = {}
+        for w in work:
+            if w.kind not in made:
+                made[w.kind] = rows(self.stem, *w.kind, hyper)
+            if w.p.numel():
+                kinds.setdefault((w.p.device, w.p.dtype, w.g.dtype), []).append(w)
+        for (device, *dtypes), some in kinds.items():
+            for k in range(0, len(some), whole_cuda.SIZES[-1]):
+                batch = some[k : k + whole_cuda.SIZES[-1]]
+                dense = [w.p if w.slot.row_major else w.p.contiguous() for w in batch]
+                if device.type == "cuda":
+                    blocks = hyper.get("blocks"), hyper.get("heads")
+                    self._launch(device, (group, device, *dtypes, form, *blocks, k), hyper, batch, dense, made)
+                else:
+                    for w, p in zip(batch, dense, strict=True):
+                        arrays = {n: words(x) for n, x in w.slot.kept.items()}
+                        g = words(w.g.contiguous())
+                        whole_host.step(form, hyper, words(p), g, arrays, tuple(p.shape), made[w.kind])
+                for w, p in zip(batch, dense, strict=True):
+                    if not w.slot.row_major:
+                        w.p.copy_(p)
+        for w in work:
+            w.slot.entry["step"] = w.t
+            self.state[w.p] = w.slot.entry
+
+    def _launch(
+        self,
+        device: torch.device,
+        key: Any,
+        hyper: Mapping[str, Any],
+        work: Sequence[Work],
+        dense: Sequence[torch.Tensor],
+        made: Mapping[tuple[int, bool], Rows],
+    ) -> None:
+        _, _, p_dtype, g_dtype, form, *_ = key
+        with torch.cuda.device(device):
+            if key not in self._launches:
+                self._launches[key] = Launch(form, hyper, (p_dtype, g_dtype))
+            self._launches[key].step(work, dense, made, torch.cuda.current_stream(device).cuda_stream)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but states stay float32 whatever the weights are.
+
+        Raises StateError or ShapeError, before anything is changed, for the state of another rule or of other shapes.
+        """
+        mine = [dict(group) for group in self.param_groups]
+        seen: dict[str, Any] = {}
+
+        def look(_: Any, final: dict[str, Any]) -> None:  # after the user's own hooks
+            self._check_saved(final)
+            seen.update(copy.copy(final))
+
+        def put_back(_: Any) -> None:  # before the user's own hooks
+            self._restore(seen, mine)
+
+        before = self.register_load_state_dict_pre_hook(look)
+        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _check_saved(self, saved: Mapping[str, Any]) -> None:
+        call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
+        sizes = [[len(g["params"]) for g in side] for side in (groups, self.param_groups)]
+        if sizes[0] != sizes[1]:
+            raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
+        for theirs, ours in zip(groups, self.param_groups, strict=True):
+            hyper = self._hyper({**ours, **theirs}, call)
+            for index, p in zip(theirs["params"], ours["params"], strict=True):
+                if index in saved["state"]:
+                    _, kept = self._layout(p, hyper)
+                    states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
+
+    def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
+        for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
+            for name in ours:
+                group.setdefault(name, ours[name])
+            hyper = self._hyper(group, "")
+            for index, p in zip(theirs["params"], group["params"], strict=True):
+                if index in saved["state"]:
+                    self.state[p] = states.restore(self._layout(p, hyper)[1], saved["state"][index], p)
+        self._launches, self._slots, self._apart = {}, {}, []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._launches, self._slots, self._apart = {}, {}, []
+
+
+class LAMB(Whole):
+    """LAMB (arXiv 1904.00962): Adam's direction, in steps as long as the weights are. Arguments as apex's FusedLAMB.
+
+    phi         bounds of the weights' norm; None: no upper bound
+    variant     "paper"; "apex": no trust ratio without decay; "clip": bitsandbytes', AdamW cut to `max_unorm` norms
+    exclude_1d  biases and norms go without ratio and without decay
+    """
+
+    stem = "lamb"
+    NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "lr": "lr",
+        "bias_correction": "bias_correction",
+        "betas": ("beta1", "beta2"),
+        "eps": "eps",
+        "weight_decay": "wd",
+        "phi": ("phi_low", "phi_high"),
+        "variant": "variant",
+        "max_unorm": "max_unorm",
+        "exclude_1d": "exclude_1d",
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        *,
+        phi: tuple[float, float | None] = (0.0, None),
+        variant: str = "paper",
+        max_unorm: float = 1.0,
+        exclude_1d: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        words: dict[str, Any] = {
+            "lr": lr,
+            "bias_correction": bias_correction,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+        words |= {"phi": phi, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
+        super().__init__(params, words, maximize)
+
+
+class LARS(Whole):
+    """LARS (arXiv 1708.03888): momentum, in steps that are a share of the weights' norm.
+
+    trust_coefficient  that share
+    variant     "paper"; "optax": over the norm of g + wd p; "clip": bitsandbytes', SGD cut to `max_unorm` norms
+    exclude_1d  biases and norms go without rate and without decay
+    """
+
+    stem = "lars"
+    NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "lr": "lr",
+        "momentum": "momentum",
+        "weight_decay": "wd",
+        "trust_coefficient": "trust",
+        "eps": "eps",
+        "variant": "variant",
+        "max_unorm": "max_unorm",
+        "exclude_1d": "exclude_1d",
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        trust_coefficient: float = 1e-3,
+        eps: float = 0.0,
+        variant: str = "paper",
+        max_unorm: float = 0.02,
+        exclude_1d: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        words: dict[str, Any] = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        words |= {"eps": eps, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
+        super().__init__(params, words, maximize)
+
+
+class Adafactor(Whole):
+    """Adafactor (arXiv 1804.04235), with the arguments of transformers; variant="torch" is torch.optim.Adafactor.
+
+    eps            (added to g^2, least RMS of weights); None: 1e-30, and for torch's variant 2^-23, least sqrt(V)
+    clip_threshold, decay_rate  torch.optim calls them d and beta2_decay, and so they may be called here
+    """
+
+    stem = "adafactor"
+    NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "lr": "lr",
+        "eps": ("eps1", "eps2"),
+        "clip_threshold": "clip",
+        "decay_rate": "decay_rate",
+        "beta1": "beta1",
+        "weight_decay": "wd",
+        "scale_parameter": "scale_parameter",
+        "relative_step": "relative_step",
+        "warmup_init": "warmup_init",
+        "variant": "variant",
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | None = None,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+        weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+        *,
+        variant: str = "transformers",
+        d: float | None = None,
+        beta2_decay: float | None = None,
+        maximize: bool = False,
+    ) -> None:
+        words: dict[str, Any] = {
+            "lr": lr,
+            "eps": eps,
+            "clip_threshold": clip_threshold if d is None else d,
+            "beta1": beta1,
+        }
+        words |= {"decay_rate": decay_rate if beta2_decay is None else beta2_decay, "weight_decay": weight_decay}
+        words |= {"scale_parameter": scale_parameter, "relative_step": relative_step, "warmup_init": warmup_init}
+        super().__init__(params, words | {"variant": variant}, maximize)
+
+
+class CAME(Whole):
+    """CAME (arXiv 2307.02047): Adafactor with momentum, slowed where the momentum is unsure. Arguments as CAME.py's."""
+
+    stem = "came"
+    NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "lr": "lr",
+        "eps": ("eps1", "eps2"),
+        "clip_threshold": "clip",
+        "betas": ("beta1", "beta2", "beta3"),
+        "weight_decay": "wd",
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 2e-4,
+        eps: tuple[float, float] = (1e-30, 1e-16),
+        clip_threshold: float = 1.0,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        words: dict[str, Any] = {
+            "lr": lr,
+            "eps": eps,
+            "clip_threshold": clip_threshold,
+            "betas": betas,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, words, maximize)
+
+
+class AdamMini(Whole):
+    """Adam-mini (arXiv 2406.16793): AdamW with one second moment for each block of weights.
+
+    blocks  "rows": each index of the first axis; "heads": the first axis in `heads` equal parts; "whole";
+            "elementwise". Parameters that differ in this need groups of their own: vectors have no rows.
+    """
+
+    stem = "adam_mini"
+    NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        "lr": "lr",
+        "betas": ("beta1", "beta2"),
+        "eps": "eps",
+        "weight_decay": "wd",
+        "blocks": "blocks",
+        "heads": "heads",
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        blocks: str = "rows",
+        heads: int = 1,
+        maximize: bool = False,
+    ) -> None:
+        words: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "blocks": blocks,
+            "heads": heads,
+        }
+        super().__init__(params, words, maximize)

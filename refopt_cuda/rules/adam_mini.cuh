@@ -1,0 +1,23 @@
+// Adam-mini: see refopt/rules/adam_mini.py. States: m, and v, one entry a block; ELEMENTWISE keeps v for each weight.
+template <bool ELEMENTWISE> struct adam_mini {
+    static constexpr int KEPT = ELEMENTWISE ? 2 : 1, SUMS = 1, PAIRS = 0, BATCH = 4, UPDATE_BATCH = 1;
+    static constexpr int UPDATE_READS = ELEMENTWISE ? 15 : 7, UPDATE_USES = 0;
+    struct Scalars { float gs, beta1, omb1, beta2, omb2, ibc1, ir2, eps, lr, decay; };
+    struct Wide { double unused; };
+    static constexpr int sums_read(int) { return 2; }
+    static constexpr int sums_use(int) { return 0; }
+    template <class A> HD static float rate(A& a, float& v, float q, const Scalars& s) {
+        v = add(mul(s.beta2, v), mul(s.omb2, q));
+        return mul(s.ibc1, a.inverse_root(v, s.ir2, s.eps));
+    }
+    template <int PASS, class A, class E> HD static void sums(A&, const E& e, const Scalars&, float (&out)[SUMS]) { out[0] = e.g; }
+    template <int PASS> HD static void finish(const double (&r)[SUMS], double n, const Scalars& s, const Wide&, float* v, float* k) {
+        Ieee ieee;
+        k[0] = rate(ieee, *v, rounded(div64(r[0], n)), s);
+    }
+    template <class A, class E> HD static void update(A& a, E& e, const Scalars& s) {
+        float k = ELEMENTWISE ? rate(a, e.x[KEPT - 1], mul(e.g, e.g), s) : e.k[0], &m = e.x[0];
+        m = add(mul(s.beta1, m), mul(s.omb1, e.g));
+        e.p = sub(mul(e.p, s.decay), mul(s.lr, mul(m, k)));
+    }
+};

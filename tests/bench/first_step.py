@@ -1,0 +1,32 @@
+"""One line of JSON: seconds of the first step of a subject on Llama-3.2-1B's tensors in this process.
+
+python -m tests.bench.first_step SUBJECT [DEVICE [SMALLER]]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+
+from tests.bench import clocks, models
+from tests.bench.subjects import named
+
+
+def main(name: str, device: str = "cuda", smaller: str = "1") -> None:
+    start = time.perf_counter()
+    with contextlib.suppress(ImportError):
+        import cupy  # noqa: F401
+    cupy_seconds = time.perf_counter() - start
+    (subject,) = named(name)
+    params = models.parameters(models.llama1b().smaller(int(smaller)), device)
+    clocks.synchronize(device)
+    start = time.perf_counter()
+    subject.make(params).step()
+    clocks.synchronize(device)
+    print(json.dumps({"seconds": time.perf_counter() - start, "cupy": cupy_seconds}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
