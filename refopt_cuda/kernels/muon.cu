@@ -5,6 +5,7 @@
 //   muon_momentum   B <- mu B + (1 - mu) g, and each part's sum of squares of Z
 //   muon_input      stack <- UNIT Z / max(norm, eps); Z is computed again, which is cheaper than to keep it in float32
 //   muon_apply      p <- p decay - step X
+//   muon_mirror     below the diagonal of square matrices what is above it; blockIdx.z the matrix, x and y a tile
 
 struct Args {
     const char* g[MATRICES];
@@ -130,4 +131,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) muon_input(const __grid_co
 extern "C" __global__ void __launch_bounds__(THREADS) muon_apply(const __grid_constant__ Args a) {
     Apply task = {a.p[blockIdx.y], row(a), a.s};
     walk(a, task);
+}
+
+constexpr uint32_t SIDE = 64;
+template <int BYTES> struct word { typedef uint16_t type; };
+template <> struct word<4> { typedef uint32_t type; };
+
+// `shift` is added to the diagonal. Tiles on it hold both halves: all is read before anything is written.
+extern "C" __global__ void __launch_bounds__(THREADS) muon_mirror(char* stack, uint32_t m, float shift) {
+    typedef word<STACK::BYTES>::type Word;
+    __shared__ Word tile[SIDE][SIDE + 1];
+    const uint32_t top = blockIdx.y * SIDE, left = blockIdx.x * SIDE, column = threadIdx.x % SIDE;
+    if (top > left) return;
+    char* matrix = stack + (int64_t)blockIdx.z * m * m * STACK::BYTES;
+    for (uint32_t r = threadIdx.x / SIDE; r < SIDE; r += THREADS / SIDE)
+        if (top + r < m && left + column < m) tile[r][column] = ((const Word*)matrix)[(int64_t)(top + r) * m + left + column];
+    __syncthreads();
+    for (uint32_t r = threadIdx.x / SIDE; r < SIDE; r += THREADS / SIDE) {
+        const uint32_t i = left + r, j = top + column;  // of the tile across the diagonal
+        if (i < m && j < i) ((Word*)matrix)[(int64_t)i * m + j] = tile[column][r];
+        if (i < m && j == i) {
+            const int64_t at = (int64_t)i * m + i;
+            STACK::one(matrix, at, add(STACK::one((const char*)matrix, at), shift));
+        }
+    }
 }

@@ -51,8 +51,8 @@ def _text(path: str) -> str:
     return (build.ROOT / path).read_text(encoding="utf-8").replace("#pragma once", "")
 
 
-def source(kernel: Kernel) -> str:
-    """The whole text; its entries are `muon_momentum`, `muon_input` and `muon_apply`."""
+def defines(kernel: Kernel) -> str:
+    """What the text is put together for."""
     names = {
         "GRAD": kernel.grad,
         "BUFFER": kernel.buffer,
@@ -63,9 +63,13 @@ def source(kernel: Kernel) -> str:
         "MATRICES": MATRICES,
         "THREADS": THREADS,
     }
-    defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
+    return "\n".join(f"#define {name} {value}" for name, value in names.items())
+
+
+def source(kernel: Kernel) -> str:
+    """The whole text; its entries are `muon_momentum`, `muon_input`, `muon_apply` and `muon_mirror`."""
     files = ("kernels/arith.cuh", "codecs/bf16.cuh", "kernels/formats.cuh", "kernels/muon.cuh", "kernels/muon.cu")
-    return "\n".join([*map(_text, files[:-1]), defines, _text(files[-1])])
+    return "\n".join([*map(_text, files[:-1]), defines(kernel), _text(files[-1])])
 
 
 @cache
@@ -73,7 +77,7 @@ def _functions(kernel: Kernel, device: int) -> dict[str, Any]:
     cupy = step_cuda._cupy()
     with cupy.cuda.Device(device):
         module = cupy.RawModule(code=source(kernel), options=build.OPTIONS, backend="nvrtc")
-        return {name: module.get_function(f"muon_{name}") for name in ("momentum", "input", "apply")}
+        return {name: module.get_function(f"muon_{name}") for name in ("momentum", "input", "apply", "mirror")}
 
 
 def parts(n: int) -> int:
@@ -113,3 +117,19 @@ class Passes:
         function = _functions(self.kernel, step_cuda._cupy().cuda.Device().id)[name]
         with step_cuda.on_stream(stream):
             function(self.grid, (THREADS,), (self.args,))
+
+
+SIDE = 64
+"""Rows and columns of a tile that is mirrored at once."""
+
+
+def mirror(stack: int, count: int, m: int, number: str, shift: float, stream: int) -> None:
+    """Make `count` matrices of m x m symmetric by what is above their diagonals, and add to these; enqueued.
+
+    stack    device address of the matrices, one after the other, row-major
+    number   their number format
+    """
+    function = _functions(Kernel(number, "float32", number, number, 1.0, False), step_cuda._cupy().cuda.Device().id)
+    tiles = -(-m // SIDE)
+    with step_cuda.on_stream(stream):
+        function["mirror"]((tiles, tiles, count), (THREADS,), (np.uint64(stack), np.uint32(m), np.float32(shift)))

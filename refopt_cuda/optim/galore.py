@@ -1,8 +1,8 @@
-"""`GaLoreAdamW`: Adam on the strongest directions of each gradient, with the words of galore_torch."""
+"""`GaLoreAdamW` and `GaLoreAdamW8bit`: Adam on the strongest directions of each gradient, with galore_torch's words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -11,12 +11,15 @@ from torch import Tensor
 
 from refopt.rules import RULES
 from refopt.spec import Rule
-from refopt_cuda.optim import states
+from refopt_cuda import rules
+from refopt_cuda.kernels import step_cuda, step_host
+from refopt_cuda.optim import settings, states
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.scalars import ipow
 
-KEYS = {"P": "P", "Q": "Q", "m": "exp_avg", "v": "exp_avg_sq"}
-"""What `state[p]` calls the states of the rule."""
+MOMENTS = tuple(s for s in RULES["adamw"].states if s.name in ("m", "v"))
+INNER = rules.form_of("adam", {"eps_at": "uncorrected"})
+"""The rule's kernel for moments that are coded."""
 ADAM: dict[str, tuple[str, int | None]] = {
     "lr": ("lr", None),
     "beta1": ("betas", 0),
@@ -57,6 +60,9 @@ class GaLoreAdamW(MatrixOptimizer):
     nothing is changed then.
     """
 
+    codec = "f32"
+    """How the moments are kept."""
+
     def __init__(
         self,
         params: Any,
@@ -69,6 +75,7 @@ class GaLoreAdamW(MatrixOptimizer):
         update_proj_gap: int = 200,
         scale: float = 0.25,
         proj_type: str = "std",
+        **coding: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -80,8 +87,16 @@ class GaLoreAdamW(MatrixOptimizer):
             "scale": scale,
             "proj_type": proj_type,
         }
+        for name in coding:
+            if name not in self._coding():
+                raise TypeError(f"{type(self).__name__}: no argument {name!r}; it takes {', '.join(defaults)}")
+        defaults |= self._coding() | coding
         self._hyper(defaults, type(self).__name__)
         super().__init__(params, defaults)
+
+    def _coding(self) -> dict[str, Any]:
+        """What a group holds of how the moments are kept, and the defaults."""
+        return {}
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return RULES["adamw"] if group["rank"] is None else RULES["galore"]
@@ -89,16 +104,100 @@ class GaLoreAdamW(MatrixOptimizer):
     def _words(self, group: Mapping[str, Any]) -> Mapping[str, tuple[str, int | None]]:
         return ADAM if group["rank"] is None else ADAM | PROJECTED
 
-    def _parts(self, group: Mapping[str, Any], hyper: Mapping[str, Any], shape: tuple[int, ...]) -> list[states.Part]:
-        shapes = self._rule(group).shapes(shape, dict(hyper))
-        return [states.Part(KEYS[name], s, torch.float32, 0.0) for name, s in shapes.items()]
+    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: Tensor) -> states.Layout:
+        shapes = self._rule(group).shapes(tuple(p.shape), dict(hyper))
+        coded = {"codecs": dict.fromkeys(("m", "v"), self.codec), "min_size": 0, "block": None} | dict(group)
+        inner = states.layout_of(MOMENTS, coded, torch.empty(shapes["m"], device="meta"))
+        bases = tuple((states.Part(name, shapes[name], torch.float32, 0.0),) for name in ("P", "Q") if name in shapes)
+        return states.Layout(inner.codings, bases + inner.parts)
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
         whole = [_projected(w, hyper) if "rank" in hyper else Projected(w, w.g.float()) for w in work]
-        for t in sorted({w.t for w in work}):
-            some = [x for x in whole if x.work.t == t]
-            for x, N in zip(some, _adam(some, hyper), strict=True):
-                _move(x.work, N, hyper)
+        kinds: dict[Any, list[Projected]] = {}
+        for x in whole:
+            codings = self._layout(group, hyper, x.work.p).codings
+            kinds.setdefault((x.work.t, x.R.device, codings), []).append(x)
+        for (t, _, codings), some in kinds.items():
+            plain = not any(coding.form.scaled for coding in codings)
+            moved = adam(some, hyper) if plain else self._coded(some, hyper, codings)
+            for x, N in zip(some, moved, strict=True):
+                move(x.work, N, corrected(hyper, t) if plain else -hyper["lr"], hyper)
+
+    def _coded(
+        self, some: list[Projected], hyper: Mapping[str, Any], codings: Sequence[settings.Coding]
+    ) -> list[Tensor]:
+        """Adam's step of length 1 from zero, by the kernels of coded states."""
+        zeros, t = [torch.zeros_like(x.R) for x in some], some[0].work.t
+        row = rules.row("adam", t, {**hyper, "lr": 1.0, "wd": 0.0})
+        forms, blocks = [c.form for c in codings], [c.block for c in codings]
+        kept = [[[x.work.state[f"{s.name}.{part}"] for part in ("codes", "scales")] for s in MOMENTS] for x in some]
+        if not zeros[0].is_cuda:
+            for p, x, tensors in zip(zeros, some, kept, strict=True):
+                arrays = [{"codes": codes.numpy(), "scales": scales.numpy()} for codes, scales in tensors]
+                step_host.step(INNER, forms, p.numpy(), x.R.numpy(), arrays, tuple(p.shape), tuple(blocks), row)
+            return zeros
+        with torch.cuda.device(zeros[0].device):
+            stream = torch.cuda.current_stream(zeros[0].device).cuda_stream
+            launches = self.__dict__.setdefault("_launches", {})
+            key = zeros[0].device, tuple(codings)
+            if key not in launches:
+                launches[key] = step_cuda.Launch(INNER, forms, "float32", "float32", blocks)
+            for k in range(0, len(some), step_cuda.SIZES[-1]):
+                _launch(launches[key], zeros[k:], some[k : k + step_cuda.SIZES[-1]], kept[k:], row, stream)
+        return zeros
+
+
+class GaLoreAdamW8bit(GaLoreAdamW):
+    """`GaLoreAdamW` with moments of 8 bits: dynamic maps, blocks of 256, as bitsandbytes has them.
+
+    min_8bit_size   projected gradients (whole ones, in a group without `rank`) of fewer elements, vectors below 65,536
+                    and rows below 16 keep float32 moments
+
+    The state has `m.codes`, `m.scales`, `v.codes` and `v.scales` in place of `exp_avg` and `exp_avg_sq`; P and Q stay
+    float32. CUDA tensors need CuPy.
+    """
+
+    codec = "dynamic8"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        min_8bit_size: int = 4096,
+        **words: Any,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, min_size=min_8bit_size, **words)
+
+    def _coding(self) -> dict[str, Any]:
+        return {"min_size": 4096}
+
+    def _check_group(self, group: Mapping[str, Any], call: str) -> None:
+        size = group["min_size"]
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"{call}: min_8bit_size must be a whole number >= 0, got {size!r}")
+
+
+def _launch(
+    launch: step_cuda.Launch, zeros: Sequence[Tensor], some: Sequence[Projected], kept: Any, row: Any, stream: int
+) -> None:
+    """One launch of the kernel of coded states; the table of tensors is new, as `zeros` are."""
+    with step_cuda.on_stream(stream):
+        launch.bind(
+            [
+                step_cuda.Tensor(p.data_ptr(), tuple((c.data_ptr(), s.data_ptr()) for c, s in tensors), tuple(p.shape))
+                for p, tensors, _ in zip(zeros, kept, some, strict=False)
+            ]
+        )
+    launch.run([x.R.data_ptr() for x in some], row[None], None, stream)
+
+
+def corrected(hyper: Mapping[str, Any], t: int) -> float:
+    """lr with the bias corrections."""
+    return hyper["lr"] * sqrt(1.0 - ipow(hyper["beta2"], t)) / (1.0 - ipow(hyper["beta1"], t))
 
 
 class Projected(NamedTuple):
@@ -137,7 +236,7 @@ def basis(g: Tensor, rank: int) -> Tensor:
     return kept * kept.gather(0, first[None]).sign()
 
 
-def _adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
+def adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
     """The moments' new values, and N = m / (sqrt(v) + eps)."""
     m, v = ([x.work.state[key] for x in some] for key in ("exp_avg", "exp_avg_sq"))
     R, beta1, beta2 = [x.R for x in some], hyper["beta1"], hyper["beta2"]
@@ -150,10 +249,9 @@ def _adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
     return list(torch._foreach_div(m, below))
 
 
-def _move(w: Work, N: Tensor, hyper: Mapping[str, Any]) -> None:
+def move(w: Work, N: Tensor, step: float, hyper: Mapping[str, Any]) -> None:
     """p <- (p - step scale P N Q^T) (1 - lr wd), in one product where there is one."""
-    lr, keep = hyper["lr"], 1.0 - hyper["lr"] * hyper["wd"]
-    step = lr * sqrt(1.0 - ipow(hyper["beta2"], w.t)) / (1.0 - ipow(hyper["beta1"], w.t))
+    keep = 1.0 - hyper["lr"] * hyper["wd"]
     P, Q, p = w.state.get("P"), w.state.get("Q"), w.p.float()
     if P is not None and Q is not None:
         N, P = P @ N, None

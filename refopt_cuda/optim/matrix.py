@@ -1,4 +1,4 @@
-"""Optimizers of matrices, with products between their passes: `Muon`, `GaLoreAdamW`; and what they have in common."""
+"""What optimizers of matrices have in common: `muon.py`, `galore.py` and `apollo.py`, whose rules take products."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from refopt.spec import Hyper, Rule, ShapeError, StateError
+from refopt.spec import Hyper, Rule, ShapeError
 from refopt_cuda.optim import checks, states
 from refopt_cuda.optim.settings import number
-
-Pair = checks.Pair
 
 
 class Work(NamedTuple):
@@ -35,12 +33,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Of each hyper-parameter of the rule: where a group holds it, a key and the place in a pair."""
         raise NotImplementedError
 
-    def _fixed(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Hyper-parameters of the rule that no group chooses."""
-        return {}
-
-    def _parts(self, group: Mapping[str, Any], hyper: Mapping[str, Any], shape: tuple[int, ...]) -> list[states.Part]:
-        """The state tensors of one matrix."""
+    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
+        """The state tensors of one parameter."""
         raise NotImplementedError
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
@@ -52,7 +46,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
         """The rule's hyper-parameters from a group, checked; ValueError or TypeError names the one at fault."""
-        rule, out = self._rule(group), dict(self._fixed(group))
+        rule, out = self._rule(group), {}
         hypers = {h.name: h for h in rule.hypers}
         for name, (key, at) in self._words(group).items():
             value = group[key]
@@ -64,9 +58,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
             _named(hypers[name], key).check(call, out[name])
         self._check_group(group, call)
         return rule.defaults() | out
-
-    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
-        return states.Layout((), tuple((part,) for part in self._parts(group, hyper, tuple(p.shape))))
 
     def _check_param(self, group: Mapping[str, Any], hyper: dict[str, Any], p: torch.Tensor, call: str) -> None:
         checks.param(p, call)
@@ -147,10 +138,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
             before.remove()
             after.remove()
 
-    def _saved(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """An entry as this optimizer would have saved it."""
-        return dict(saved)
-
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
         sizes = [[len(g["params"]) for g in side] for side in (groups, self.param_groups)]
@@ -163,7 +150,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 self._check_param(group, hyper, p, call)
                 if index in saved["state"]:
                     kept = self._layout(group, hyper, p)
-                    states.check(kept, kept, self._saved(saved["state"][index]), f"{call}: state[{index}]")
+                    states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
         call = f"{type(self).__name__}.load_state_dict"
@@ -173,8 +160,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             hyper = self._hyper(group, call)
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    entry = self._saved(saved["state"][index])
-                    self.state[p] = states.restore(self._layout(group, hyper, p), entry, p)
+                    self.state[p] = states.restore(self._layout(group, hyper, p), saved["state"][index], p)
 
 
 def _named(hyper: Hyper, key: str) -> Hyper:
@@ -182,12 +168,9 @@ def _named(hyper: Hyper, key: str) -> Hyper:
     return Hyper(**{**hyper.__dict__, "name": key})
 
 
-def alike(work: Iterable[Work], key: Callable[[Work], Any]) -> list[list[Work]]:
+def alike(work: Iterable[Work]) -> list[list[Work]]:
     """Matrices that one launch or product can take together, in their order."""
     groups: dict[Any, list[Work]] = {}
     for w in work:
-        groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape), key(w)), []).append(w)
+        groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape)), []).append(w)
     return list(groups.values())
-
-
-__all__ = ["MatrixOptimizer", "StateError", "Work", "alike"]

@@ -40,12 +40,12 @@ class Muon(MatrixOptimizer):
     ns_coefficients  a, b, c of the polynomial a x + b x^3 + c x^5
     eps              least norm that counts
     ns_steps         Newton-Schulz steps, 0 to 99
-    adjust_lr_fn     "original" (or None): lr sqrt(max(1, rows / columns));
-                     "match_rms_adamw": 0.2 lr sqrt(max(rows, columns))
+    adjust_lr_fn     "original" (or None): lr sqrt(max(1, rows / columns)); "match_rms_adamw": 0.2 lr sqrt(max(rows,
+                     columns))
     ns_dtype         number format of the products: by default "float16" on CUDA, "float32" on a CPU. "float16" is
-                     scaled and leaves the float64 direction by 1e-3 to 2e-3 of its length where "bfloat16",
-                     torch.optim.Muon's, leaves it by 1e-2; matrices with a few strong directions and hardly anything
-                     else cost either ten times as much. "float32" obeys torch.backends.cuda.matmul.allow_tf32
+                     scaled, and leaves the direction of float64 by 2e-3 to 5e-3 of its length where "bfloat16", which
+                     torch.optim.Muon takes, leaves it by 1e-2 to 2e-2; both by ten times as much where a few directions
+                     are strong and the rest is nearly nothing. "float32" obeys torch.backends.cuda.matmul.allow_tf32
     momentum_dtype   "float32", or "bfloat16": half the memory, rounded in each step
 
     State: `momentum_buffer`, row-major, torch's key; and `step`. The momentum has the bits of `refopt.rules.muon`; the
@@ -104,16 +104,19 @@ class Muon(MatrixOptimizer):
             if group[key] not in choices:
                 raise ValueError(f"{call}: {key} must be one of {', '.join(map(repr, choices))}, got {group[key]!r}")
 
-    def _parts(self, group: Mapping[str, Any], hyper: Mapping[str, Any], shape: tuple[int, ...]) -> list[states.Part]:
-        return [states.Part("momentum_buffer", shape, DTYPES[group["momentum_dtype"]], 0.0)]
+    def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
+        part = states.Part("momentum_buffer", tuple(p.shape), DTYPES[group["momentum_dtype"]], 0.0)
+        return states.Layout((), ((part,),))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        for some in alike(work, lambda _: None):
+        for some in alike(work):
             dtype = DTYPES[group["ns_dtype"] or ("float16" if some[0].p.is_cuda else "float32")]
-            count = _together(some[0].p, dtype, hyper["ns_steps"])
+            most = _together(some[0].p, dtype, hyper["ns_steps"])
+            chunks = -(-len(some) // most)
+            cuts = [len(some) * k // chunks for k in range(chunks + 1)]
             step = _on_cuda if some[0].p.is_cuda else _on_cpu
-            for k in range(0, len(some), count):
-                step(some[k : k + count], hyper, group, dtype)
+            for low, high in zip(cuts, cuts[1:], strict=False):
+                step(some[low:high], hyper, group, dtype)
 
 
 def _finite(x: Any) -> bool:
@@ -176,7 +179,7 @@ def _on_cuda(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str,
         stack = torch.empty((len(work), *first.shape), dtype=dtype, device=first.device)
         passes.run("momentum", stack.data_ptr(), stream)
         passes.run("input", stack.data_ptr(), stream)
-        X = _directions(stack, hyper, group)
+        X = _directions(stack, hyper, group).contiguous()
         passes.run("apply", X.data_ptr(), stream)
     for w, stepped in zip(work, dense, strict=True):
         if stepped is not w.p:

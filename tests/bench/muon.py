@@ -1,23 +1,28 @@
-"""Muon over the matrices of Llama-3.2-1B on one GPU, beside torch.optim.Muon; operations, and their part of the step.
+"""Muon over the matrices of Llama-3.2-1B on one GPU, beside torch.optim.Muon; operations, and their least time.
 
     python -m tests.bench.muon [--commit HASH] [--tune]
 
---tune also times the products in other numbers of stripes and other formats, and records nothing of it.
+--tune also times other numbers of stripes, ways and formats, and records nothing of it. Without a GPU the
+script is tried on small matrices on the CPU, and nothing is recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from refopt_cuda.optim import newton_schulz
 from refopt_cuda.optim.muon import Muon
-from tests.bench.gpu_step import median_ms
+from tests.bench.clocks import device_ms
 from tests.bench.record import Recorder, arguments, software
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = 16
+SMALL = 64
+"""Matrices are this many times smaller, each side, where the script is only tried."""
 LLAMA: Sequence[tuple[str, tuple[int, int], int]] = (
     ("embedding", (128256, 2048), 1),
     ("q, o", (2048, 2048), 2 * LAYERS),
@@ -35,8 +40,8 @@ def matrices(shapes: Iterable[tuple[tuple[int, int], int]]) -> list[Any]:
     out = []
     for shape, count in shapes:
         for _ in range(count):
-            p = torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(0.02))
-            p.grad = torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(1e-3)
+            p = torch.nn.Parameter(torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).mul_(0.02))
+            p.grad = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).mul_(1e-3)
             out.append(p)
     return out
 
@@ -45,10 +50,9 @@ def operations(shape: tuple[int, int], steps: int = 5) -> tuple[float, float]:
     """Floating-point operations of one matrix: ours, symmetric products in stripes, and the plain way."""
     m, n = sorted(shape)
     found = newton_schulz.way(m, n, torch.float16, steps)
-    plain = newton_schulz.products(m, n, newton_schulz.Way((1,) * steps, False))
+    plain = newton_schulz.products(m, n, newton_schulz.Way((1,) * steps, "X"))
     share = (newton_schulz.STRIPES + 1) / (2 * newton_schulz.STRIPES) if m >= newton_schulz.STRIPED else 1.0
-    whole = len(found.segments) * 2 * m * m * n  # Q X, the one product of a segment that is not symmetric
-    return whole + share * (newton_schulz.products(m, n, found) - whole), plain
+    return newton_schulz.products(m, n, found, share), plain
 
 
 def table() -> str:
@@ -71,21 +75,25 @@ def timed(params: list[Any], make: Any) -> tuple[float, float]:
     """Milliseconds a step, and GiB that a step takes for itself and gives back."""
     opt = make(params)
     opt.step()
+    if DEVICE == "cpu":
+        return device_ms(opt.step, DEVICE, times=1, warm=0), 0.0
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    ms = median_ms(opt.step)
+    ms = device_ms(opt.step, DEVICE)
     return ms, (torch.cuda.max_memory_allocated() - held) / 2**30
 
 
 def tune(params: list[Any]) -> None:
-    """Other stripes and formats."""
-    usual = newton_schulz.STRIPES
-    for stripes in (1, 2, 3, 4, 6, 8):
-        newton_schulz.STRIPES = stripes
-        print(f"{stripes} stripes: {timed(params, Muon)[0]:.2f} ms", flush=True)
-    newton_schulz.STRIPES = usual
+    """Other stripes, ways and formats; without Newton-Schulz steps what is left are the passes."""
+    settings: dict[str, Sequence[float]] = {"STRIPES": (1, 2, 3, 4, 6, 8), "ANCHORED": (1.5, 8.0)}
+    for name, values in settings.items():
+        usual = getattr(newton_schulz, name)
+        for value in values:
+            setattr(newton_schulz, name, value)
+            print(f"{name} = {value}: {timed(params, Muon)[0]:.2f} ms", flush=True)
+        setattr(newton_schulz, name, usual)
     for words in ({"ns_dtype": "bfloat16"}, {"momentum_dtype": "bfloat16"}, {"ns_steps": 0}):
-        print(f"{words}: {timed(params, lambda ps, w=words: Muon(ps, **w))[0]:.2f} ms", flush=True)
+        print(f"{words}: {timed(params, partial(Muon, **words))[0]:.2f} ms", flush=True)
 
 
 def main() -> None:
@@ -93,14 +101,19 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="time other stripes and formats as well")
     args = parser.parse_args()
     print(table(), flush=True)
-    rec = Recorder("muon", torch.cuda.get_device_name(), software("torch", "cupy-cuda13x"), args.commit, args.out)
-    params = matrices((shape, count) for _, shape, count in LLAMA)
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
+    rec = Recorder("muon", name, software("torch", "cupy-cuda13x"), args.commit, args.out)
+    args.dry |= DEVICE == "cpu"
+    if not args.dry:
+        rec.check()
+    sizes = [(what, shape if DEVICE == "cuda" else small(shape), count) for what, shape, count in LLAMA]
+    params = matrices((shape, count) for _, shape, count in sizes)
     ours, room = timed(params, Muon)
     theirs, _ = timed(params, torch.optim.Muon)
     rec.add("llama1b", "torch Muon", "ms", theirs, "ms")
     rec.add("llama1b", "Muon", "ms", ours, "ms", "torch Muon", theirs / ours)
     rec.add("llama1b", "Muon", "room", room, "GiB")
-    for what, shape, count in LLAMA:
+    for what, shape, count in sizes:
         some = [p for p in params if tuple(p.shape) == shape]
         mine, other = timed(some, Muon)[0], timed(some, torch.optim.Muon)[0]
         rec.add(what, f"Muon, {count} matrices", "ms", mine, "ms", "torch Muon", other / mine)
@@ -108,6 +121,10 @@ def main() -> None:
         tune(params)
     if not args.dry:
         rec.save()
+
+
+def small(shape: tuple[int, int]) -> tuple[int, int]:
+    return shape[0] // SMALL, shape[1] // SMALL
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,53 +22,93 @@ from tests.strategies import log_uniform
 
 HYPER = {"lr": 0.013, "momentum": 0.85, "wd": 0.3}
 ROW = np.array([0.85, 1.0 - 0.85, 1.0 - 0.013 * 0.3, 0.013 * (40 / 24) ** 0.5], np.float32)
-FUNCTOR = """
-#include "kernels/arith.cuh"
-#undef HD
-#define HD inline
-#include "kernels/muon.cuh"
-extern "C" void passes(int64_t n, const float* g, const float* x, const float* row, float* b, float* z, float* p) {
-    muon::Scalars s;
-    std::memcpy(&s, row, sizeof s);
-    for (int64_t i = 0; i < n; i++) {
-        b[i] = muon::momentum(b[i], g[i], s);
-        z[i] = muon::ahead(b[i], g[i], s);
-        p[i] = muon::weight(p[i], x[i], s);
-    }
-}
-"""
+EMULATOR = Path(__file__).with_name("muon_emulator.cpp")
+PASSES = {"momentum": 0, "input": 1, "apply": 2}
 
 
-@pytest.fixture(scope="module")
-def passes(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The functor on the host: (g, x, b, p) to new (b, z, p)."""
-    folder = tmp_path_factory.mktemp("muon")
-    (folder / "muon.cpp").write_text(FUNCTOR)
-    command = [gxx, "-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", f"-I{build.ROOT}", "muon.cpp"]
-    done = subprocess.run([*command, "-o", "muon.so"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    library = ctypes.CDLL(str(folder / "muon.so"))
+class Emulated:
+    """The kernels as they stand in muon.cu, on the host."""
 
-    def call(g: Any, x: Any, b: Any, p: Any) -> Any:
-        b, p, z = b.copy(), p.copy(), np.empty_like(b)
-        library.passes(ctypes.c_int64(g.size), *(ctypes.c_void_p(a.ctypes.data) for a in (g, x, ROW, b, z, p)))
-        return b, z, p
+    def __init__(self, gxx: str, folder: Path, kernel: kernels.Kernel) -> None:
+        (folder / "defines.inc").write_text(kernels.defines(kernel))
+        command = [gxx, "-O1", "-std=c++20", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", str(EMULATOR)]
+        command += [f"-I{build.ROOT}", f"-I{folder}", "-o", str(folder / "muon.so")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self.library, self.kernel = ctypes.CDLL(str(folder / "muon.so")), kernel
 
-    return call
+    def run(self, name: str, passes: kernels.Passes, stack: Any) -> None:
+        passes.args["stack"] = stack.ctypes.data
+        parts, count = passes.grid
+        self.library["pass"](PASSES[name], parts, count, ctypes.c_void_p(passes.args.ctypes.data))
+
+    def mirror(self, stack: Any, shift: float) -> None:
+        count, m, _ = stack.shape
+        tiles = -(-m // kernels.SIDE)
+        self.library.mirror(tiles, count, ctypes.c_void_p(stack.ctypes.data), m, ctypes.c_float(shift))
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def emulated(request: Any, gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """Momentum in float32 or in bfloat16; all else in float32."""
+    kernel = kernels.Kernel("float32", request.param, "float32", "float32", 1.0, True)
+    return Emulated(gxx, tmp_path_factory.mktemp("muon"), kernel)
 
 
 @pytest.mark.gxx
-def test_the_functor_has_the_oracles_bits(passes: Any) -> None:
-    """Momentum and weights through the rule itself; what is made orthogonal, by its equation."""
+@pytest.mark.parametrize("shape", [(40, 24), (1, 7), (33, 65), (180, 200)])
+def test_the_passes_have_the_oracles_bits(emulated: Emulated, shape: Any) -> None:
+    """Three matrices at once: eights, a rest, one part and three; weights through the rule itself."""
+    rng, n, count = np.random.default_rng(0), shape[0] * shape[1], 3
+    p, b, g = (log_uniform(rng, (count, *shape), *span) for span in ((-3, 0), (-6, 2), (-6, 2)))
+    half = emulated.kernel.buffer == "bfloat16"
+    kept = bf16.encode(b.reshape(-1)).codes if half else b.reshape(-1)
+    b = bf16.decode(bf16.encode(b)) if half else b
+    kept, stepped = kept.copy().reshape(count, n), p.copy()
+    addresses = [kernels.Matrix(*(x.ctypes.data for x in row)) for row in zip(g, kept, stepped, strict=True)]
+    row = ROW.copy()
+    row[3] = np.float32(0.013 * max(1.0, shape[0] / shape[1]) ** 0.5)
+    stack, sums = np.zeros((count, *shape), np.float32), np.zeros((count, kernels.parts(n)))
+    passes = kernels.Passes(emulated.kernel, addresses, n, row, 1e-7, sums.ctypes.data)
+    emulated.run("momentum", passes, stack)
+    emulated.run("input", passes, stack)
+    new = row[0] * b + row[1] * g
+    new = bf16.decode(bf16.encode(new)) if half else new
+    same_bits(kept, (bf16.encode(new).codes if half else new).reshape(count, n), "B")
+    Z = row[1] * g + row[0] * new
+    norms = np.sqrt((Z.astype(np.float64) ** 2).sum((1, 2)))
+    np.testing.assert_allclose(np.sqrt(sums.sum(1)), norms, rtol=1e-14)
+    same_bits(stack, Z * (1 / np.sqrt(sums.sum(1))).astype(np.float32)[:, None, None], "the input")
+    X = [np.ascontiguousarray(orthogonal(z.astype(np.float64), 5, 1e-7, "floor"), np.float32) for z in Z]
+    emulated.run("apply", passes, np.array(X))
+    for k in range(count):
+        want, _ = rules.muon.update(p[k], g[k], {"B": b[k]}, t=1, **HYPER)
+        same_bits(stepped[k], want if not half else p[k] * row[2] - row[3] * X[k], "p")
+
+
+@pytest.mark.gxx
+@pytest.mark.parametrize("size", [0.0, 1e-9, np.inf, np.nan])
+def test_small_norms_count_as_eps_and_those_that_are_no_numbers_as_themselves(emulated: Emulated, size: float) -> None:
+    g, b, p = (np.full((1, 10), size, np.float32), np.zeros((1, 10), np.float32), np.zeros((1, 10), np.float32))
+    stack, sums = np.ones((1, 10), np.float32), np.zeros((1, 1))
+    address = kernels.Matrix(*(x.ctypes.data for x in (g, b, p)))
+    passes = kernels.Passes(emulated.kernel, [address], 10, ROW, 1e-7, sums.ctypes.data)
+    emulated.run("momentum", passes, stack)
+    emulated.run("input", passes, stack)
+    z = (1 - 0.85) * (1 + 0.85) * size
+    want = z / max(10**0.5 * z, 1e-7) if np.isfinite(size) else np.nan
+    np.testing.assert_allclose(stack, np.full((1, 10), want), rtol=1e-2)
+
+
+@pytest.mark.gxx
+@pytest.mark.parametrize("m", [1, 63, 64, 130])
+def test_a_matrix_is_mirrored_across_its_diagonal(emulated: Emulated, m: int) -> None:
     rng = np.random.default_rng(0)
-    p, b, g = (log_uniform(rng, (40, 24), *span) for span in ((-3, 0), (-6, 2), (-6, 2)))
-    want, state = rules.muon.update(p, g, {"B": b}, t=1, **HYPER)
-    Z = ROW[1] * g + ROW[0] * state["B"]
-    x = np.ascontiguousarray(orthogonal(Z.astype(np.float64), 5, 1e-7, "floor"), np.float32)
-    new_b, z, new_p = passes(g, x, b, p)
-    same_bits(new_b, state["B"], "B")
-    same_bits(z, Z, "Z")
-    same_bits(new_p, want, "p")
+    stack = rng.standard_normal((2, m, m)).astype(np.float32)
+    upper = np.triu(stack)
+    want = upper + np.triu(stack, 1).transpose(0, 2, 1) + np.float32(1.5) * np.eye(m, dtype=np.float32)
+    emulated.mirror(stack, 1.5)
+    same_bits(stack, want.astype(np.float32), "mirrored")
 
 
 FORMATS = [*product(build.NUMBERS, ("float32", "bfloat16"), build.NUMBERS, ("float16", "bfloat16", "float32"))]
@@ -100,7 +141,7 @@ def test_the_passes_compile_and_their_arithmetic_does_not_obey_the_flags(
             "setp",
             "selp",
         }
-        assert re.findall(r"\.entry\s+(\w+)", ptx) == ["muon_momentum", "muon_input", "muon_apply"]
+        assert re.findall(r"\.entry\s+(\w+)", ptx) == ["muon_momentum", "muon_input", "muon_apply", "muon_mirror"]
         assert not any(map(int, re.findall(r"(\d+) bytes spill", log)))
 
 

@@ -11,7 +11,7 @@ import torch
 
 import refopt
 from refopt import ShapeError, StateError
-from refopt_cuda.optim.galore import GaLoreAdamW, basis
+from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit, basis
 from tests.optim.pairs import exact, parameter, snapshot, unchanged
 from tests.optim.test_checkpoints import resume_alike, through_a_file, twins
 from tests.optim.test_muon import F32, give, matrices, part
@@ -90,6 +90,31 @@ def test_a_group_without_rank_takes_the_references_adamw(device: str) -> None:
     assert set(opt.state[params[0]]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
+@pytest.mark.parametrize("rank", [None, 16])
+def test_8_bit_moments_are_the_references(rank: int | None, device: str) -> None:
+    """Each step from the drop-in's weights. R is rounded otherwise: a few codes lie on the other side of a midpoint."""
+    params = matrices([(24, 640), (640, 24), (16, 16)], device=device)
+    words = {name: WORDS[name] for name in ("lr", "beta1", "beta2", "eps", "wd")}
+    opt = GaLoreAdamW8bit(params, **ADAM, rank=rank, update_proj_gap=3, scale=0.5)
+    codecs = [{"m": "dynamic8", "v": "dynamic8"}, {}]
+    more = {"eps_at": "uncorrected", "decay_order": "after"} if rank is None else {"rank": 16, "gap": 3, "scale": 0.5}
+    refs = [refopt.Optimizer("adamw" if rank is None else "galore", codecs[k == 2], **words, **more) for k in range(3)]
+    state = [ref.init([exact(p)]) for ref, p in zip(refs, params, strict=True)]
+    for t in range(5):
+        give(params, t)
+        before = [exact(p) for p in params]
+        opt.step()
+        for k, (p, b) in enumerate(zip(params, before, strict=True)):
+            (want,), state[k] = refs[k].step([b], [exact(p.grad)], state[k])
+            assert part(exact(p) - b, want - b) <= 2e-3, (t, tuple(p.shape))
+            entry = opt.state[p]
+            assert ("m.codes" in entry) == (k < 2) == ("exp_avg" not in entry)
+            for name in ("m", "v") if k < 2 else ():
+                box = state[k][0][name]
+                assert (entry[f"{name}.codes"].cpu().numpy() != box.codes).mean() <= 2e-3
+                np.testing.assert_allclose(entry[f"{name}.scales"].cpu(), box.scales, rtol=1e-4)
+
+
 def test_groups_are_written_as_for_galore_torch() -> None:
     one, other = matrices([(12, 20), (20, 12)])
     opt = GaLoreAdamW([{"params": [other]}, {"params": [one], **GALORE, "proj_type": "std"}], lr=0.01)
@@ -117,6 +142,19 @@ def test_a_step_stays_in_the_directions_kept() -> None:
     moved, P = exact(p) - before, exact(opt.state[p]["P"])
     assert np.linalg.matrix_rank(moved, tol=1e-4) == 3
     np.testing.assert_allclose(P @ (P.T @ moved), moved, atol=1e-5)
+
+
+def test_resuming_8_bit_moments_changes_no_bit(device: str) -> None:
+    params = matrices([(24, 640), (12, 20)], torch.bfloat16, device)
+    opt = GaLoreAdamW8bit(params, **ADAM, rank=8)
+    for t in range(2):
+        give(params, t)
+        opt.step()
+    other = GaLoreAdamW8bit(twins(params, device), rank=8)
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    resume_alike(opt, other)
+    with pytest.raises(StateError, match=r"m\.codes|exp_avg"):
+        GaLoreAdamW(twins(params, device), rank=8).load_state_dict(opt.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -168,6 +206,10 @@ ARGUMENTS = [
 def test_impossible_arguments_are_named(words: dict[str, Any], error: Any, message: str) -> None:
     with pytest.raises(error, match=f"^GaLoreAdamW: {message}"):
         GaLoreAdamW(matrices([(12, 20)]), **(GALORE | words))
+    with pytest.raises(TypeError, match="no argument 'block'"):
+        GaLoreAdamW(matrices([(12, 20)]), block=128)
+    with pytest.raises(ValueError, match=r"min_8bit_size .*-1"):
+        GaLoreAdamW8bit(matrices([(12, 20)]), min_8bit_size=-1)
     opt = GaLoreAdamW(matrices([(12, 20)]))
     with pytest.raises(error, match=f"^GaLoreAdamW.add_param_group: {message}"):
         opt.add_param_group({"params": matrices([(20, 12)])} | GALORE | words)
