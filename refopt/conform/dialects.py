@@ -444,13 +444,26 @@ def made(rule: Rule, hyper: Hyper, changes: tuple[Dialect, ...]) -> Step:
 def candidates(rule: Rule, hyper: Hyper, least: int = 1, most: int = 2) -> Iterator[Candidate]:
     """Every step with `least` to `most` changes that fit the rule; those that the record refuses are left out."""
     full = rule.check("conform", hyper)
-    fitting = [d for d in every() if d.when(rule, full)]
+    fitting = [d for d in every() if d.when(rule, full) and not moot(d.id, rule, full)]
     for d in fitting if least <= 1 else ():
         yield from tried(rule, full, (d,))
     for i, a in enumerate(fitting if most >= 2 else ()):
         for b in fitting[i + 1 :]:
             if topic(a) != topic(b):
                 yield from tried(rule, full, (a, b))
+
+
+def moot(id: str, rule: Rule, hyper: Hyper) -> bool:
+    """Changes that change nothing under these hyper-parameters."""
+    if id in ("decay-decoupled", "lr-inside") and rule.stem == "sgd":
+        return not hyper["momentum"]  # without a buffer lr multiplies all of it, either way
+    if id.endswith("-bf16"):
+        return not rule.states_for(**hyper)
+    if id == "one-minus-beta-f32":
+        return rule.tier == "T2"  # products of matrices differ by more
+    if id == "variant-apex":
+        return bool(hyper["wd"])
+    return rule.stem == "muon" and id.startswith("eps-")  # the norm of a matrix is far from any eps
 
 
 def topic(d: Dialect) -> str:

@@ -89,7 +89,7 @@ def forced(target: Target, rule: Rule, setting: Setting, some: Data, dtype: str)
     for t in (*TS, *LATE):
         if t in LATE and (not target.jumps or rule.random or rule.stem == "galore"):
             break
-        gs = [visible(plant(rule, setting.all, g, s), dtype) for g, s in zip(some.grads(t), states)]
+        gs = [visible(plant(rule, setting.all, g, s, t), dtype) for g, s in zip(some.grads(t), states)]
         for k, (p, s) in enumerate(zip(ps, states)) if t > 1 else ():
             put(target, k, p, s, t)
         target.step([g.copy() for g in gs])
@@ -120,7 +120,7 @@ def read(target: Target, rule: Rule, setting: Setting, some: Data, dtype: str) -
     states = [begun(rule, setting.all, p) for p in ps]
     steps: list[Taken] = []
     for t in TS:
-        gs = [visible(plant(rule, setting.all, g, s), dtype) for g, s in zip(some.grads(t), states)]
+        gs = [visible(plant(rule, setting.all, g, s, t), dtype) for g, s in zip(some.grads(t), states)]
         target.step([g.copy() for g in gs])
         after = target.params()
         for k, (p, g) in enumerate(zip(ps, gs)):

@@ -21,7 +21,7 @@ ADAM = {"lr": 0.013, "beta1": 0.8, "beta2": 0.9973, "eps": 1e-7}
 SIGNS = {"lr": 0.003, "beta1": 0.85, "beta2": 0.993, "wd": 0.2}
 SQUARES = {"lr": 0.013, "alpha": 0.9973, "eps": 1e-7, "wd": 0.06}
 MIX = ADAM | {"beta3": 0.9991, "alpha": 3.5, "wd": 0.11}
-SHORT = ADAM | {"wd": 0.2, "rank": 4, "gap": 3}
+SHORT = ADAM | {"wd": 0.2, "rank": 4, "gap": 3, "eps": 0.3}
 
 
 class Setting(NamedTuple):
@@ -66,7 +66,7 @@ SETTINGS: dict[str, list[Setting]] = {
     "came": [
         Setting("base", {"lr": 0.003, "beta1": 0.8, "beta2": 0.97, "beta3": 0.99, "clip": 0.8, "wd": 0.2}),
     ],
-    "adam_mini": [Setting("rows", ADAM | {"wd": 0.11})],
+    "adam_mini": [Setting("rows", ADAM | {"wd": 0.11, "eps": 0.03})],
     "sm3": [Setting("base", {"lr": 0.03, "momentum": 0.8})],
     "lamb": [Setting("base", ADAM | {"wd": 0.06}), Setting("cut", ADAM | {"wd": 0.06, "max_unorm": 0.1})],
     "lars": [
@@ -162,11 +162,12 @@ def data(some: list[tuple[int, ...]], seed: int = 5) -> Data:
     return Data(params, [10 ** rng.uniform(-9, 1.5, s) for s in some])
 
 
-def plant(rule: Rule, hyper: dict[str, Any], g: Array, state: dict[str, Array]) -> Array:
-    """For rules of signs: a few gradients that cancel the momentum to its last bits, so that rounding decides."""
-    if rule.stem not in ("lion", "signum") or "m" not in state or g.size < 64:
+def plant(rule: Rule, hyper: dict[str, Any], g: Array, state: dict[str, Array], t: int) -> Array:
+    """For rules of signs: a few gradients, others each step, that cancel the momentum to its last bits, so that rounding
+    decides."""
+    if rule.stem not in ("lion", "signum") or "m" not in state or g.size < 64 or t < 3:
         return g
     beta = hyper.get("beta1", hyper.get("beta"))
-    flat = g.reshape(-1).copy()
-    flat[11:59:6] = f32(-beta / (1 - beta)) * state["m"].reshape(-1)[11:59:6]
+    flat, at = g.reshape(-1).copy(), slice(11 + t % 6, 59, 6)
+    flat[at] = f32(-beta / (1 - beta)) * state["m"].reshape(-1)[at]
     return flat.reshape(g.shape)

@@ -52,7 +52,7 @@ def test_every_change_is_told_from_the_reference(stem: str, setting: Setting) ->
             continue
         run = record(spoken(stem, setting, candidate), rule, setting, data(shapes(rule, setting.all)))
         found = diagnose(run, rule, setting)
-        assert found.match is not None
+        assert found.match is not None, f"{candidate.id}: {compare(run, rule, setting, candidate).first}"
         assert candidate.id in (found.id, *found.also), f"{candidate.id} is taken for {found.id}"
 
 
