@@ -17,6 +17,8 @@ FEW = 0.02
 MATRICES = 0.02
 """How far the step of a rule that multiplies matrices may lie from the reference's, beside its length."""
 
+COARSE = 2.0**15
+"""How much more bfloat16 arithmetic nudges its inputs than float32 does, halved: a unit of its last place each."""
 PRODUCTS = 4096.0
 """Ulps that the states of such a rule may be apart."""
 
@@ -63,7 +65,8 @@ def compare(run: Run, rule: Rule, setting: Setting, candidate: Candidate, hasty:
         assert taken.before is not None
         want_p, want = candidate.step(taken.p, taken.g, taken.before, taken.t)
         apart, limits = distances(run, rule, candidate, taken, want_p, want)
-        mask, place = judged(candidate.step, taken, taken.before, apart, limits, {"p": want_p} | want)
+        nudge = COARSE if candidate.freely else 1.0
+        mask, place = judged(candidate.step, taken, taken.before, apart, limits, {"p": want_p} | want, nudge)
         masked += mask
         for n, x in apart.items():
             far.setdefault(n, []).append(x.reshape(-1))
@@ -154,6 +157,7 @@ def compare_free(run: Run, rule: Rule, setting: Setting, candidate: Candidate, h
         largest[k] = np.fmax(largest.get(k, np.abs(p)), np.abs(ps[k]))
         seen = taken._replace(p=p)
         apart, limits = distances(run, rule, candidate, seen, ps[k], states[k], taken.t)
+        apart = {"p": apart["p"]}
         apart["p"] = np.where(doubtful[k], 0.0, ulps(taken.after_p, ps[k], largest[k]))
         beyond = apart["p"] > limits["p"]
         mask, place = judged(candidate.step, seen, before, apart, limits, {"p": ps[k]}, 16.0)

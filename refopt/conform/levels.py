@@ -13,7 +13,7 @@ from refopt.conform.diagnose import Diagnosis, Match, brief, compare_free, diagn
 from refopt.conform.dialects import Candidate, made
 from refopt.conform.forms import named
 from refopt.conform.measure import loose, ulps, wide
-from refopt.conform.record import Run, begun, free, record, visible
+from refopt.conform.record import Run, begun, free, record, shaped, visible
 from refopt.conform.report import Finding
 from refopt.conform.settings import Data, Setting, data, shapes
 from refopt.conform.target import Target
@@ -53,9 +53,11 @@ class Subject:
         return [visible(g, self.dtype) for g in self.data.grads(t)]
 
     def needed(self, k: int) -> dict[str, int]:
-        """Bytes of each state of parameter k by the record, in float32."""
+        """Bytes of each state of parameter k by the record, in float32; single numbers do not count."""
         opt = Optimizer(self.rule, **self.setting.all)
-        return memory.state_of(opt, self.data.params[k].shape)
+        shape = self.data.params[k].shape
+        forms = self.rule.shapes(shape, self.rule.check("conform", self.setting.all))
+        return {n: b for n, b in memory.state_of(opt, shape).items() if forms.get(n) != () or shape == ()}
 
 
 def smoke(s: Subject) -> list[Finding]:
@@ -139,14 +141,14 @@ def trajectory(s: Subject) -> list[Finding]:
     """L2: thirty steps untouched, beside what the target was found to follow; errors have a budget that grows."""
     if s.follows is None:
         return [s.finding("L2", "skip", "", "nothing is known that it follows")]
-    if s.follows.freely:
-        return [s.finding("L2", "skip", "", "the arithmetic has eight bits: a budget that holds it would hold anything")]
+    if s.dtype == "bfloat16":
+        return [s.finding("L2", "skip", "", "weights of eight bits: a rounding that parts two runs is as large as a step")]
     if s.run is not None and any(taken.codes for taken in s.run.steps):
         return [s.finding("L2", "skip", "", "states are coded: one code that rounding decides parts two runs; see L3")]
     run = free(s.target, s.rule, s.setting, s.data, s.dtype, LONG)
     m = compare_free(run, s.rule, s.setting, s.follows)
     if m.ok:
-        budget = (loose(s.rule.tier) + wide(s.dtype) + s.follows.freely) * len(LONG)
+        budget = loose(s.rule.tier) * len(LONG)
         used = m.worst["p"] / budget
         text = f"{len(LONG)} steps untouched use {used:.0%} of the budget of {budget:g} ulps"
         return [s.finding("L2", "pass", "", text, **brief(m))]
@@ -257,8 +259,8 @@ def one_special(s: Subject, name: str, values: list[float]) -> list[Finding]:
     s.target.step([g.copy() for g in gs])
     states = [begun(s.rule, s.setting.all, p) for p in ps]
     pairs = zip(ps, gs, states)
-    states = [s.follows.step(p, g, x, 1)[1] | s.target.state(k) for k, (p, g, x) in enumerate(pairs)]
-    states = [{n: x.reshape(states[k][n].shape) for n, x in st.items()} for k, st in enumerate(states)]
+    states = [s.follows.step(p, g, x, 1)[1] for p, g, x in pairs]
+    states = [x | shaped(s.target.state(k), x) for k, x in enumerate(states)]
     ps, gs = s.target.params(), s.grads(2)
     for g in gs:
         g.reshape(-1)[3 : 3 + 4 * len(values) : 4] = values

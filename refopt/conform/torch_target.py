@@ -93,7 +93,7 @@ class TorchTarget(Target):
         tuples: dict[str, dict[int, Any]] = {}
         for name, value in hyper.items():
             word = self._word(rule, name)
-            if word is None or (value == rule.defaults()[name] and "[" not in word and value is None):
+            if word is None or (value is None and name != "beta1" and "[" not in word):
                 continue
             base, _, index = word.partition("[")
             if index:
