@@ -79,9 +79,11 @@ def smoke(s: Subject) -> list[Finding]:
             out.append(s.finding("L0", "fail", "not-finite", f"tensor {k} has {new.shape}, NaN or Inf after one step"))
         elif np.array_equal(p, new):
             out.append(s.finding("L0", "fail", "does-not-move", f"tensor {k} is what it was after one step"))
-    left = s.target.grads()
-    if left is not None and any(not np.array_equal(a, b) for a, b in zip(left, gs)):
+    changed = s.target.changed()
+    if "g" in changed:
         out.append(s.finding("L0", "fail", "gradient-changed", "a step writes into the gradient that it is given"))
+    if inputs := [n for n in changed if n != "g"]:
+        out.append(s.finding("L0", "fail", "input-changed", f"a pure step writes into its {', '.join(inputs)}"))
     return out or [s.finding("L0", "pass", "", f"one step of {len(ps)} tensors")]
 
 
@@ -242,13 +244,46 @@ SPECIAL: dict[str, list[float]] = {
 
 
 def special(s: Subject) -> list[Finding]:
-    """L6: gradients that are zero, subnormal, huge, infinite or NaN, a few among ordinary ones."""
+    """L6: gradients that are zero, subnormal, huge, infinite or NaN, a few among ordinary ones; and tensors of zeros."""
     if s.follows is None:
         return [s.finding("L6", "skip", "", "nothing is known that it follows")]
     if s.rule.tier == "T2":
         return [s.finding("L6", "skip", "", "products of matrices spread one element over all")]
     out = [f for name, values in SPECIAL.items() for f in one_special(s, name, values)]
-    return out or [s.finding("L6", "pass", "", f"{', '.join(SPECIAL)}: as the equations have it")]
+    out += [f for name in WHOLE for f in one_whole(s, name)]
+    return out or [s.finding("L6", "pass", "", f"{', '.join([*SPECIAL, *WHOLE])}: as the equations have it")]
+
+
+WHOLE = {"zero-weights": (0.0, 1.0), "zero-gradients": (1.0, 0.0), "faint-gradients": (1.0, 1e-16), "nan-weight": (1.0, 1.0)}
+"""What all weights, and all gradients, are multiplied by."""
+
+
+def one_whole(s: Subject, name: str) -> list[Finding]:
+    """Two steps of tensors that are special as a whole."""
+    assert s.follows is not None
+    weights, slopes = (f32(x) for x in WHOLE[name])
+    ps = [p * weights for p in s.data.params]
+    if name == "nan-weight":
+        for p in ps:
+            p.reshape(-1)[min(7, p.size - 1) :][:1] = np.nan
+    ps = s.start(Data(ps, s.data.sizes))
+    states = [begun(s.rule, s.setting.all, p) for p in ps]
+    for t in (1, 2):
+        gs = [g * slopes for g in s.grads(t)]
+        s.target.step([g.copy() for g in gs])
+        for k, (p, g) in enumerate(zip(ps, gs)):
+            want, new = s.follows.step(p, g, states[k], t)
+            got = s.target.params()[k]
+            bad = ~(ulps(got, want, p) <= bound(s)).reshape(-1)
+            if bad.mean() > 0.02 or (bad & np.isnan(want.reshape(-1))).any():
+                i = int(np.flatnonzero(bad)[0])
+                shown = f"step {t}, tensor {k}, p[{i}] becomes {got.reshape(-1)[i]:.6g}"
+                return [s.finding("L6", "fail", name, f"{shown}, by the equations {want.reshape(-1)[i]:.6g}")]
+            if text := states_off(s, k, states[k], new):
+                return [s.finding("L6", "fail", name, f"step {t}, tensor {k}: {text}")]
+            states[k] = new | shaped(s.target.state(k), new)
+        ps = s.target.params()
+    return []
 
 
 def one_special(s: Subject, name: str, values: list[float]) -> list[Finding]:
@@ -263,22 +298,46 @@ def one_special(s: Subject, name: str, values: list[float]) -> list[Finding]:
     states = [x | shaped(s.target.state(k), x) for k, x in enumerate(states)]
     ps, gs = s.target.params(), s.grads(2)
     for g in gs:
-        g.reshape(-1)[3 : 3 + 4 * len(values) : 4] = values
+        at = places(g.size, values)
+        g.reshape(-1)[at] = values[: at.size]
     s.target.step([g.copy() for g in gs])
     for k, (p, g) in enumerate(zip(ps, gs)):
-        want, _ = s.follows.step(p, g, states[k], 2)
+        want, new = s.follows.step(p, g, states[k], 2)
         got = s.target.params()[k]
-        limit = loose(s.rule.tier) * 2 + wide(s.dtype) + s.follows.freely
         here = np.zeros(p.size, bool)
-        here[3 : 3 + 4 * len(values) : 4] = True
-        bad = ~(ulps(got, want, p) <= limit).reshape(-1)
+        here[places(p.size, values)] = True
+        bad = ~(ulps(got, want, p) <= bound(s)).reshape(-1)
         if s.target.coded(k) and name in ("infinite", "nan", "huge"):
             bad &= here  # the other elements of a block share its scale
         if bad[here].any() or (s.rule.scope == "element" and bad.mean() > 0.02):
             i = int(np.flatnonzero(bad)[0])
             shown = f"g = {g.reshape(-1)[i]:.6g}: p {p.reshape(-1)[i]:.6g} becomes {got.reshape(-1)[i]:.6g}"
             return [s.finding("L6", "fail", f"special-{name}", f"{shown}, by the equations {want.reshape(-1)[i]:.6g}")]
+        if text := states_off(s, k, states[k], new):
+            return [s.finding("L6", "fail", f"special-{name}", text)]
     return []
+
+
+def places(size: int, values: list[float]) -> Array:
+    """Where special values stand in a tensor: every fourth element from the fourth on, as far as there are any."""
+    return np.arange(3, size, 4)[: len(values)]
+
+
+def bound(s: Subject) -> float:
+    """Ulps that weights may be apart where values are extreme."""
+    return loose(s.rule.tier) * 2 + wide(s.dtype) + (s.follows.freely if s.follows else 0.0)
+
+
+def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array]) -> str:
+    """Which state of parameter k is NaN where the equations have a number, or the other way, or is another number."""
+    have = shaped(s.target.state(k), new)
+    for n in have.keys() & new.keys() - s.target.coded(k).keys():
+        if (np.isnan(have[n]) != np.isnan(new[n])).any():
+            return f"state {n} has {int(np.isnan(have[n]).sum())} NaN, by the equations {int(np.isnan(new[n]).sum())}"
+        limit = loose(s.rule.tier) * 2 + (s.follows.loose if s.follows else 0.0)
+        if (~(ulps(have[n], new[n], before[n]) <= limit)).mean() > 0.02:
+            return f"state {n} has other values than the equations"
+    return ""
 
 
 def memory_level(s: Subject) -> list[Finding]:

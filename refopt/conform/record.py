@@ -12,7 +12,7 @@ from refopt.conform.target import Coded, Target
 from refopt.spec import Array, Rule
 
 TS = (1, 2, 3, 4, 5, 6)
-LATE = (1000, 1001)
+LATE = (1000, 20001)
 """Two steps far on, where corrections have faded; for targets whose count of steps can be set."""
 
 

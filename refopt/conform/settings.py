@@ -79,8 +79,8 @@ SETTINGS: dict[str, list[Setting]] = {
     "apollo": [Setting("base", SHORT | {"scale": 1.7})],
 }
 
-SHAPES = ((64, 96), (33, 129), (31,))
-"""One of whole blocks, one whose last block is short, both large enough to be stored in 8 bits; and a vector."""
+SHAPES = ((64, 96), (33, 129), (31,), (16, 16))
+"""One of whole blocks, one whose last block is short, both large enough to be stored in 8 bits; a vector; a square."""
 
 
 def claimed(text: str) -> tuple[Rule, dict[str, Any]]:
@@ -163,8 +163,8 @@ def data(some: list[tuple[int, ...]], seed: int = 5) -> Data:
 
 
 def plant(rule: Rule, hyper: dict[str, Any], g: Array, state: dict[str, Array], t: int) -> Array:
-    """For rules of signs: a few gradients, others each step, that cancel the momentum to its last bits, so that rounding
-    decides."""
+    """For rules of signs: a few gradients, others each step, that cancel the momentum to its last bits: rounding
+    decides their step."""
     if rule.stem not in ("lion", "signum") or "m" not in state or g.size < 64 or t < 3:
         return g
     beta = hyper.get("beta1", hyper.get("beta"))

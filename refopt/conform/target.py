@@ -58,9 +58,9 @@ class Target:
         """The weights."""
         raise NotImplementedError
 
-    def grads(self) -> list[Array] | None:
-        """The gradients of the last step as it left them, None if that cannot be seen."""
-        return None
+    def changed(self) -> list[str]:
+        """What the last step wrote into that was not its own: "g"; for a pure function its other arguments too."""
+        return []
 
     def state(self, k: int) -> dict[str, Array]:
         """The states of parameter k that can be read, decoded; {} where none can."""
@@ -114,16 +114,19 @@ class FunctionalTarget(Target):
         return {n: x for n, x in self.hyper.items() if taken is None or n in taken}
 
     def step(self, grads: Sequence[Array]) -> None:
-        self.gs = list(grads)
+        self.touched: set[str] = set()
         for k, g in enumerate(grads):
             self.ts[k] += 1
+            given = {"p": self.ps[k], "g": g} | self.states[k]
+            before = {n: x.copy() for n, x in given.items()}
             self.ps[k], self.states[k] = self.update(self.ps[k], g, self.states[k], t=self.ts[k], **self.hyper)
+            self.touched |= {n for n, x in given.items() if not np.array_equal(x, before[n], equal_nan=True)}
 
     def params(self) -> list[Array]:
         return [np.array(p) for p in self.ps]
 
-    def grads(self) -> list[Array] | None:
-        return self.gs
+    def changed(self) -> list[str]:
+        return sorted(self.touched)
 
     def state(self, k: int) -> dict[str, Array]:
         return {n: np.asarray(x) for n, x in self.states[k].items()}

@@ -129,16 +129,18 @@ class TorchTarget(Target):
             yield
 
     def step(self, grads: Sequence[Array]) -> None:
-        for p, g in zip(self.ps, grads, strict=True):
-            p.grad = self._tensor(g)
+        self.given = [self._tensor(g) for g in grads]
+        for p, g in zip(self.ps, self.given, strict=True):
+            p.grad = g.clone()
         with self._eager():
             self.opt.step()
 
     def params(self) -> list[Array]:
         return [self._array(p) for p in self.ps]
 
-    def grads(self) -> list[Array] | None:
-        return [self._array(p.grad) for p in self.ps]
+    def changed(self) -> list[str]:
+        same = (self.torch.equal(p.grad, g) for p, g in zip(self.ps, self.given, strict=True))
+        return [] if all(same) else ["g"]
 
     def _array(self, x: Any) -> Array:
         x = x.detach()
