@@ -129,9 +129,7 @@ adamw_adds_eps_too_early = adamw(
 adamw_corrects_no_bias = adamw(
     lambda p, g, s, t, h: adam_step(shrunk(p, h), g, s, t, h, correct=False), "adamw_corrects_no_bias"
 )
-adamw_counts_from_two = adamw(
-    lambda p, g, s, t, h: adam_step(shrunk(p, h), g, s, t + 1, h), "adamw_counts_from_two"
-)
+adamw_counts_from_two = adamw(lambda p, g, s, t, h: adam_step(shrunk(p, h), g, s, t + 1, h), "adamw_counts_from_two")
 adamw_never_counts = adamw(lambda p, g, s, t, h: adam_step(shrunk(p, h), g, s, 1, h), "adamw_never_counts")
 adamw_decays_without_lr = adamw(
     lambda p, g, s, t, h: adam_step(p * f32(1 - h["wd"]), g, s, t, h), "adamw_decays_without_lr"

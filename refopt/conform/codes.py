@@ -1,4 +1,4 @@
-"""Codes beside the nearest ones: is the table a known one, is the scale the block's largest, is each code the nearest?"""
+"""Codes beside the nearest ones: is the table known, is the scale its block's largest, is each code the nearest?"""
 
 from __future__ import annotations
 

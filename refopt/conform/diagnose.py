@@ -13,7 +13,9 @@ from refopt.conform.settings import Setting
 from refopt.spec import Array, Rule
 
 FEW = 0.02
-"""The largest share of elements that rounding may decide before a comparison says nothing."""
+"""The largest share of elements that rounding may excuse before a comparison says nothing."""
+MANY = 0.1
+"""The same where the arithmetic has eight bits."""
 MATRICES = 0.02
 """How far the step of a rule that multiplies matrices may lie from the reference's, beside its length."""
 
@@ -29,7 +31,7 @@ class Place(NamedTuple):
     t: int
     k: int
     name: str
-    index: int
+    element: int
     got: float
     want: float
     inputs: dict[str, float]
@@ -37,7 +39,7 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         went = ", ".join(f"{n}={x:.9g}" for n, x in self.inputs.items())
-        where = f"step {self.t}, tensor {self.k}, {self.name}[{self.index}]"
+        where = f"step {self.t}, tensor {self.k}, {self.name}[{self.element}]"
         return f"{where}: got {self.got:.9g}, expected {self.want:.9g} from {went}; {self.share:.1%} of elements differ"
 
 
@@ -87,7 +89,7 @@ def distances(
 ) -> tuple[dict[str, Array], dict[str, float]]:
     """Ulps of weights and states, those of elements that rounding decides set to 0; and what each may be."""
     rough = loose(rule.tier)
-    apart = {"p": ulps(taken.after_p, want_p, taken.p)}
+    apart = {"p": ulps(taken.after_p, want_p, taken.p, want_p - taken.p)}
     limits = {"p": (rough + wide(run.dtype) + candidate.freely) * steps}
     if rule.tier == "T2":
         moved, off = np.linalg.norm(want_p - taken.p), np.linalg.norm(taken.after_p - want_p)
@@ -116,7 +118,7 @@ def judged(
     masked = 0
     for n in apart:
         hit = (apart[n] > limits[n]) & (apart[n] <= limits[n] + BACKWARD * sway[n])
-        if hit.mean() > FEW:
+        if hit.sum() > max((FEW if nudge < COARSE else MANY) * hit.size, 4):
             continue
         masked += int((hit & (sway[n] > DECIDED)).sum())
         apart[n][hit] = 0.0

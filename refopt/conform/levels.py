@@ -144,7 +144,7 @@ def trajectory(s: Subject) -> list[Finding]:
     if s.follows is None:
         return [s.finding("L2", "skip", "", "nothing is known that it follows")]
     if s.dtype == "bfloat16":
-        return [s.finding("L2", "skip", "", "weights of eight bits: a rounding that parts two runs is as large as a step")]
+        return [s.finding("L2", "skip", "", "weights of eight bits: one rounding that parts two runs is a step long")]
     if s.run is not None and any(taken.codes for taken in s.run.steps):
         return [s.finding("L2", "skip", "", "states are coded: one code that rounding decides parts two runs; see L3")]
     run = free(s.target, s.rule, s.setting, s.data, s.dtype, LONG)
@@ -244,7 +244,7 @@ SPECIAL: dict[str, list[float]] = {
 
 
 def special(s: Subject) -> list[Finding]:
-    """L6: gradients that are zero, subnormal, huge, infinite or NaN, a few among ordinary ones; and tensors of zeros."""
+    """L6: gradients that are zero, subnormal, huge, infinite or NaN, a few among ordinary ones; tensors of zeros."""
     if s.follows is None:
         return [s.finding("L6", "skip", "", "nothing is known that it follows")]
     if s.rule.tier == "T2":
@@ -254,7 +254,12 @@ def special(s: Subject) -> list[Finding]:
     return out or [s.finding("L6", "pass", "", f"{', '.join([*SPECIAL, *WHOLE])}: as the equations have it")]
 
 
-WHOLE = {"zero-weights": (0.0, 1.0), "zero-gradients": (1.0, 0.0), "faint-gradients": (1.0, 1e-16), "nan-weight": (1.0, 1.0)}
+WHOLE = {
+    "zero-weights": (0.0, 1.0),
+    "zero-gradients": (1.0, 0.0),
+    "faint-gradients": (1.0, 1e-16),
+    "nan-weight": (1.0, 1.0),
+}
 """What all weights, and all gradients, are multiplied by."""
 
 
@@ -269,13 +274,13 @@ def one_whole(s: Subject, name: str) -> list[Finding]:
     ps = s.start(Data(ps, s.data.sizes))
     states = [begun(s.rule, s.setting.all, p) for p in ps]
     for t in (1, 2):
-        gs = [g * slopes for g in s.grads(t)]
+        gs = [visible(g * slopes, s.dtype) for g in s.grads(t)]
         s.target.step([g.copy() for g in gs])
         for k, (p, g) in enumerate(zip(ps, gs)):
             want, new = s.follows.step(p, g, states[k], t)
             got = s.target.params()[k]
             bad = ~(ulps(got, want, p) <= bound(s)).reshape(-1)
-            if bad.mean() > 0.02 or (bad & np.isnan(want.reshape(-1))).any():
+            if bad.mean() > 0.1 or (bad & np.isnan(want.reshape(-1))).any():
                 i = int(np.flatnonzero(bad)[0])
                 shown = f"step {t}, tensor {k}, p[{i}] becomes {got.reshape(-1)[i]:.6g}"
                 return [s.finding("L6", "fail", name, f"{shown}, by the equations {want.reshape(-1)[i]:.6g}")]
@@ -299,7 +304,7 @@ def one_special(s: Subject, name: str, values: list[float]) -> list[Finding]:
     ps, gs = s.target.params(), s.grads(2)
     for g in gs:
         at = places(g.size, values)
-        g.reshape(-1)[at] = values[: at.size]
+        g.reshape(-1)[at] = visible(np.array(values, f32), s.dtype)[: at.size]
     s.target.step([g.copy() for g in gs])
     for k, (p, g) in enumerate(zip(ps, gs)):
         want, new = s.follows.step(p, g, states[k], 2)
@@ -329,13 +334,15 @@ def bound(s: Subject) -> float:
 
 
 def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array]) -> str:
-    """Which state of parameter k is NaN where the equations have a number, or the other way, or is another number."""
+    """Which state of parameter k is a number where the equations have none, or the other way, or is another number."""
     have = shaped(s.target.state(k), new)
     for n in have.keys() & new.keys() - s.target.coded(k).keys():
-        if (np.isnan(have[n]) != np.isnan(new[n])).any():
-            return f"state {n} has {int(np.isnan(have[n]).sum())} NaN, by the equations {int(np.isnan(new[n]).sum())}"
+        got, want = np.isfinite(have[n]), np.isfinite(new[n])
+        if (got != want).any():
+            return f"state {n} has {int((~got).sum())} NaN or Inf, by the equations {int((~want).sum())}"
         limit = loose(s.rule.tier) * 2 + (s.follows.loose if s.follows else 0.0)
-        if (~(ulps(have[n], new[n], before[n]) <= limit)).mean() > 0.02:
+        off = want & ~(ulps(have[n], new[n], before[n]) <= limit)
+        if off.mean() > 0.1 and not (s.follows and s.follows.freely):
             return f"state {n} has other values than the equations"
     return ""
 

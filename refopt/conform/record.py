@@ -27,7 +27,7 @@ class Taken(NamedTuple):
     before: dict[str, Array] | None
     after_p: Array
     after: dict[str, Array]
-    codes: dict[str, Coded] = {}
+    codes: dict[str, Coded] = {}  # noqa: RUF012  (nobody writes into it)
 
 
 class Run(NamedTuple):

@@ -116,7 +116,8 @@ def row(r: Report) -> str:
 
 def detail(r: Report) -> str:
     lines = "".join(
-        f'<tr><td class="{f.status}">{f.status}</td><td><code>{escape(f.key)}</code></td><td>{escape(f.text)}</td></tr>\n'
+        f'<tr><td class="{f.status}">{f.status}</td><td><code>{escape(f.key)}</code></td>'
+        f"<td>{escape(f.text)}</td></tr>\n"
         for f in r.findings
     )
     return f"<h2><code>{escape(r.target)}</code> as <code>{escape(r.claim)}</code></h2>\n<table>\n{lines}</table>\n"

@@ -30,7 +30,7 @@ class Setting(NamedTuple):
 
     label: str
     hyper: dict[str, Any]
-    claims: dict[str, Any] = {}
+    claims: dict[str, Any] = {}  # noqa: RUF012  (nobody writes into it)
 
     @property
     def all(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def settings(rule: Rule, claims: dict[str, Any] | None = None) -> list[Setting]:
 
 def shapes(rule: Rule, hyper: dict[str, Any]) -> list[tuple[int, ...]]:
     """The shapes that a rule can step."""
-    out = []
+    out: list[tuple[int, ...]] = []
     for shape in SHAPES:
         try:
             if rule.fits is not None:
@@ -165,9 +165,9 @@ def data(some: list[tuple[int, ...]], seed: int = 5) -> Data:
 def plant(rule: Rule, hyper: dict[str, Any], g: Array, state: dict[str, Array], t: int) -> Array:
     """For rules of signs: a few gradients, others each step, that cancel the momentum to its last bits: rounding
     decides their step."""
-    if rule.stem not in ("lion", "signum") or "m" not in state or g.size < 64 or t < 3:
+    if rule.stem not in ("lion", "signum") or "m" not in state or g.size < 1024 or t < 3:
         return g
-    beta = hyper.get("beta1", hyper.get("beta"))
+    beta = float(hyper["beta1"] if rule.stem == "lion" else hyper["beta"])
     flat, at = g.reshape(-1).copy(), slice(11 + t % 6, 59, 6)
     flat[at] = f32(-beta / (1 - beta)) * state["m"].reshape(-1)[at]
     return flat.reshape(g.shape)

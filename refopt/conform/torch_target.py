@@ -139,8 +139,8 @@ class TorchTarget(Target):
         return [self._array(p) for p in self.ps]
 
     def changed(self) -> list[str]:
-        same = (self.torch.equal(p.grad, g) for p, g in zip(self.ps, self.given, strict=True))
-        return [] if all(same) else ["g"]
+        left: list[Any] = [p.grad for p in self.ps]
+        return [] if all(map(self.torch.equal, left, self.given)) else ["g"]
 
     def _array(self, x: Any) -> Array:
         x = x.detach()
@@ -149,7 +149,8 @@ class TorchTarget(Target):
 
     def stored(self, k: int) -> dict[str, Any]:
         """The tensors that hold states of parameter k, by the reference's names; views where one holds two."""
-        have, p, out = self.opt.state.get(self.ps[k], {}), self.ps[k], {}
+        have, p = self.opt.state.get(self.ps[k], {}), self.ps[k]
+        out: dict[str, str] = {}
         for st in self.rule.states:
             for word in (FIRST.get((self.rule.stem, st.name), ""), *STATES.get(st.name, ()), st.torch, st.name):
                 x = have.get(word) if word else None
@@ -168,7 +169,9 @@ class TorchTarget(Target):
         return [
             n
             for n, x in self.opt.state[self.ps[k]].items()
-            if n not in subclass and self.torch.is_tensor(x) and x.numel() >= self.ps[k].numel() > 1
+            if n not in subclass
+            and self.torch.is_tensor(x)
+            and x.numel() >= self.ps[k].numel() > 1
             and x.data_ptr() not in held
         ]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
-import contextlib
 import logging
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class Peer(NamedTuple):
     target: str
     claim: str
     finds: tuple[str, ...] = ()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012  (nobody writes into it)
 
     @property
     def package(self) -> str:
@@ -66,14 +66,14 @@ PEERS = [
     Peer(PO + "AdamW", "adamw", ("L1/base/lerp",)),
     Peer(PO + "Lion", "lion", ("L1/base/lerp",)),
     Peer(PO + "CAME", "came", ("L1/base/pass",)),
-    Peer(PO + "SM3", "sm3", ("L1/base/pass",)),
+    Peer(PO + "SM3", "sm3(eps=1e-30)", ("L1/base/pass",)),
     Peer(PO + "SGDW", "sgd", ("L1/momentum/decay-decoupled",)),
     Peer(PO + "AdEMAMix", "ademamix", ("L1/base/decay-coupled",)),
 ]
 
 
 def importable(package: str) -> str:
-    """"" if a package can be imported, else why not; what it prints on the way is kept."""
+    """ "" if a package can be imported, else why not; what it prints on the way is kept."""
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
