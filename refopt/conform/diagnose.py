@@ -156,7 +156,7 @@ def compare_free(run: Run, rule: Rule, setting: Setting, candidate: Candidate, h
         before = states.get(k) or begun(rule, setting.all, p)
         doubtful.setdefault(k, np.zeros(p.shape, bool))
         ps[k], states[k] = candidate.step(p, taken.g, before, taken.t)
-        largest[k] = np.fmax(largest.get(k, np.abs(p)), np.abs(ps[k]))
+        largest[k] = np.fmax(largest.get(k, np.abs(p)), np.fmax(np.abs(ps[k]), np.abs(ps[k] - p)))
         seen = taken._replace(p=p)
         apart, limits = distances(run, rule, candidate, seen, ps[k], states[k], taken.t)
         apart = {"p": apart["p"]}

@@ -381,6 +381,10 @@ TAIL = """## What is not explained
 
 `unexplained` means that no documented dialect, alone or with one other, gives these numbers; it is a statement about the list of dialects
 (`refopt/conform/dialects.py`) as much as about the optimizer. A dialect that is missing there is welcome.
+
+`nan-weight` at Adafactor: a weight that is NaN makes the size of its tensor NaN, and the reference lets the whole tensor show it; torch and
+transformers take the least size instead. `zero-weights` at LAMB: a step that is cut to a share of the weights leaves a tensor of zeros where
+it is. `less-state` is what is missing where an option is ignored, or bfloat16 states with a compensation beside them (optimi).
 """
 
 

@@ -31,7 +31,7 @@ PEERS = [
     Peer(TORCH + "AdamW", "adamw", ("L1/base/lerp", "L1/base@bfloat16/arithmetic-bf16", HALF)),
     Peer(TORCH + "RMSprop", "rmsprop", ("L1/centered/lerp",)),
     Peer(TORCH + "Adagrad", "adagrad"),
-    Peer(TORCH + "Adafactor", "adafactor(variant=torch)"),
+    Peer(TORCH + "Adafactor", "adafactor(variant=torch)", ("L1/base/pass", "L6/base/nan-weight")),
     Peer(TORCH + "Adafactor", "adafactor", ("L1/base/variant-torch",)),
     Peer(TORCH + "Muon", "muon", ("L1/base/lerp",)),
     Peer(BNB + "Adam", "adam", ("L1/base/decay-decoupled", "L1/amsgrad/decay-decoupled+amsgrad-ignored")),

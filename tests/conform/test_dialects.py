@@ -50,7 +50,7 @@ def test_every_change_is_told_from_the_reference(stem: str, setting: Setting) ->
     for candidate in candidates(rule, setting.all, 1, 1):
         if candidate.id == "arithmetic-bf16" or candidate.id in SAME.get(stem, ()):
             continue
-        some = [(16, 24)] if rule.tier == "T2" else shapes(rule, setting.all)
+        some = [(40, 16)] if rule.tier == "T2" else shapes(rule, setting.all)
         run = record(spoken(stem, setting, candidate), rule, setting, data(some))
         found = diagnose(run, rule, setting)
         assert found.match is not None, f"{candidate.id}: {compare(run, rule, setting, candidate).first}"
