@@ -9,6 +9,7 @@ COMMANDS = {
     "trace": "print a rule's equations with the numbers in them (NumPy alone)",
     "plot": "draw a codec's values, spacing and errors, or all codecs side by side (matplotlib)",
     "vectors": "print the golden vectors as JSON, for implementations in other languages (NumPy alone)",
+    "conform": "compare an optimizer with the reference, and name its dialect (NumPy; torch for a torch optimizer)",
     "train": "train a small language model once per optimizer and compare (refopt[train])",
 }
 
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         from refopt.vectors import main as vectors
 
         return vectors(args[1:])
+    if args[0] == "conform":
+        from refopt.conform.cli import main as conform
+
+        return conform(args[1:])
     if args[0] == "train":
         return train(args[1:])
     print(f"refopt: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
