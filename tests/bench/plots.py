@@ -32,6 +32,8 @@ STYLE: Any = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
     "svg.fonttype": "none",
     "svg.hashsalt": "refopt",
 }
@@ -85,7 +87,7 @@ def of_copy(rows: Sequence[Row]) -> Figure | None:
     ax.set_yticks(range(len(found)), [r["subject"] for r in found])
     ax.set_xlim(0, max(112, *share))
     ax.set_xlabel("% of the bandwidth of a copy on the device; ours blue")
-    ax.set_title("One step over the 146 tensors of Llama-3.2-1B, bf16 weights and gradients")
+    figure.suptitle("One step over the 146 tensors of Llama-3.2-1B, bf16 weights and gradients", x=0.01, ha="left")
     caption(figure, found)
     return figure
 
@@ -105,7 +107,9 @@ def lora(rows: Sequence[Row]) -> Figure | None:
     ax.set_xscale("log")
     ax.set_yticks(range(len(found)), [r["subject"] for r in found])
     ax.set_xlabel("milliseconds of the device (bars; ours blue), and until step() returns (strokes)")
-    ax.set_title("LoRA of rank 16 on Llama-2-7B: 448 tensors, 40M parameters, new gradients every step")
+    figure.suptitle(
+        "LoRA of rank 16 on Llama-2-7B: 448 tensors, 40M parameters, new gradients every step", x=0.01, ha="left"
+    )
     caption(figure, found)
     return figure
 
