@@ -119,7 +119,7 @@ class Whole(torch.optim.Optimizer):
         self._launches: dict[Any, Launch] = {}
         self._slots: dict[torch.Tensor, Slot] = {}
         self._apart: list[tuple[Any, ...]] = []
-        self._hyper({**words, "maximize": maximize}, type(self).__name__)
+        self.hyper({**words, "maximize": maximize}, type(self).__name__)
         super().__init__(params, {**words, "maximize": maximize})
 
     @property
@@ -131,10 +131,10 @@ class Whole(torch.optim.Optimizer):
         """As torch's; a group may have its own settings."""
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
-            self._hyper({**self.defaults, **param_group}, call)
+            self.hyper({**self.defaults, **param_group}, call)
         super().add_param_group(param_group)
         try:
-            hyper = self._hyper(self.param_groups[-1], call)
+            hyper = self.hyper(self.param_groups[-1], call)
             for p in self.param_groups[-1]["params"]:
                 checks.param(p, call)
                 self._fits(tuple(p.shape), hyper, call)
@@ -142,7 +142,7 @@ class Whole(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def _hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
+    def hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
         """The rule's hyper-parameters from a group, checked under the names that the group has for them."""
         records, out = {h.name: h for h in self.rule.hypers}, {}
         for key, ours in self.NAMES.items():
@@ -165,7 +165,7 @@ class Whole(torch.optim.Optimizer):
         if self.rule.fits is not None:
             self.rule.fits(f"{call}: a parameter", shape, hyper)
 
-    def _layout(self, p: torch.Tensor, hyper: dict[str, Any]) -> tuple[tuple[str, ...], states.Layout]:
+    def layout(self, p: torch.Tensor, hyper: dict[str, Any]) -> tuple[tuple[str, ...], states.Layout]:
         """The names of the states that are kept of a parameter, and where in `state[p]`."""
         shapes = self.rule.shapes(tuple(p.shape), hyper)
         keys = {s.name: s.torch or s.name for s in self.rule.states}
@@ -180,7 +180,7 @@ class Whole(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         call = f"{type(self).__name__}.step"
-        hypers = [self._hyper(group, call) for group in self.param_groups]
+        hypers = [self.hyper(group, call) for group in self.param_groups]
         ready = []
         for hyper, group in zip(hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
@@ -197,7 +197,7 @@ class Whole(torch.optim.Optimizer):
         slot, entry = self._slots.get(p), self.state.get(p)
         if slot is None or slot.stale(mode, entry):
             self._fits(tuple(p.shape), hyper, call)
-            names, kept = self._layout(p, hyper)
+            names, kept = self.layout(p, hyper)
             slot = self._slots[p] = Slot(p, mode, names, kept.keys, states.ready(kept, entry, p, call))
         return Work(slot, g, slot.entry["step"] + 1)
 
@@ -281,20 +281,20 @@ class Whole(torch.optim.Optimizer):
         if sizes[0] != sizes[1]:
             raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for theirs, ours in zip(groups, self.param_groups, strict=True):
-            hyper = self._hyper({**ours, **theirs}, call)
+            hyper = self.hyper({**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:
-                    _, kept = self._layout(p, hyper)
+                    _, kept = self.layout(p, hyper)
                     states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
         for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
             for name in ours:
                 group.setdefault(name, ours[name])
-            hyper = self._hyper(group, "")
+            hyper = self.hyper(group, "")
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    self.state[p] = states.restore(self._layout(p, hyper)[1], saved["state"][index], p)
+                    self.state[p] = states.restore(self.layout(p, hyper)[1], saved["state"][index], p)
         self._launches, self._slots, self._apart = {}, {}, []
 
     def __setstate__(self, state: dict[str, Any]) -> None:

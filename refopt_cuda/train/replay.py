@@ -13,6 +13,7 @@ from refopt.rules import RULES
 from refopt.spec import Box, Codec
 from refopt_cuda.optim import Composed, settings
 from refopt_cuda.optim.run import words
+from refopt_cuda.optim.whole import Whole
 
 NOTHING = np.zeros(0, np.float32)
 MOST = 1 << 16
@@ -71,6 +72,8 @@ class Replay:
         return {k: words(v[self.rows if v.ndim else ...].cpu()).copy() for k, v in tensors.items()}
 
     def _reference(self) -> refopt.Optimizer:
+        if isinstance(self.opt, Whole):
+            return refopt.Optimizer(self.rule, **self.opt.hyper(self.group, "replay"))
         known = {(h.torch or h.name).partition("[")[0] for h in self.rule.hypers}
         hyper = {k: v for k, v in self.group.items() if k in known}
         if not self.ours:

@@ -14,6 +14,7 @@ import refopt
 from refopt_cuda import optim
 from refopt_cuda.codecs import STATES, WEIGHTS
 from refopt_cuda.optim import settings, states
+from refopt_cuda.optim.whole import Whole
 from refopt_cuda.train.errors import InputError
 
 DEFAULT = ("torch.AdamW", "AdamW", "AdamW8bit", "Lion8bit", "AdamW:v=int8_linear")
@@ -100,6 +101,8 @@ def parse(name: str) -> Subject:
 
 
 def _codecs(name: str, cls: str, options: str) -> dict[str, str]:
+    if options and issubclass(getattr(optim, cls), Whole):
+        raise InputError(f"--optimizers: {cls} keeps its states in float32 and takes no codec, got {name!r}")
     roles: dict[str, Any] = {s.name: STATES for s in refopt.rules.RULES[_rule(cls)].states} | {"p": WEIGHTS}
     out = {}
     for option in filter(None, options.split(",")):
@@ -138,8 +141,13 @@ def bytes_for(subject: Subject, shapes: Iterable[tuple[int, ...]]) -> int:
     if not subject.torchs:
         opt: Any = subject.make([torch.nn.Parameter(torch.empty(1, dtype=subject.dtype))], 1e-3)
         (group,) = opt.param_groups
-        hyper = settings.hyper_of(opt.rule, group, "bytes_for")
-        parts = [part for p in params for part in states.layout(opt.rule, hyper, group, p).all]
+        if isinstance(opt, Whole):
+            hyper = opt.hyper(group, "bytes_for")
+            kept = [opt.layout(p, hyper)[1] for p in params]
+        else:
+            hyper = settings.hyper_of(opt.rule, group, "bytes_for")
+            kept = [states.layout(opt.rule, hyper, group, p) for p in params]
+        parts = [part for layout in kept for part in layout.all]
         return sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
     opt = subject.make(params, 1e-3)
     for p in params:

@@ -179,7 +179,7 @@ def test_a_launch_is_bound_once_and_steps_as_the_loops_of_the_cpu(
             if not launched:
                 opt.step()
                 continue
-            hyper = opt._hyper(opt.param_groups[0], "") | {"maximize": False}
+            hyper = opt.hyper(opt.param_groups[0], "") | {"maximize": False}
             form = form_of(case.stem, hyper)
             work = [opt._ready((p, p.grad), hyper, form, "") for p in params if p.grad is not None]
             launch = launch or whole.Launch(form, hyper, (torch.float32, torch.float32))

@@ -22,6 +22,7 @@ def test_the_default_list_is_known() -> None:
         ("torch.Muon", "of torch.optim there are"),
         ("AdamW:q=f32", "states are m, v"),
         ("AdamW:v=int3", "codecs f32"),
+        ("Adafactor:vr=dynamic8", "takes no codec"),
         ("AdamW:p=dynamic8", "weights are p, codecs bf16_sr"),
     ],
 )
