@@ -24,7 +24,7 @@ CUDA, CPU = 2, 1
 class Handle:
     """One array: the library that it is of, itself, its address and shape, and its device (None: host memory)."""
 
-    library: str
+    package: str
     array: Any
     address: int
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Handle:
     def words(self) -> np.ndarray:
         """Host memory as NumPy sees it; bfloat16 as uint16 words."""
         a = self.array
-        if self.library == "torch":
+        if self.package == "torch":
             torch = sys.modules["torch"]
             a = a.detach()
             a = (a.view(torch.uint16) if a.dtype == torch.bfloat16 else a).numpy()
@@ -52,7 +52,7 @@ class Handle:
     @property
     def stream(self) -> int:
         """The stream that its library works on now."""
-        if self.library == "torch":
+        if self.package == "torch":
             return sys.modules["torch"].cuda.current_stream(self.device).cuda_stream
         return sys.modules["cupy"].cuda.get_current_stream().ptr
 
@@ -60,7 +60,7 @@ class Handle:
         """Its device as the current one."""
         if self.device is None:
             return nullcontext()
-        if self.library == "torch":
+        if self.package == "torch":
             return sys.modules["torch"].cuda.device(self.device)
         return sys.modules["cupy"].cuda.Device(self.device)
 
@@ -92,12 +92,12 @@ def like(one: Handle, other: Handle, call: str, names: str) -> None:
 def empty(shape: tuple[int, ...], dtype: np.dtype | str, near: Handle) -> Any:
     """A new array of the same library on the same device; "bfloat16" is uint16 words in NumPy and CuPy."""
     name = np.dtype(dtype).name if dtype != "bfloat16" else "bfloat16"
-    if near.library == "torch":
+    if near.package == "torch":
         torch = sys.modules["torch"]
         kind = torch.bfloat16 if name in ("bfloat16", "uint16") else getattr(torch, name)
         return torch.empty(shape, dtype=kind, device=near.array.device)
     plain = np.uint16 if name == "bfloat16" else np.dtype(name)
-    return (np if near.library == "numpy" else sys.modules["cupy"]).empty(shape, plain)
+    return (np if near.package == "numpy" else sys.modules["cupy"]).empty(shape, plain)
 
 
 def _torch(x: Any) -> tuple[Handle, bool] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from refopt.spec import Rule, ShapeError, StateError
+from refopt.spec import Rule, StateError
 from refopt_cuda.optim import checks, run, settings, states
 from refopt_cuda.rules import form_of
 
@@ -184,29 +183,10 @@ class Composed(torch.optim.Optimizer):
         Takes the state of the same rule, codecs and block, and a torch.optim state of the same rule where no state is
         coded. Raises StateError or ShapeError, before anything is changed, for any other.
         """
-        mine = [dict(group) for group in self.param_groups]
-        seen: dict[str, Any] = {}
-
-        def look(_: Any, final: dict[str, Any]) -> None:  # after the user's own hooks
-            self._check_saved(final)
-            seen.update(copy.copy(final))
-
-        def put_back(_: Any) -> None:  # before the user's own hooks
-            self._restore(seen, mine)
-
-        before = self.register_load_state_dict_pre_hook(look)
-        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
+        states.load(self, state_dict, self._check_saved, self._restore)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
-        sizes = [[len(g["params"]) for g in side] for side in (groups, self.param_groups)]
-        if sizes[0] != sizes[1]:
-            raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for k, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
             own = {name: ours[name] for name in ("rule", "codecs", "min_size")}
             for name, value in (own | MEANING.get(self.rule.stem, {})).items():
@@ -224,10 +204,8 @@ class Composed(torch.optim.Optimizer):
                     needed = states.layout(self.rule, hyper, ours, p)
                     states.check(known, needed, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
-        for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
-            for name in ours:
-                group.setdefault(name, ours[name])
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     known = states.layout_of(self.rule.states, group, p)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from refopt.spec import Hyper, Rule, ShapeError
+from refopt.spec import Hyper, Rule
 from refopt_cuda.optim import checks, states
 from refopt_cuda.optim.settings import number
 
@@ -120,29 +119,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
         Raises StateError or ShapeError, before anything is changed, for the state of another optimizer.
         """
-        mine = [dict(group) for group in self.param_groups]
-        seen: dict[str, Any] = {}
-
-        def look(_: Any, final: dict[str, Any]) -> None:  # after the user's own hooks
-            self._check_saved(final)
-            seen.update(copy.copy(final))
-
-        def put_back(_: Any) -> None:  # before the user's own hooks
-            self._restore(seen, mine)
-
-        before = self.register_load_state_dict_pre_hook(look)
-        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
+        states.load(self, state_dict, self._check_saved, self._restore)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
-        sizes = [[len(g["params"]) for g in side] for side in (groups, self.param_groups)]
-        if sizes[0] != sizes[1]:
-            raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for theirs, ours in zip(groups, self.param_groups, strict=True):
             group = {**ours, **theirs}
             hyper = self._hyper(group, call)
@@ -152,11 +132,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     kept = self._layout(group, hyper, p)
                     states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
+    def _restore(self, saved: Mapping[str, Any]) -> None:
         call = f"{type(self).__name__}.load_state_dict"
-        for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
-            for name in ours:
-                group.setdefault(name, ours[name])
+        for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             hyper = self._hyper(group, call)
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
@@ -193,3 +193,40 @@ def _fitting(part: Part, entry: Mapping[str, Any], where: str) -> torch.Tensor:
     if tuple(x.shape) != part.shape:
         raise ShapeError(f"{where}: {part.key!r} has shape {tuple(x.shape)}, it must have {part.shape}")
     return x
+
+
+def load(
+    opt: torch.optim.Optimizer,
+    state_dict: dict[str, Any],
+    check: Callable[[dict[str, Any]], None],
+    restore: Callable[[dict[str, Any]], None],
+) -> None:
+    """torch's `load_state_dict`: `check` sees what is loaded before anything is changed, `restore` puts states back.
+
+    torch casts states to the weights' dtype; `restore` gets them as they were saved. Settings that the saved groups
+    lack stay. Raises ShapeError where the groups hold other numbers of tensors.
+    """
+    mine = [dict(group) for group in opt.param_groups]
+    seen: dict[str, Any] = {}
+
+    def look(_: Any, final: dict[str, Any]) -> None:  # after the user's own hooks
+        theirs, ours = ([len(g["params"]) for g in side] for side in (final["param_groups"], opt.param_groups))
+        if theirs != ours:
+            call = f"{type(opt).__name__}.load_state_dict"
+            raise ShapeError(f"{call}: parameter groups have {theirs} tensors, this optimizer has {ours}")
+        check(final)
+        seen.update(final)
+
+    def put_back(_: Any) -> None:  # before the user's own hooks
+        for group, ours in zip(opt.param_groups, mine, strict=True):
+            for name in ours:
+                group.setdefault(name, ours[name])
+        restore(seen)
+
+    before = opt.register_load_state_dict_pre_hook(look)
+    after = opt.register_load_state_dict_post_hook(put_back, prepend=True)
+    try:
+        torch.optim.Optimizer.load_state_dict(opt, state_dict)
+    finally:
+        before.remove()
+        after.remove()

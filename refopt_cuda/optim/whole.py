@@ -6,7 +6,6 @@ CPU parameters are stepped by compiled loops. Both have the bits of `refopt`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from refopt.rules import RULES
-from refopt.spec import Rule, ShapeError
+from refopt.spec import Rule
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
@@ -257,29 +256,10 @@ class Whole(torch.optim.Optimizer):
 
         Raises StateError or ShapeError, before anything is changed, for the state of another rule or of other shapes.
         """
-        mine = [dict(group) for group in self.param_groups]
-        seen: dict[str, Any] = {}
-
-        def look(_: Any, final: dict[str, Any]) -> None:  # after the user's own hooks
-            self._check_saved(final)
-            seen.update(copy.copy(final))
-
-        def put_back(_: Any) -> None:  # before the user's own hooks
-            self._restore(seen, mine)
-
-        before = self.register_load_state_dict_pre_hook(look)
-        after = self.register_load_state_dict_post_hook(put_back, prepend=True)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
+        states.load(self, state_dict, self._check_saved, self._restore)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
-        sizes = [[len(g["params"]) for g in side] for side in (groups, self.param_groups)]
-        if sizes[0] != sizes[1]:
-            raise ShapeError(f"{call}: parameter groups have {sizes[0]} tensors, this optimizer has {sizes[1]}")
         for theirs, ours in zip(groups, self.param_groups, strict=True):
             hyper = self.hyper({**ours, **theirs}, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
@@ -287,10 +267,8 @@ class Whole(torch.optim.Optimizer):
                     _, kept = self.layout(p, hyper)
                     states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any], mine: list[dict[str, Any]]) -> None:
-        for group, theirs, ours in zip(self.param_groups, saved["param_groups"], mine, strict=True):
-            for name in ours:
-                group.setdefault(name, ours[name])
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             hyper = self.hyper(group, "")
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:

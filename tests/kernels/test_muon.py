@@ -35,17 +35,17 @@ class Emulated:
         command += [f"-I{build.ROOT}", f"-I{folder}", "-o", str(folder / "muon.so")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        self.library, self.kernel = ctypes.CDLL(str(folder / "muon.so")), kernel
+        self.compiled, self.kernel = ctypes.CDLL(str(folder / "muon.so")), kernel
 
     def run(self, name: str, passes: kernels.Passes, stack: Any) -> None:
         passes.args["stack"] = stack.ctypes.data
         parts, count = passes.grid
-        self.library["pass"](PASSES[name], parts, count, ctypes.c_void_p(passes.args.ctypes.data))
+        self.compiled["pass"](PASSES[name], parts, count, ctypes.c_void_p(passes.args.ctypes.data))
 
     def mirror(self, stack: Any, shift: float) -> None:
         count, m, _ = stack.shape
         tiles = -(-m // kernels.SIDE)
-        self.library.mirror(tiles, count, ctypes.c_void_p(stack.ctypes.data), m, ctypes.c_float(shift))
+        self.compiled.mirror(tiles, count, ctypes.c_void_p(stack.ctypes.data), m, ctypes.c_float(shift))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
