@@ -223,13 +223,16 @@ def _dtypes(codec: Codec) -> tuple[np.dtype, np.dtype | None]:
     return codec.module.dtype(**codec.options), codec.module.scale_dtype(**codec.options)
 
 
-def key(of: Combination, random: tuple[int, int] | None) -> np.uint64:
-    """The key of a tensor's random bits, 0 where none are drawn."""
+def key(of: Combination, random: tuple[int, int] | None, first: int = 0) -> tuple[np.uint64, np.int64]:
+    """The key of a tensor's random bits, or of those from element `first` on, and how many of its first four are left
+    out; 0 where none are drawn. ValueError."""
+    if not isinstance(first, int) or first < 0:
+        raise ValueError(f"step: first must be the number of an element, got {first!r}")
     if not of.random:
-        return np.uint64(0)
+        return np.uint64(0), np.int64(0)
     if random is None:
         raise ValueError(f"step: {of.name} draws random bits: random must be (the step's word, the tensor's number)")
-    return np.uint64(_random.key(*random))
+    return np.uint64((_random.key(*random) + first // 4) & _random.MASK), np.int64(first % 4)
 
 
 def row(of: Combination, scalars: np.ndarray) -> np.ndarray:

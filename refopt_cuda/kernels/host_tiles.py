@@ -394,7 +394,7 @@ def _close_words(table: Words) -> Callable:
 
     @jit
     def drawn(p, rest, x, key, bits, where):
-        words, random = p[where[0] : where[0] + where[1]], draw(bits, key, where[0], where[1])
+        words, random = p[where[0] : where[0] + where[1]], draw(bits, key[0], where[0] + key[1], where[1])
         for i in range(x.size):
             words[i], _ = store(x[i], words[i], NO_BITS, random[i])
 

@@ -24,6 +24,7 @@ struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
     int64_t row, n;            // elements a row of the block layout, and in all
     uint32_t pack, full;       // rows whose short last tiles are taken together; whole tiles a row
     uint32_t tiles, number;    // number: the tensor's, for random bits
+    int64_t start, unused;     // of its first element in the tensor that it is a piece of, for random bits
     Slot states[KEPT];
 };
 struct Args {
@@ -49,9 +50,9 @@ struct Task {  // what a warp knows of its work
     Shared shared;
     uint64_t key;
     HD static uint32_t row(const Args& a, uint32_t k) { return ROWS == 1 ? 0 : a.which[k]; }
-    HD Task(const Args& a, uint32_t k, uint32_t number, const Shared& shared)
+    HD Task(const Args& a, uint32_t k, const Tensor& t, const Shared& shared)
         : a(a), k(k), lane(shared.lane4 >> 2), g(a.g[k]), s(*(const Scalars*)a.scalars[row(a, k)]), shared(shared),
-          key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], number) : 0) {}
+          key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], t.number) + (t.start >> 2) : 0) {}
 };
 
 // A tile of a tensor. Rows that are not whole blocks come in packs: first the whole tiles of each, then one tile of what
@@ -79,7 +80,7 @@ struct Place {
 // repeats the step with the same bits and stores it. A scale is stored when its block has ended.
 __device__ __noinline__ void by_element(const Args& a, uint32_t k, Place place, const char* shared) {  // of one row
     const Tensor& t = a.tensors[k];
-    const Task task(a, k, t.number, {shared, (threadIdx.x & 31) * 4});
+    const Task task(a, k, t, {shared, (threadIdx.x & 31) * 4});
     const Span at = place.span(t, GROUP);
     const uint32_t step = States::least(t.states, at.length);
     Measure m[KEPT] = {};
@@ -103,7 +104,7 @@ __device__ __noinline__ void by_element(const Args& a, uint32_t k, Place place, 
                 float p = WEIGHT::one(t.at, e), g = mul(GRAD::one(task.g, e), task.s.gs);
                 if (READS) States::one(t.states, at.row, at.within + i + h, t.row, x[h], task.shared);
                 RULE::update(ieee, p, g, x[h], task.s);
-                WEIGHT::one(t.at, e, p, WEIGHT::RANDOM ? r16(task.key, e) : 0);
+                WEIGHT::one(t.at, e, p, WEIGHT::RANDOM ? r16(task.key, e + (t.start & 3)) : 0);
             }
             if (WRITES) States::two(t.states, at.row, at.within + i, t.row, x[0], x[1], both, m, task.shared);
         }
@@ -261,7 +262,7 @@ HD void step_easy(const Task& task, View t, const Piece& piece, uint32_t jump) {
 
 HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Shared& shared) {
     View t = a.tensors[piece.k];
-    const Task task(a, piece.k, t.number, shared);
+    const Task task(a, piece.k, t, shared);
     const bool whole = piece.tile + piece.count <= t.whole && piece.count % GROUP == 0;
     if (TILE == 256 && (t.aligned & 2) && whole && !((uint64_t)task.g & 15)) return step_easy(task, t, piece, jump);
     const Ahead ahead(task, t);

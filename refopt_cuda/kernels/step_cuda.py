@@ -34,13 +34,15 @@ SKIP = 1
 
 class Tensor(NamedTuple):
     """One parameter: device addresses of p, of (codes, scales) of each state (scales 0 if none) and of what lies
-    beside p (0 if nothing does), its shape, and its number among the parameters, which random bits are drawn by."""
+    beside p (0 if nothing does), its shape, its number among the parameters, which random bits are drawn by, and, of a
+    piece of a tensor, the number of its first element there."""
 
     p: int
     states: tuple[tuple[int, int], ...]
     shape: tuple[int, ...]
     rest: int = 0
     number: int = 0
+    first: int = 0
 
 
 def _cupy() -> Any:
@@ -175,14 +177,17 @@ class Launch:
         slot = np.dtype([("codes", "u8"), ("scales", "u8"), *((name, "u4") for name in Layout.SLOT)])
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("rest", "u8")]
         tail = [("row", "i8"), ("n", "i8"), ("pack", "u4"), ("full", "u4"), ("tiles", "u4"), ("number", "u4")]
+        tail += [("start", "i8"), ("unused", "i8")]
         table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail, ("states", slot, (kept,))]))
         first, kernel = 0, self._kernel(SIZES[0])
+        drawn = not isinstance(kernel.weight, str) and kernel.weight.module.RANDOM
         for entry, t in zip(table, tensors, strict=False):
             layout = Layout.of(kernel, self.blocks, t.shape)
             units = -(-layout.tiles // UNIT)
             if first + units >= 2**29:
                 raise ValueError(f"Launch.bind: {first + units} units of {UNIT} tiles; at most 2^29 - 1 fit a launch")
-            entry["first"], entry["p"], entry["rest"], entry["number"] = first, t.p, t.rest, t.number
+            entry["first"], entry["p"], entry["rest"] = first, t.p, t.rest
+            entry["number"], entry["start"] = t.number, t.first
             for name in ("per", "row", "n", "pack", "full", "tiles"):
                 entry[name] = getattr(layout, name)
             for kept_at, state, slot_at in zip(entry["states"], t.states, layout.slots, strict=False):
@@ -190,6 +195,7 @@ class Launch:
                 for name, value in zip(Layout.SLOT, slot_at, strict=True):
                     kept_at[name] = value
             aligned = all(a % 16 == 0 for a in (t.p, t.rest, *(codes for codes, _ in t.states)))
+            aligned &= not (drawn and t.first % 4)
             entry["aligned"] = aligned + 2 * (aligned and layout.easy)
             entry["whole"] = layout.n // build.TILE if kernel.quick and not layout.per and aligned else 0
             first += units

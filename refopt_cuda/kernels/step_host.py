@@ -56,6 +56,7 @@ def step(
     weight: str | Codec | None = None,
     rest: np.ndarray | None = None,
     random: tuple[int, int] | None = None,
+    first: int = 0,
 ) -> None:
     """Update one parameter and its states in place.
 
@@ -72,12 +73,13 @@ def step(
     weight   a format of weights, by name or form: p is its bfloat16 words
     rest     what that format keeps beside each word: C-contiguous, `prod(shape)` elements of its dtype
     random   for a format that draws bits: the step's word (`refopt_cuda.random.step_word`), the tensor's number
+    first    of a piece of a tensor (whole blocks of every state): the number of its first element there
 
     Raises ValueError or TypeError, before anything is written, for arrays that do not fit together.
     """
     of = arguments.combination(rule, tuple(codecs), p.dtype, g.dtype, weight)
     cut = arguments.cut(of.codecs, tuple(shape), tuple(block) if isinstance(block, Sequence) else block, layout)
-    arrays, key = arguments.arrays(of, cut, p, g, states, rest), arguments.key(of, random)
+    arrays, key = arguments.arrays(of, cut, p, g, states, rest), arguments.key(of, random, first)
     row, plan = arguments.row(of, scalars), _plan(of)
     tile, count = _tiles(cut, any(codec.scaled for codec in of.codecs))
     if count == 0:

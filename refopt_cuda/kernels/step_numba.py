@@ -57,6 +57,7 @@ def step(
     weight: str | Codec | None = None,
     rest: np.ndarray | None = None,
     random: tuple[int, int] | None = None,
+    first: int = 0,
 ) -> None:
     """Update one parameter and its states in place; arguments and errors are those of `step_host.step`.
 
@@ -66,7 +67,7 @@ def step(
     of = arguments.combination(rule, tuple(codecs), p.dtype, g.dtype, weight)
     cut = arguments.cut(of.codecs, tuple(shape), tuple(block) if isinstance(block, Sequence) else block, layout)
     host = arguments.arrays(of, cut, p, g, states, rest)
-    row, key = tuple(arguments.row(of, scalars)), arguments.key(of, random)
+    row, key = tuple(arguments.row(of, scalars)), arguments.key(of, random, first)
     if cut.size == 0:
         return
     largest = cut.largest if any(codec.scaled for codec in of.codecs) else UNCODED
@@ -95,7 +96,7 @@ def signature(of: Combination) -> tuple:
     scales = [array(_scale_word(c)) for c in of.codecs]
     row = types.UniTuple(types.float32, of.scalars)
     return (p, array(of.rest_dtype or np.uint16), word(of.grad), types.Tuple(codes), types.Tuple(scales), row,
-            types.int64, types.uint64)  # fmt: skip
+            types.int64, types.Tuple([types.uint64, types.int64]))  # fmt: skip
 
 
 def _scale_word(codec: Codec) -> Any:
@@ -163,7 +164,7 @@ def _weight(of: Combination, o: SimpleNamespace) -> tuple[Callable, Callable]:
 
     @cuda.jit(device=True)
     def store(p, rest, n, x, key):
-        p[n], _ = close_one(x, p[n], NONE, r16(key, n) if drawn else NONE)
+        p[n], _ = close_one(x, p[n], NONE, r16(key[0], n + key[1]) if drawn else NONE)
 
     @cuda.jit(device=True)
     def load_both(p, rest, n):
@@ -171,7 +172,7 @@ def _weight(of: Combination, o: SimpleNamespace) -> tuple[Callable, Callable]:
 
     @cuda.jit(device=True)
     def store_both(p, rest, n, x, key):
-        p[n], rest[n] = close_one(x, p[n], rest[n], r16(key, n) if drawn else NONE)
+        p[n], rest[n] = close_one(x, p[n], rest[n], r16(key[0], n + key[1]) if drawn else NONE)
 
     return (load, store) if of.rest_dtype is None else (load_both, store_both)
 

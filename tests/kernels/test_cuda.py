@@ -130,6 +130,28 @@ def test_eps_zero_and_tiny_gradients_leave_the_fast_cores_range():
         both.step([numbers(rng, (8, 1024)) * np.float32(scale)])
 
 
+@pytest.mark.parametrize("cuts", [(1024, 4096), (33, 66, 165, 4229), (1, 2, 3, 4103)])
+def test_pieces_of_a_tensor_draw_the_bits_of_the_whole(cuts):
+    import cupy
+
+    from refopt_cuda.kernels.step_cuda import Launch, Tensor
+    from refopt_cuda.random import step_word
+    from refopt_cuda.rules import RULES
+
+    n, stream = 9000, cupy.cuda.get_current_stream().ptr
+    g = cupy.asarray(np.random.default_rng(7).standard_normal(n), cupy.float32)
+    whole = cupy.full(n, 0x3F80, cupy.uint16)
+    pieces, launch = whole.copy(), Launch("sgd", (), "bf16_sr", "float32")
+    row, drawn = RULES["sgd"].scalars(1, lr=1e-3)[None], [step_word(0, 1)]
+    launch.bind([Tensor(whole.data.ptr, (), (n,), number=2)])
+    launch.run([g.data.ptr], row, None, stream, drawn)
+    spans = [*zip((0, *cuts), (*cuts, n), strict=True)]
+    launch.bind([Tensor(pieces.data.ptr + 2 * lo, (), (hi - lo,), number=2, first=lo) for lo, hi in spans])
+    launch.run([g.data.ptr + 4 * lo for lo, _ in spans], row, None, stream, drawn)
+    assert bool((pieces == whole).all())
+    assert len(set(whole.get().tolist())) > 1
+
+
 def test_a_tensor_of_more_than_two_to_the_31_elements_is_stepped_to_its_end():
     import cupy
 

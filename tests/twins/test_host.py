@@ -190,6 +190,26 @@ def test_a_word_of_the_step_and_a_number_decide_the_random_bits():
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("cuts", [(64, 128), (33, 66, 165), (1, 2, 3, 255)])
+def test_pieces_of_a_tensor_draw_the_bits_of_the_whole(cuts):
+    rng, n = np.random.default_rng(13), 300
+    g = rng.standard_normal(n).astype(np.float32)
+    whole = np.full(n, 0x3F80, np.uint16)
+    pieces, s = whole.copy(), RULES["sgd"].scalars(1, lr=1e-3)
+    more = {"weight": "bf16_sr", "random": (step_word(0, 1), 2)}
+    step_host.step("sgd", (), whole, g, [], (n,), 64, s, **more)
+    for lo, hi in zip((0, *cuts), (*cuts, n), strict=True):
+        step_host.step("sgd", (), pieces[lo:hi], g[lo:hi], [], (hi - lo,), 64, s, first=lo, **more)
+    assert np.array_equal(pieces, whole)
+    assert len(set(whole.tolist())) > 1
+
+
+@pytest.mark.parametrize("first", [-1, 1.5, None])
+def test_a_piece_begins_at_an_element(first):
+    with pytest.raises(ValueError, match="first must be the number of an element"):
+        lion_call(first=first)
+
+
 def test_block_sizes_that_do_not_nest_are_refused():
     states = [{"codes": np.zeros(640, np.uint8), "scales": np.zeros(n, np.float32)} for n in (10, 7)]
     p = np.zeros(640, np.float32)
