@@ -150,7 +150,7 @@ class Launch:
         self.ways: dict[int, tuple[Any, ...]] = {}
 
     def _way(self, rows: int) -> tuple[Any, ...]:
-        """(function, grid, threads, shared bytes, arguments) of the kernel that holds this many rows of scalars."""
+        """(grid, threads, function, shared bytes, arguments, their bytes) of the kernel for this many rows of scalars."""
         if rows not in self.ways:
             kernel = self._kernel(self.size, rows)
             function, grid = _compiled(kernel, self.device)
@@ -159,7 +159,8 @@ class Launch:
             args["tensors"], args["tables"] = self.table.data.ptr, self.lookup.data.ptr
             args["units"], args["count"] = self.units, self.count
             grid = min(grid, -(-self.units * UNIT // (kernel.threads // 32)))
-            self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args)
+            words = args.view(np.uint8)  # the same memory: CuPy would describe the fields anew in every launch
+            self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args, words)
         return self.ways[rows]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
@@ -222,7 +223,7 @@ class Launch:
             raise ValueError(f"Launch.run: {len(grads)} gradients for {self.count} tensors, scalars {scalars.shape}")
         if not self.units:
             return
-        grid, threads, function, shared, args = self._way(1 if rows == 1 else ROWS)
+        grid, threads, function, shared, args, words = self._way(1 if rows == 1 else ROWS)
         args["scalars"][0, :rows, :width] = scalars
         args["g"][0, : self.count] = grads
         if which is not None:
@@ -230,7 +231,7 @@ class Launch:
         if random is not None:
             args["random"][0, :rows] = random
         with on_stream(stream):
-            function(grid, threads, (args,), shared_mem=shared)
+            function(grid, threads, (words,), shared_mem=shared)
 
 
 @dataclass(frozen=True)

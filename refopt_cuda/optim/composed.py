@@ -9,6 +9,7 @@ import torch
 
 from refopt.spec import Rule, StateError
 from refopt_cuda.optim import checks, run, settings, states
+from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
 
 MEANING: dict[str, dict[str, Any]] = {
@@ -133,14 +134,14 @@ class Composed(torch.optim.Optimizer):
 
     @property
     def state(self) -> Any:
-        """The states by parameter. From the first look on, every step compares what it finds there."""
+        """The states by parameter. From the first look on, every step compares where they lie."""
         self._settle()
         self._seen = True
         return self._state
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._state, self._seen = value, True
+        self._state, self._seen = Entries(dict, value), True
 
     def _settle(self) -> None:
         """Step counts are written where they can be seen only when somebody may look."""
@@ -159,6 +160,7 @@ class Composed(torch.optim.Optimizer):
         self._check_apart(plans, call)
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state)
+        self._state.changed = False
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
         """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""

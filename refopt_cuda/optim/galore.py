@@ -112,7 +112,7 @@ class GaLoreAdamW(MatrixOptimizer):
         return states.Layout(inner.codings, bases + inner.parts)
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        whole = [_projected(w, hyper) if "rank" in hyper else Projected(w, w.g.float()) for w in work]
+        whole = [Projected(w, (_projected(w, hyper) if "rank" in hyper else w.g.float()).contiguous()) for w in work]
         kinds: dict[Any, list[Projected]] = {}
         for x in whole:
             codings = self._layout(group, hyper, x.work.p).codings
@@ -201,13 +201,13 @@ def corrected(hyper: Mapping[str, Any], t: int) -> float:
 
 
 class Projected(NamedTuple):
-    """One parameter and its gradient on the directions kept, float32."""
+    """One parameter and its gradient on the directions kept, float32, row-major."""
 
     work: Work
     R: Tensor
 
 
-def _projected(w: Work, hyper: Mapping[str, Any]) -> Projected:
+def _projected(w: Work, hyper: Mapping[str, Any]) -> Tensor:
     """R, on new directions where the period begins."""
     P, Q, g = w.state.get("P"), w.state.get("Q"), w.g.float()
     if (w.t - 1) % int(hyper["gap"]) == 0:
@@ -216,8 +216,8 @@ def _projected(w: Work, hyper: Mapping[str, Any]) -> Projected:
         if Q is not None:
             Q.copy_(basis(g.mT, int(hyper["rank"])))
     if P is not None and Q is not None:  # in float64: off the diagonal of new directions R is 0, and Adam divides by it
-        return Projected(w, (P.double().mT @ g.double() @ Q.double()).float())
-    return Projected(w, P.mT @ g if P is not None else g @ Q)  # type: ignore[operator]
+        return (P.double().mT @ g.double() @ Q.double()).float()
+    return P.mT @ g if P is not None else g @ Q  # type: ignore[operator]
 
 
 def basis(g: Tensor, rank: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,14 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import checks, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.optim.watched import Entries, Entry
 from refopt_cuda.random import step_word
 from refopt_cuda.rules import Form, row
 
 address = torch.Tensor.data_ptr
 contiguous = torch.Tensor.is_contiguous
+size = torch.Tensor.numel
+changed = attrgetter("changed")
 
 
 class Row(NamedTuple):
@@ -38,7 +42,7 @@ class Slot:
 
     p: torch.Tensor
     kept: states.Layout
-    state: dict[str, Any]
+    state: Entry
     number: int
 
     def __post_init__(self) -> None:
@@ -139,8 +143,9 @@ class Lane:
     """The step that was just taken, ready to be taken again: parameters of one count, all in known launches.
 
     What could have changed is compared all at once, in lists that are made by C: where weights lie, formats of
-    gradients and, if somebody has seen the optimizer's state, which tensors it holds and where they lie. Only a step
-    that differs in nothing but the gradients' addresses goes this way. Entries learn their step count from `settle`.
+    gradients, notes of changes in the optimizer's state and, if somebody has seen it, where its tensors lie. Only a
+    step that differs in nothing but the gradients' addresses goes this way. Entries learn their step count from
+    `settle`.
     """
 
     slots: list[Slot]
@@ -152,12 +157,12 @@ class Lane:
     def __post_init__(self) -> None:
         self.params = [slot.p for slot in self.slots]
         self.entries = [slot.state for slot in self.slots]
-        self.keys = [(slot.state, key) for slot in self.slots for key in slot.kept.keys]
         self.held = [x for slot in self.slots for _, x, _ in slot.watched]
-        self.ids = [*map(id, self.entries), *map(id, self.held)]
         self.places = [slot.place[0] for slot in self.slots]
         self.homes = [a for slot in self.slots for *_, a in slot.watched]
-        self.shapes = [slot.p.shape for slot in self.slots]
+        self.sizes = [slot.p.numel() for slot in self.slots]
+        for entry in self.entries:
+            entry.changed = False
         self.idle = len(self.every) - len(self.params)
         self.settled = self.t
 
@@ -173,27 +178,26 @@ class Lane:
         return cls([w.slot for w in work], [w.g.dtype for w in work], rows, work[0].t, [*map(id, every)])
 
     def gradients(
-        self, params: Sequence[torch.Tensor], state: Mapping[Any, Any], seen: bool
+        self, params: Sequence[torch.Tensor], state: Entries, seen: bool
     ) -> tuple[list[torch.Tensor], list[int]] | None:
-        """The gradients and their addresses if nothing else has changed, else None. `seen`: the state may have."""
+        """The gradients and their addresses if nothing else has changed, else None.
+
+        seen    somebody may hold tensors of the state, and have moved them
+        """
         if [*map(id, params)] != self.every or (self.idle and sum(p.grad is None for p in params) != self.idle):
             return None
         grads = [p.grad for p in self.params]
         try:
             addresses = [*map(address, grads)]  # type: ignore[arg-type]
-        except TypeError:  # there is none
+        except (TypeError, RuntimeError):  # there is none, or it is not dense
             return None
-        if [g.dtype for g in grads] != self.kinds or [g.shape for g in grads] != self.shapes:  # type: ignore[union-attr]
+        if [g.dtype for g in grads] != self.kinds or [*map(size, grads)] != self.sizes:  # type: ignore[arg-type, union-attr]
             return None
         if not all(map(contiguous, grads)) or [*map(address, self.params)] != self.places:  # type: ignore[arg-type]
             return None
-        return None if seen and not self._kept(state) else (grads, addresses)  # type: ignore[return-value]
-
-    def _kept(self, state: Mapping[Any, Any]) -> bool:
-        """Whether the state holds what it held, where it lay."""
-        now = [*map(id, map(state.get, self.params)), *[id(entry.get(key)) for entry, key in self.keys]]
-        steps = all(entry.get("step") == self.settled for entry in self.entries)
-        return steps and now == self.ids and [*map(address, self.held)] == self.homes
+        if state.changed or any(map(changed, self.entries)) or (seen and [*map(address, self.held)] != self.homes):
+            return None
+        return grads, addresses  # type: ignore[return-value]
 
     def step(self, addresses: Sequence[int], made: Row) -> None:
         """Enqueue the launches."""
@@ -207,7 +211,7 @@ class Lane:
         """Write the step count where it can be seen."""
         if self.settled != self.t:
             for entry in self.entries:
-                entry["step"] = self.t
+                entry.count(self.t)
             self.settled = self.t
 
 
@@ -239,7 +243,7 @@ class Plan:
         hyper: Mapping[str, Any],
         group: Mapping[str, Any],
         pairs: Sequence[Pair],
-        state: Mapping[Any, dict[str, Any]],
+        state: Entries,
         numbers: Mapping[int, int],
         call: str,
     ) -> list[Work]:
@@ -250,7 +254,7 @@ class Plan:
             slot, number = self.slots.get(id(p)), numbers[id(p)]
             if slot is None or slot.stale(state.get(p), number):
                 kept = states.layout(rule, hyper, group, p)
-                slot = self.slots[id(p)] = Slot(p, kept, states.ready(kept, state.get(p), p, call), number)
+                slot = self.slots[id(p)] = Slot(p, kept, Entry.of(states.ready(kept, state.get(p), p, call)), number)
                 self.apart = False
             work.append(Work(slot, g, slot.state["step"] + 1))
         return work
@@ -261,7 +265,7 @@ class Plan:
         hyper: Mapping[str, Any],
         group: Mapping[str, Any],
         work: Sequence[Work],
-        state: MutableMapping[Any, dict[str, Any]],
+        state: Entries,
     ) -> None:
         """Step what was prepared, then count the step."""
         rows = {t: self.row(form, hyper, group, t) for t in {w.t for w in work}}
@@ -277,8 +281,8 @@ class Plan:
                 key = (*kind, form, k)
                 launches[key] = self._launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows)
         for w in work:
-            w.slot.state["step"] = w.t
-            state[w.slot.p] = w.slot.state
+            w.slot.state.count(w.t)
+            state.give(w.slot.p, w.slot.state)
         self.lane = Lane.of(work, launches, group["params"]) if launches else None
 
     @staticmethod

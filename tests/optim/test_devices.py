@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
 
 import refopt_cuda as rc
+from refopt_cuda.optim import names
 
 pytestmark = pytest.mark.gpu
 
-CLASSES = [getattr(rc.optim, name) for name in rc.optim.__all__ if name != "Composed"]
+WORDS: dict[str, dict[str, Any]] = {"Adafactor": {"relative_step": False}, "AdamMini": {"blocks": "whole"}}
+EXACT = [rc.optim.LAMB, rc.optim.LARS, rc.optim.CAME, rc.optim.Adafactor, rc.optim.AdamMini]
+CLASSES = [*(getattr(rc.optim, name) for name in names.__all__), *EXACT]
+"""Those whose arithmetic is exact; products of matrices are not, and `test_muon`, `test_galore` compare them."""
 SHAPES = [(64, 128), (7,), (), (0,), (33, 200), (3, 5, 256), (70_000,)]
 
 
@@ -40,7 +45,8 @@ def assert_same(one: torch.optim.Optimizer, two: torch.optim.Optimizer, host: li
 @pytest.mark.parametrize("cls", CLASSES)
 def test_cuda_and_cpu_give_the_same_bits(cls, dtype):
     host, device = twins(dtype)
-    one, two = (cls(ps, lr=1e-2, weight_decay=0.1) for ps in (host, device))
+    words = WORDS.get(cls.__name__, {})
+    one, two = (cls(ps, lr=1e-2, weight_decay=0.1, **words) for ps in (host, device))
     for step in range(4):
         for k, (p, q) in enumerate(zip(host, device, strict=True)):
             p.grad = None if k == step else torch.randn_like(p)

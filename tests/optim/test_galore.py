@@ -115,6 +115,19 @@ def test_8_bit_moments_are_the_references(rank: int | None, device: str) -> None
                 np.testing.assert_allclose(entry[f"{name}.scales"].cpu(), box.scales, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rank", [None, 16])
+def test_8_bit_moments_of_a_matrix_that_lies_by_columns_are_those_of_its_row_major_twin(rank: int | None, device: str):
+    rows = matrices([(64, 128)], device=device)
+    columns = [torch.nn.Parameter(rows[0].detach().t().contiguous().t())]
+    one, two = (GaLoreAdamW8bit(params, **ADAM, rank=rank) for params in (rows, columns))
+    for t in range(3):
+        give(rows, t)
+        columns[0].grad = rows[0].grad.t().contiguous().t()
+        one.step(), two.step()
+    assert columns[0].stride() == (1, 64)
+    assert part(exact(columns[0]), exact(rows[0])) <= 1e-5
+
+
 def test_groups_are_written_as_for_galore_torch() -> None:
     one, other = matrices([(12, 20), (20, 12)])
     opt = GaLoreAdamW([{"params": [other]}, {"params": [one], **GALORE, "proj_type": "std"}], lr=0.01)
