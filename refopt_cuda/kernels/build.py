@@ -82,6 +82,12 @@ class Kernel:
         return max(self.block // TILE, 1) if self.quick and self.coded else 1
 
     @property
+    def even(self) -> int:
+        """The shortest block, where scales of rows that end with a shorter tile can be kept as those of whole ones."""
+        blocks = [b for b, form in zip(self.blocks, self.codecs, strict=True) if form.scaled]
+        return min(blocks) if blocks and self.quick and self.group == 1 and min(blocks) >= TILE // 4 else 0
+
+    @property
     def threads(self) -> int:
         """Threads of the one block on a multiprocessor: 96 registers a thread, as much in flight as memory takes."""
         return 640
@@ -182,6 +188,7 @@ def source(kernel: Kernel) -> str:
         "PLANES": kernel.lookup.planes,
         "ENCODE": kernel.lookup.encode,
         "AHEAD": int(kernel.coded),
+        "EVEN": int(bool(kernel.even)),
         "READS": int(getattr(kernel.rule, "reads", True)),
         "WRITES": int(getattr(kernel.rule, "writes", True)),
     }

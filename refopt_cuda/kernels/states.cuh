@@ -196,9 +196,9 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         const uint32_t s = shift<EASY>(at);
         return s >= 5 ? lane << (s - 5) : lane >> (5 - s);
     }
-    static HD void again(const Slot& at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float& hold) {  // those from tile j on are in memory
-        uint32_t i = (tile << 5 >> at.shift) + lane;
-        if (kept<false>(at) && mine<false>(at, lane) - j < GROUP && i < scales(at, total)) hold = take_scale(at.scales, i);
+    template <bool EASY> static HD void again(const Slot& at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float& hold) {  // those from tile j on are in memory
+        uint32_t i = (tile << 5 >> shift<EASY>(at)) + lane;
+        if (kept<EASY>(at) && mine<EASY>(at, lane) - j < GROUP && (EASY || i < scales(at, total))) hold = take_scale(at.scales, i);
     }
     static HD int64_t scales(const Slot& at, int64_t eights) { return (eights + (1 << at.shift) - 1) >> at.shift; }  // of a tensor of one row
     template <bool EASY> static HD void close(const Slot& at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, float hold) {
@@ -242,7 +242,7 @@ template <class S> struct Stored<S, false> {  // a number each, no scale
     }
     template <bool EASY> static HD void keep(const Slot&, const Where&, uint32_t, uint32_t, float, float&) {}
     static HD void flush(const Slot&, const Span&, uint32_t, float) {}
-    static HD void again(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float&) {}
+    template <bool EASY> static HD void again(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float&) {}
     template <bool EASY> static HD void close(const Slot&, uint32_t, uint32_t, int64_t, uint32_t, float) {}
     static HD float one(const Slot& at, int64_t row, int64_t within, int64_t columns, const Shared&) {
         return N::one((const char*)at.codes, row * columns + within);
@@ -266,7 +266,7 @@ template <> struct Load<> {
     static HD void put(const Slot*, uint32_t, bool, const float (*)[8], const Measure*, const Shared&) {}
     template <bool EASY> static HD void keep(const Slot*, const Where&, uint32_t, uint32_t, const Measure*, float*) {}
     static HD void flush(const Slot*, const Span&, uint32_t, const float*) {}
-    static HD void again(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, float*) {}
+    template <bool EASY> static HD void again(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, float*) {}
     template <bool EASY> static HD void close(const Slot*, uint32_t, uint32_t, int64_t, uint32_t, const float*) {}
     static HD void one(const Slot*, int64_t, int64_t, int64_t, float*, const Shared&) {}
     static HD void two(const Slot*, int64_t, int64_t, int64_t, const float*, const float*, bool, const Measure*, const Shared&) {}
@@ -302,8 +302,8 @@ template <class S, class... More> struct Load<S, More...> {
     static HD void flush(const Slot* at, const Span& first, uint32_t lane, const float* hold) {
         Stored<S>::flush(*at, first, lane, *hold), Next::flush(at + 1, first, lane, hold + 1);
     }
-    static HD void again(const Slot* at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float* hold) {
-        Stored<S>::again(*at, tile, j, total, lane, *hold), Next::again(at + 1, tile, j, total, lane, hold + 1);
+    template <bool EASY> static HD void again(const Slot* at, uint32_t tile, uint32_t j, int64_t total, uint32_t lane, float* hold) {
+        Stored<S>::template again<EASY>(*at, tile, j, total, lane, *hold), Next::template again<EASY>(at + 1, tile, j, total, lane, hold + 1);
     }
     template <bool EASY> static HD void close(const Slot* at, uint32_t tile, uint32_t count, int64_t total, uint32_t lane, const float* hold) {
         Stored<S>::template close<EASY>(*at, tile, count, total, lane, *hold), Next::template close<EASY>(at + 1, tile, count, total, lane, hold + 1);

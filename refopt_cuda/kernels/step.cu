@@ -19,7 +19,7 @@ typedef RULE::Scalars Scalars;
 
 struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
     uint32_t first, whole;     // first unit in the joint list; tiles before `whole` lie at TILE times their number
-    uint32_t per, aligned;     // tiles a pack of rows, 0 where the tensor is one row; 16-byte accesses are allowed: 1, and EASY: 2
+    uint32_t per, aligned;     // tiles a pack of rows, 0 where the tensor is one row; 16-byte accesses are allowed: 1, and EASY: 2, EVEN: 4
     Lair at;
     int64_t row, n;            // elements a row of the block layout, and in all
     uint32_t pack, full;       // rows whose short last tiles are taken together; whole tiles a row
@@ -68,11 +68,32 @@ struct Place {
         if (ends) column = t.full;
         else if (t.pack > 1) row += within / t.full, column = within % t.full;
     }
+    HD Where where(uint32_t lane) const { return {column * 32 + lane, 0, column * 32 + lane, 0, 31, true}; }
     HD uint32_t eight(const Tensor& t) const { return (uint32_t)((row * t.row) >> 3) + column * (TILE / 8); }  // its first eight elements
     HD Span span(const Tensor& t, uint32_t tiles) const {
         int64_t within = (int64_t)column * TILE, columns = t.per ? t.row : t.n;
         bool there = within < columns && row * columns < t.n;
         return {row, within, there ? (uint32_t)min((int64_t)tiles * TILE, columns - within) : 0};
+    }
+};
+
+// A tile of rows that each end with a shorter tile of as many blocks: scales lie as if all tiles were whole.
+struct Even {
+    uint32_t tile, column, start, eights;  // its number, in its row; its first eight elements, how many
+    HD Even(const Tensor& t, uint32_t tile) : tile(tile) {
+        uint32_t row = tile / t.per;
+        column = tile - row * t.per, start = row * (uint32_t)(t.row >> 3) + column * 32, eights = 0;
+        measure(t);
+    }
+    HD void measure(const Tensor& t) { eights = column == t.full ? (uint32_t)(t.row >> 3) - column * 32 : 32; }
+    HD void next(const Tensor& t) {
+        start += eights, tile++;
+        if (++column == t.per) column = 0;
+        measure(t);
+    }
+    HD Where where(uint32_t lane) const {
+        const uint32_t at = min(lane, eights - 1);
+        return {start + at, 0, tile * 32 + lane, 0, 31, lane < eights};
     }
 };
 
@@ -166,10 +187,12 @@ HD bool locate(const Task& task, const Tensor& t, const Place& place, Where& w, 
 
 // One tile, number `j` of its unit. DRY looks at magnitudes alone. False, and nothing is stored, where only `by_element`
 // can step it.
-template <bool DRY, bool EASY> HD bool step_tile(const Task& task, const Tensor& t, const Place& place, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
-    Where at = {place.column * 32 + task.lane, 0, place.column * 32 + task.lane, 0, 31, true};
+template <bool DRY, bool EASY, class P> HD bool step_tile(const Task& task, const Tensor& t, const P& place, uint32_t j, uint32_t (&magnitude)[KEPT], float (&hold)[KEPT]) {
+    Where at = place.where(task.lane);
     bool empty = false;
-    if (!EASY && !locate(task, t, place, at, empty)) return false;
+    if constexpr (!EASY) {
+        if (!locate(task, t, place, at, empty)) return false;
+    }
     if (empty) return true;
     WEIGHT::Raw p;
     GRAD::Raw g;
@@ -206,8 +229,12 @@ template <bool DRY, bool EASY> HD bool step_tile(const Task& task, const Tensor&
     if (!WRITES) return true;
     Measure m[KEPT];
     Where there = {at.i, 0, at.i, 0, 31, at.inside};  // where one row is all: what else is needed then is found again, not kept
-    if (!EASY && t.per) locate(task, t, place, there, empty);
-    States::template measure<EASY>(t.states, x, j % GROUP, task.lane, magnitude, place.ends, there, m);
+    bool ends = false;
+    if constexpr (!EASY) {
+        ends = place.ends;
+        if (t.per) locate(task, t, place, there, empty);
+    }
+    States::template measure<EASY>(t.states, x, j % GROUP, task.lane, magnitude, ends, there, m);
     States::put(t.states, at.i, at.inside, x, m, task.shared);
     States::template keep<EASY>(t.states, there, task.lane, j, m, hold);
     return true;
@@ -255,7 +282,25 @@ HD void step_easy(const Task& task, View t, const Piece& piece, uint32_t jump) {
 #pragma unroll 1
     for (uint32_t j = 0; j < piece.count; j += GROUP, place.column += GROUP) {
         if (AHEAD) ahead.ask((place.column + (j + GROUP < piece.count ? GROUP : jump)) * 32, end);
-        if (step_group<true>(task, t, place, j, hold) && WRITES) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
+        if (step_group<true>(task, t, place, j, hold) && WRITES) States::template again<true>(t.states, piece.tile, j, 0, task.lane, hold);
+    }
+    if (WRITES) States::template close<true>(t.states, piece.tile, piece.count, 0, task.lane, hold);
+}
+
+// A piece of rows that each end with a shorter tile of as many blocks.
+HD void step_even(const Task& task, const Tensor& t, const Piece& piece, uint32_t jump) {
+    const Ahead ahead(task, t);
+    const uint32_t end = (uint32_t)(t.n >> 3) - 31;
+    float hold[KEPT] = {};
+    uint32_t none[KEPT];
+    Even place(t, piece.tile);
+    if (AHEAD) ahead.ask(Even(t, piece.tile + piece.count - 1 + jump).start, end);
+#pragma unroll 1
+    for (uint32_t j = 0; j < piece.count; j++, place.next(t)) {
+        if (AHEAD && j + 1 < piece.count) ahead.ask(place.start + place.eights, end);
+        if (step_tile<false, true>(task, t, place, j, none, hold)) continue;
+        by_element(task.a, task.k, Place(t, place.tile), task.shared.at);
+        if (WRITES) States::template again<true>(t.states, piece.tile, j, 0, task.lane, hold);
     }
     if (WRITES) States::template close<true>(t.states, piece.tile, piece.count, 0, task.lane, hold);
 }
@@ -265,6 +310,9 @@ HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Share
     const Task task(a, piece.k, t, shared);
     const bool whole = piece.tile + piece.count <= t.whole && piece.count % GROUP == 0;
     if (TILE == 256 && (t.aligned & 2) && whole && !((uint64_t)task.g & 15)) return step_easy(task, t, piece, jump);
+    if constexpr (TILE == 256 && ALONE && EVEN) {
+        if ((t.aligned & 4) && !((uint64_t)task.g & 15)) return step_even(task, t, piece, jump);
+    }
     const Ahead ahead(task, t);
     const uint32_t end = t.n < 256 ? 0 : (uint32_t)(t.n >> 3) - 31;
     float hold[KEPT] = {};
@@ -273,7 +321,7 @@ HD void step_piece(const Args& a, const Piece& piece, uint32_t jump, const Share
     for (uint32_t j = 0; j < piece.count; j += GROUP) {
         Place next(t, piece.tile + j + (j + GROUP < piece.count ? GROUP : jump));
         if (AHEAD) ahead.ask(next.eight(t), end);
-        if (step_group<false>(task, t, place, j, hold) && WRITES) States::again(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
+        if (step_group<false>(task, t, place, j, hold) && WRITES) States::template again<false>(t.states, piece.tile, j, (t.n + 7) >> 3, task.lane, hold);
         place = next;
     }
     if (WRITES) States::template close<false>(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);

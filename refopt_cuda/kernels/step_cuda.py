@@ -28,6 +28,9 @@ UNIT = 8
 """Tiles that a warp takes at a time."""
 
 
+WORTH = 0.7
+"""Part of its tiles that a row must fill, or its end is packed with those of others."""
+
 SKIP = 1
 """In place of a gradient's address: leave this tensor alone."""
 
@@ -150,7 +153,7 @@ class Launch:
         self.ways: dict[int, tuple[Any, ...]] = {}
 
     def _way(self, rows: int) -> tuple[Any, ...]:
-        """(grid, threads, function, shared bytes, arguments, their bytes) of the kernel for this many rows of scalars."""
+        """(grid, threads, function, shared bytes, arguments, their bytes) of a kernel for so many rows of scalars."""
         if rows not in self.ways:
             kernel = self._kernel(self.size, rows)
             function, grid = _compiled(kernel, self.device)
@@ -197,7 +200,7 @@ class Launch:
                     kept_at[name] = value
             aligned = all(a % 16 == 0 for a in (t.p, t.rest, *(codes for codes, _ in t.states)))
             aligned &= not (drawn and t.first % 4)
-            entry["aligned"] = aligned + 2 * (aligned and layout.easy)
+            entry["aligned"] = aligned * (1 + 2 * layout.easy + 4 * layout.even)
             entry["whole"] = layout.n // build.TILE if kernel.quick and not layout.per and aligned else 0
             first += units
         table["first"][-1] = first
@@ -244,6 +247,7 @@ class Layout:
     slots        of each state: log2 of the lanes that share a scale, scales a row (0: one row), elements that share a
                  scale, bytes of codes a row
     easy         whether tiles and blocks lie as the kernel was compiled for: one row, and no shorter blocks
+    even         whether rows end with a shorter tile of as many blocks, and are long enough not to be packed
     """
 
     n: int
@@ -254,6 +258,7 @@ class Layout:
     tiles: int
     slots: tuple[tuple[int, int, int, int], ...]
     easy: bool = False
+    even: bool = False
 
     SLOT: ClassVar[tuple[str, ...]] = ("shift", "per", "block", "bytes")
 
@@ -275,12 +280,15 @@ class Layout:
         if row > 2**31:
             raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^31, or whole blocks, are addressed")
         full, end = divmod(row, kernel.tile)
+        even = bool(
+            kernel.even and row % 8 == 0 and end + kernel.even > kernel.tile and row >= WORTH * (row + 255 - end)
+        )
         if kernel.group > 1:
             pack, full = 1, -(-row // (kernel.tile * kernel.group)) * kernel.group
             per = full
         else:
-            pack = max(build.TILE // end, 1) if kernel.quick and end and row % 8 == 0 else 1
+            pack = max(build.TILE // end, 1) if kernel.quick and end and row % 8 == 0 and not even else 1
             per = pack * full + (end > 0)
         bytes_ = [row // b * -(-b // 2) + -(-(row % b) // 2) for b in blocks]
         slots = tuple((shift(b), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
-        return cls(n, row, pack, full, per, -(-(n // row) // pack) * per, slots)
+        return cls(n, row, pack, full, per, -(-(n // row) // pack) * per, slots, even=even)

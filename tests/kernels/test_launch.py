@@ -157,3 +157,25 @@ def test_what_32_bits_cannot_count_is_refused(shapes: list[Shape], block: int, w
         table(shapes, block)
     largest = [(2**35 - 1,)] * 31 + [(2**34,), (2, 2**31 - 1)]
     assert table(largest, 256)[1] == (31 * 2**27 + 2**26 + 2**24) // UNIT
+
+
+@pytest.mark.parametrize(
+    ("codec", "block", "row", "even"),
+    [
+        ("dynamic8", 256, 1000, True),
+        ("dynamic8", 256, 264, False),  # half of its tiles would be empty
+        ("dynamic8", 256, 1001, False),  # not in eights
+        ("dynamic8", 512, 1000, False),
+        ("dynamic8", 16, 1000, False),
+        ("q4", 128, 1000, True),
+        ("q4", 128, 896, False),  # its end has one block, other tiles have two
+        ("q4", 128, 904, True),
+    ],
+)
+def test_rows_that_end_with_a_shorter_tile_of_as_many_blocks_are_even(codec, block, row, even):
+    of = Launch("lion", (codec,), "bfloat16", "bfloat16", block)
+    entry = of._table(tensors([(12, row)]))[0][0]
+    assert bool(entry["aligned"] & 4) is even
+    scales = 12 * -(-row // block)
+    if even:
+        assert entry["tiles"] * (256 // block) == scales
