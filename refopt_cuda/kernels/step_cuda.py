@@ -162,7 +162,7 @@ class Launch:
             args["tensors"], args["tables"] = self.table.data.ptr, self.lookup.data.ptr
             args["units"], args["count"] = self.units, self.count
             grid = min(grid, -(-self.units * UNIT // (kernel.threads // 32)))
-            words = args.view(np.uint8)  # the same memory: CuPy would describe the fields anew in every launch
+            words = args.view(f"V{args.nbytes}")  # the same memory: CuPy would describe its fields in every launch
             self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args, words)
         return self.ways[rows]
 

@@ -26,7 +26,7 @@ struct __align__(16) Tensor {
     float* x[KEPT];        // states of one entry a weight, 0 where this tensor has none
     float* f[2 * PAIRS];   // row and column factors, or one entry a block of the rule
     double* sums;          // SUMS planes of one entry a piece
-    double* lines;         // sums of a row in each tile, row by row; then of a column in each tile, column by column
+    double* lines;         // sums of all rows in the first tiles across, in the second ...; then of all columns, down
     float* k;              // four floats a block, made by `finish`
     float* roots;          // PAIRS planes of one entry a column: 1 / sqrt(column factor)
     float* means;          // PAIRS planes of one entry a matrix: mean of the row factor
@@ -95,8 +95,16 @@ HD double groups(double a) {  // over 32 groups of a row of a tile, one a lane
 
 template <class X> HD double r256(const X* x, uint32_t count, double* shared) {  // by a thread block
     double sum = 0.0;
-#pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < count; i += SIDE) sum = add64(sum, widened(x[i]));
+    uint32_t i = threadIdx.x;
+#pragma unroll 1
+    for (; i + 7 * SIDE < count; i += 8 * SIDE) {  // loads of long sums do not wait for each other
+        X held[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) held[e] = x[i + e * SIDE];
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum = add64(sum, widened(held[e]));
+    }
+    for (; i < count; i += SIDE) sum = add64(sum, widened(x[i]));
     shared[threadIdx.x] = sum;
     for (uint32_t w = SIDE / 2; w > 0; w >>= 1) {
         __syncthreads();
@@ -108,20 +116,20 @@ template <class X> HD double r256(const X* x, uint32_t count, double* shared) { 
     return sum;
 }
 
-HD double r256_of_warp(const double* x, uint32_t count, uint32_t lane) {
+HD double r256_of_warp(const double* x, uint32_t apart, uint32_t count, uint32_t lane) {
     double a[8] = {};
     for (uint32_t i = 8 * lane; i < count; i += SIDE) {
 #pragma unroll
         for (uint32_t e = 0; e < 8; e++)
-            if (i + e < count) a[e] = add64(a[e], x[i + e]);
+            if (i + e < count) a[e] = add64(a[e], x[(uint64_t)(i + e) * apart]);
     }
     return tree(a);
 }
 
-HD double r256_of_thread(const double* x, uint32_t count) {  // of at most 32: the accumulators beyond hold zero
+HD double r256_of_thread(const double* x, uint32_t apart, uint32_t count) {  // of at most 32: the accumulators beyond hold zero
     double a[32];
 #pragma unroll
-    for (uint32_t i = 0; i < 32; i++) a[i] = i < count ? add64(0.0, x[i]) : 0.0;
+    for (uint32_t i = 0; i < 32; i++) a[i] = i < count ? add64(0.0, x[(uint64_t)i * apart]) : 0.0;
 #pragma unroll
     for (int w = 16; w > 0; w >>= 1) {
 #pragma unroll
@@ -432,8 +440,8 @@ template <class R, int PASS> HD void tiles(const Args& a) {
             take_singly<READS>(task, ((int64_t)matrix * t.rows + i) * t.columns + column, count, v);
             inverted(v, i), visit(v, i);
         }
-        const uint64_t all = (uint64_t)t.matrices * t.rows;
-        if (row + task.lane < end) t.lines[((uint64_t)matrix * t.rows + row + task.lane) * t.across + right] = mine;
+        const uint64_t rows = (uint64_t)t.matrices * t.rows, columns = (uint64_t)t.matrices * t.columns;
+        if (row + task.lane < end) t.lines[right * rows + (uint64_t)matrix * t.rows + row + task.lane] = mine;
 #pragma unroll
         for (uint32_t e = 0; e < 8; e++) strips[warp][8 * task.lane + e] = sums[e];
         __syncthreads();
@@ -442,12 +450,12 @@ template <class R, int PASS> HD void tiles(const Args& a) {
 #pragma unroll
         for (uint32_t w = 0; w < WARPS; w++) s[w] = strips[w][c];
         const double sum = add64(add64(add64(s[0], s[4]), add64(s[2], s[6])), add64(add64(s[1], s[5]), add64(s[3], s[7])));
-        if (at < t.columns) t.lines[all * t.across + ((uint64_t)matrix * t.columns + at) * t.down + below] = sum;
+        if (at < t.columns) t.lines[rows * t.across + below * columns + (uint64_t)matrix * t.columns + at] = sum;
         __syncthreads();
     }
 }
 
-// 32 rows or columns a warp: a thread each where tiles are few.
+// A warp takes 32 rows or columns, a thread each, or one where tiles are many.
 template <class R, int PASS> HD void lines(const Args& a) {
     uint32_t k = 0;
     for (uint32_t x = blockIdx.x * WARPS + threadIdx.x / 32; x < total<LINES>(a); x += gridDim.x * WARPS) {
@@ -455,21 +463,15 @@ template <class R, int PASS> HD void lines(const Args& a) {
         const Task task(a, k);
         if (task.skipped()) continue;
         const Tensor& t = task.t;
-        const uint32_t rows = t.matrices * t.rows, columns = t.matrices * t.columns, groups = (rows + 31) / 32;
+        const uint32_t rows = t.matrices * t.rows, columns = t.matrices * t.columns;
+        const uint32_t groups = t.across > 32 ? rows : (rows + 31) / 32;
         const bool of_rows = number < groups;
-        const uint32_t first = (of_rows ? number : number - groups) * 32, line = first + task.lane, all = of_rows ? rows : columns;
-        const uint32_t count = of_rows ? t.across : t.down;
-        const double* parts = t.lines + (of_rows ? 0 : (uint64_t)rows * t.across);
-        double sum = 0.0;
-        if (count <= 32) {
-            if (line < all) sum = r256_of_thread(parts + (uint64_t)line * count, count);
-        } else {
-            for (uint32_t i = 0; i < 32 && first + i < all; i++) {
-                const double one = __shfl_sync(0xFFFFFFFFu, r256_of_warp(parts + (uint64_t)(first + i) * count, count, task.lane), 0);
-                if (task.lane == i) sum = one;
-            }
-        }
+        const uint32_t all = of_rows ? rows : columns, count = of_rows ? t.across : t.down, group = of_rows ? number : number - groups;
+        const uint32_t line = count > 32 ? group : group * 32 + task.lane;
         if (line >= all) continue;
+        const double* parts = t.lines + (of_rows ? 0 : (uint64_t)rows * t.across) + line;
+        const double sum = count > 32 ? r256_of_warp(parts, all, count, task.lane) : r256_of_thread(parts, all, count);
+        if (count > 32 && task.lane) continue;
         const float mean = rounded(div64(sum, (double)(of_rows ? t.columns : t.rows)));
         float* factor = t.f[2 * PASS + !of_rows] + line;
         const float fresh = add(mul(R::keep(PASS, task.s), *factor), mul(R::gain(PASS, task.s), mean));

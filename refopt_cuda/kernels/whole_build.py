@@ -9,7 +9,7 @@ from refopt_cuda.kernels.whole_rules import Form
 
 __all__ = ["OPTIONS", "Kernel", "entries", "source"]
 
-RESIDENT = {"sums": 2, "finish": 4, "tiles": 2, "lines": 3, "means": 4, "update": 2}
+RESIDENT = {"sums": 2, "finish": 4, "tiles": 2, "lines": 2, "means": 4, "update": 2}
 """Thread blocks of 256 that a multiprocessor holds: each pass's registers are limited to what they leave."""
 MORE = {("lars", "update"): 3, ("adam_mini", "sums"): 3, ("adafactor", "tiles"): 3}
 """Passes that need fewer registers."""

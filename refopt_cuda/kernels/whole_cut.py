@@ -78,8 +78,9 @@ class Cut:
 
     @property
     def lines(self) -> int:
-        """Warps' worth of rows and of columns."""
-        return -(-self.matrices * self.rows // LINE) + -(-self.matrices * self.columns // LINE)
+        """Warps' worth of rows and of columns: one alone where a warp sums its many tiles."""
+        along = (self.rows, self.across), (self.columns, self.down)
+        return sum(-(-self.matrices * n // (LINE if tiles <= LINE else 1)) for n, tiles in along)
 
     def sizes(self, form: Form) -> dict[str, int]:
         """Entries of each state that the rule keeps of this tensor."""

@@ -129,8 +129,8 @@ def test_sums_of_rows_and_columns_have_the_bits_of_float64(shape: tuple[int, ...
     cut = whole_cut.Cut.of(both.whole.form, shape, {})
     parts = scratch(both, 0, "lines", cut.partials)
     rows, columns = np.split(parts, [cut.matrices * m * cut.across])
-    rows = reduce.r256_rows(rows.reshape(-1, cut.across)).reshape(-1, m)
-    columns = reduce.r256_rows(columns.reshape(-1, cut.down)).reshape(-1, n)
+    rows = reduce.r256_rows(rows.reshape(cut.across, -1).T).reshape(-1, m)
+    columns = reduce.r256_rows(columns.reshape(cut.down, -1).T).reshape(-1, n)
     for k, matrix in enumerate((g * g + np.float32(1e-30)).reshape(-1, m, n)):
         want = reduce.row_and_column_sums(matrix)
         same_bits(rows[k], want[0], f"rows of matrix {k}")
@@ -138,11 +138,11 @@ def test_sums_of_rows_and_columns_have_the_bits_of_float64(shape: tuple[int, ...
 
 
 PROBE = """
-extern "C" void probe(const double* x, uint32_t n, double* out) {
+extern "C" void probe(const double* x, const double* apart, uint32_t n, double* out) {
     Grid::it().body = [=] {
         static double shared[THREADS];
-        const double block = r256(x, n, shared), warp = r256_of_warp(x, n, threadIdx.x & 31);
-        if (threadIdx.x == 0) out[0] = block, out[1] = warp, out[2] = n <= 32 ? r256_of_thread(x, n) : block;
+        const double block = r256(x, n, shared), warp = r256_of_warp(apart, 3, n, threadIdx.x & 31);
+        if (threadIdx.x == 0) out[0] = block, out[1] = warp, out[2] = n <= 32 ? r256_of_thread(apart, 3, n) : block;
     };
     Grid::it().run(0, 1);
 }
@@ -153,7 +153,13 @@ extern "C" void probe(const double* x, uint32_t n, double* out) {
 def test_blocks_warps_and_threads_add_alike(n: int, grid: Emulated) -> None:
     library = grid.library(build.Kernel(forms("lars")[0], "float32", "float32"), PROBE)
     x, out = np.random.default_rng(n).standard_normal(n), np.zeros(3)
-    library.probe(ctypes.c_void_p(x.ctypes.data), ctypes.c_uint(n), ctypes.c_void_p(out.ctypes.data))
+    apart = np.repeat(x, 3)
+    library.probe(
+        ctypes.c_void_p(x.ctypes.data),
+        ctypes.c_void_p(apart.ctypes.data),
+        ctypes.c_uint(n),
+        ctypes.c_void_p(out.ctypes.data),
+    )
     same_bits(out, np.full(3, reduce.r256(x)), f"R256 of {n}")
 
 
