@@ -246,12 +246,14 @@ template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task
     const Tensor& t = task.t;
     const bool quick = task.quick(), factored = USES > 0 && t.matrices > 0, by_row = t.by_row;
     float rows[PAIRS] = {};
-    uint32_t row = 0, matrix = 0;
-    if (factored && by_row) {
-        row = (uint32_t)(piece.start / t.columns), matrix = row / t.rows;
+    uint32_t matrix = 0;
+    bool unknown = factored && by_row;
+    auto root = [&] {  // while the first loads are on their way
+        const uint32_t row = (uint32_t)(piece.start / t.columns);
+        matrix = row / t.rows, unknown = false;
 #pragma unroll
         for (int n = 0; n < USES; n++) rows[n] = row_root(t, n, row);
-    }
+    };
     uint32_t o = 8 * task.lane;
     if (BATCH > 1 && quick && (USES == 0 || (factored && by_row))) {
 #pragma unroll 1
@@ -259,6 +261,7 @@ template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task
             Raws<READS> raw[BATCH];
 #pragma unroll
             for (int b = 0; b < BATCH; b++) raw[b].load(task, (uint32_t)((piece.start + o) >> 3) + b * 32);
+            if (USES && unknown) root();
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
                 Eight v = {};
@@ -268,6 +271,7 @@ template <int READS, int USES, int BATCH, class Visitor> HD void walk(const Task
             }
         }
     }
+    if (USES && unknown) root();
 #pragma unroll 1
     for (; o < piece.length; o += SIDE) {
         const uint32_t count = min(8u, piece.length - o);

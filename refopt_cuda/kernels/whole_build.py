@@ -13,6 +13,8 @@ RESIDENT = {"sums": 2, "finish": 4, "tiles": 2, "lines": 2, "means": 4, "update"
 """Thread blocks of 256 that a multiprocessor holds: each pass's registers are limited to what they leave."""
 MORE = {("lars", "update"): 3, ("adam_mini", "sums"): 3, ("adafactor", "tiles"): 3}
 """Passes that need fewer registers."""
+NARROW = {("adafactor", "tiles"): 4}
+"""Those that need fewer still where gradients have 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Kernel:
 
 def resident(kernel: Kernel, entry: str) -> int:
     """Thread blocks of this entry that a multiprocessor holds at once."""
-    return MORE.get((kernel.rule.stem, entry[:-1]), RESIDENT[entry[:-1]])
+    known = RESIDENT | {e: n for (stem, e), n in MORE.items() if stem == kernel.rule.stem}
+    if kernel.grad != "float32":
+        known |= {e: n for (stem, e), n in NARROW.items() if stem == kernel.rule.stem}
+    return known[entry[:-1]]
 
 
 def entries(kernel: Kernel) -> str:

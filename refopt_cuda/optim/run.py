@@ -15,7 +15,7 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import checks, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
-from refopt_cuda.optim.watched import Entries, Entry
+from refopt_cuda.optim.watched import Entries, Entry, count
 from refopt_cuda.random import step_word
 from refopt_cuda.rules import Form, row
 
@@ -210,8 +210,7 @@ class Lane:
     def settle(self) -> None:
         """Write the step count where it can be seen."""
         if self.settled != self.t:
-            for entry in self.entries:
-                entry.count(self.t)
+            count(self.entries, self.t)
             self.settled = self.t
 
 
@@ -281,7 +280,7 @@ class Plan:
                 key = (*kind, form, k)
                 launches[key] = self._launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows)
         for w in work:
-            w.slot.state.count(w.t)
+            count([w.slot.state], w.t)
             state.give(w.slot.p, w.slot.state)
         self.lane = Lane.of(work, launches, group["params"]) if launches else None
 

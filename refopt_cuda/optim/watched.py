@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["Entries", "Entry"]
+__all__ = ["Entries", "Entry", "count"]
 
 
 def _noting(name: str) -> Callable:
@@ -38,10 +38,6 @@ class Entry(dict):
         """Itself, or a copy of a plain dictionary."""
         return entry if isinstance(entry, cls) else cls(entry)
 
-    def count(self, step: int) -> None:
-        """Write the step count, unnoted."""
-        dict.__setitem__(self, "step", step)
-
 
 class Entries(defaultdict):
     """`state`: the entries by parameter, as torch.optim keeps them."""
@@ -51,6 +47,13 @@ class Entries(defaultdict):
     def give(self, p: Any, entry: Entry) -> None:
         """Put an entry there, unnoted."""
         dict.__setitem__(self, p, entry)
+
+
+def count(entries: Iterable[Entry], step: int) -> None:
+    """Write the step count, unnoted."""
+    put = dict.__setitem__
+    for entry in entries:
+        put(entry, "step", step)
 
 
 for _way in WAYS:
