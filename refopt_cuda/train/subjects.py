@@ -130,8 +130,12 @@ def parse_all(names: Iterable[str]) -> list[Subject]:
 
 
 def state_bytes(opt: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor that the optimizer keeps; a step count is no tensor of a size, and not counted."""
-    tensors = [x for state in opt.state.values() for x in state.values() if isinstance(x, torch.Tensor) and x.ndim]
+    """Bytes of every tensor that the optimizer keeps; a step count is no tensor of a size, and not counted.
+
+    What is saved is looked at: from a look at `opt.state` on, every step would compare where its tensors lie.
+    """
+    kept = opt.state_dict()["state"].values()
+    tensors = [x for state in kept for x in state.values() if isinstance(x, torch.Tensor) and x.ndim]
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
