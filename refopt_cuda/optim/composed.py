@@ -141,7 +141,7 @@ class Composed(torch.optim.Optimizer):
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._state, self._seen = Entries(dict, value), True
+        self._state, self._seen = Entries(dict, value), bool(value)
 
     def _settle(self) -> None:
         """Step counts are written where they can be seen only when somebody may look."""

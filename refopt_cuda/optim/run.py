@@ -150,7 +150,7 @@ class Lane:
 
     slots: list[Slot]
     kinds: list[torch.dtype]
-    buckets: list[tuple[torch.device, Bucket, list[int]]]
+    buckets: list[tuple[torch.device, Bucket, list[int] | None]]
     t: int
     every: list[int]
 
@@ -174,7 +174,9 @@ class Lane:
         simple = len({w.t for w in work}) == 1 and not any(w.slot.copied for w in work)
         if not simple or sum(len(b.places) for b in buckets) != len(work):
             return None
-        rows = [(next(iter(b.places)).p.device, b, [index[slot] for slot in b.places]) for b in buckets]
+        orders = [[index[slot] for slot in b.places] for b in buckets]
+        alone = orders == [[*range(len(work))]]
+        rows = [(next(iter(b.places)).p.device, b, None if alone else o) for b, o in zip(buckets, orders, strict=True)]
         return cls([w.slot for w in work], [w.g.dtype for w in work], rows, work[0].t, [*map(id, every)])
 
     def gradients(
@@ -204,7 +206,8 @@ class Lane:
         for device, bucket, order in self.buckets:
             with torch.cuda.device(device):
                 stream = torch.cuda.current_stream(device).cuda_stream
-                bucket.run([addresses[k] for k in order], [made], None, stream)
+                mine = addresses if order is None else [addresses[k] for k in order]
+                bucket.run(mine, [made], None, stream)
         self.t += 1
 
     def settle(self) -> None:

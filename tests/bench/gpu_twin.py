@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+if not hasattr(np, "row_stack"):  # Numba-CUDA names it while it is imported; NumPy 2.5 has it no more
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
+
 from numba import cuda
 
 from refopt_cuda.kernels import arguments, step_numba
