@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from refopt_cuda.convert.walk import places
 from tests.optim.pairs import give, weights
 
 SHAPES = [(64, 256), (64, 80), (9,)]
@@ -28,6 +29,25 @@ def run(
         give(params, t)
         opt.step()
     return opt
+
+
+def filled(make: Callable[[Any], Any], dtype: torch.dtype = torch.float32, shapes: Any = SHAPES, seed: int = 0) -> Any:
+    """An optimizer of ours that was never stepped, with states of random codes and numbers, at step 2."""
+    opt, random = make(weights(shapes, dtype, "cpu")), torch.Generator().manual_seed(seed)
+    saved = opt.state_dict()
+    for place in places(opt):
+        drawn = {part.key: draw(part.shape, part.dtype, random) for part in place.layout.all}
+        saved["state"][place.number] = {"step": 2, **drawn}
+    opt.load_state_dict(saved)
+    return opt
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, random: torch.Generator) -> torch.Tensor:
+    """Any code (-128 is none); numbers from 1/2 to 3/2."""
+    if dtype.is_floating_point:
+        return (torch.rand(shape, generator=random) + 0.5).to(dtype)
+    low = 0 if dtype == torch.uint8 else -torch.iinfo(dtype).max
+    return torch.randint(low, torch.iinfo(dtype).max + 1, shape, dtype=torch.int32, generator=random).to(dtype)
 
 
 def twins(opt: Any) -> list[Any]:
