@@ -68,7 +68,7 @@ def optimizer_for(
     groups, left = [], iter(params)
     for group in state_dict["param_groups"]:
         tensors = [torch.nn.Parameter(next(left), requires_grad=False) for _ in group["params"]]
-        groups.append({"params": tensors} | {k: group[k] for k in OWN if "rule" in group and k in group})
+        groups.append({"params": tensors} | {k: group[k] for k in OWN if name is None and k in group})
     if name is None:
         return Composed(groups, state_dict["param_groups"][0]["rule"])
     if name not in names.__all__:
@@ -103,9 +103,7 @@ def convert(
         if word not in known:
             raise ValueError(f"no library {word!r}; there are {', '.join(known)}")
     if optimizer is None and of != "refopt":
-        raise ValueError(
-            f"{source} is of {of}: name our class between (--optimizer AdamW8bit), which decides rule and codecs"
-        )
+        raise ValueError(f"{source} is of {of}: name our class between (--optimizer AdamW8bit): it has rule and codecs")
     if model is not None:
         params = shapes.of_model(files.read(model), state_dict, str(model))
     else:

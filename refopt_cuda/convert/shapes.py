@@ -47,9 +47,8 @@ def parameters(state_dict: Mapping[str, Any], dtype: torch.dtype, where: str) ->
     for k, number, entry in entries(state_dict):
         shape = _shape(entry, state_dict["param_groups"][k].get("codecs", {}))
         if shape is None:
-            raise ValueError(
-                f"{where}: state[{number}] is packed in 4 bits, its shape is not told: give the model's file"
-            )
+            told = "its shape is not told: give the model's file"
+            raise ValueError(f"{where}: state[{number}] is packed in 4 bits, {told}")
         out.append(torch.empty(shape, dtype=torch.bfloat16 if _is_bf16(entry) else dtype))
     return out
 

@@ -84,7 +84,7 @@ def test_a_list_prints_what_is_in_a_file_and_writes_nothing(tmp_path: Path, caps
     assert main(["convert", mine, "--list"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("refopt: 2 states\ngroup 0: ") and "rule adamw" in out and "format 1" in out
-    assert "m.codes uint8 (64, 256)" in out and "33,096 bytes of states" in out
+    assert "m.codes uint8 (64, 256)" in out and "33,352 bytes of states" in out
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -104,7 +104,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["a.pt", "b.pt", "--model", "model.pt"], "model.pt holds 1 tensors, the state is of 2 parameters without names"),
     (["none.pt", "b.pt"], "No such file"),
     (["code.pt", "b.pt"], "code.pt cannot be read without running code from it"),
-    (["a.pt", "b.pt", "--to", "torchao", "--model", "pair.pt"], "must have (64, 256)"),
+    (["a.pt", "b.pt", "--to", "torchao", "--model", "pair.pt"], "it must have (256, 64)"),
 ]
 
 
