@@ -116,7 +116,8 @@ def to_bitsandbytes(opt: Composed) -> dict[str, Any]:
     States that are coded here become uint8 codes with bitsandbytes' map, blocks of 256 of the flattened tensor: the
     same bytes where they are dynamic8 in blocks of 256 and the rows are whole blocks, encoded anew elsewhere (with a
     warning); float32 states stay float32, which bitsandbytes steps too, whatever their size. What lies beside bfloat16
-    weights stays behind, with a warning. bitsandbytes on CUDA decays after the step of AdamW, ours before.
+    weights stays behind, with a warning. bitsandbytes on CUDA decays after AdamW's step, `decay_order="after"` here; on
+    a CPU before it.
 
     Raises StateError for a rule, or a setting, that bitsandbytes does not have: amsgrad, nesterov, dampening, centered,
     maximize, Adam with coupled decay.
@@ -154,6 +155,8 @@ def _words(group: Mapping[str, Any], rule: Rule, where: str) -> dict[str, Any]:
     """A group of ours in their words."""
     stem = rule.stem
     same = {"betas", "alpha", "t_alpha", "t_beta3", "eps", "weight_decay", "momentum" if stem == "sgd" else "betas"}
+    if group.get("decay_order") == "after":  # as bitsandbytes has it on CUDA
+        same.add("decay_order")
     walk.plain(group, rule, same | {"initial_accumulator_value"}, where, "bitsandbytes")
     if stem == "adam" and group["weight_decay"]:
         raise StateError(

@@ -52,10 +52,10 @@ def test_a_run_changes_sides_twice_and_steps_alike(name: str, words: dict[str, A
     check(back, mine)
 
 
-def check(one: Any, other: Any) -> None:
+def check(one: Any, other: Any, units: int = UNITS) -> None:
     apart, unit = step_both(one, other)
     for k in ALIGNED:
-        assert (apart[k] <= UNITS * unit[k]).all(), (k, (apart[k] / unit[k]).max())
+        assert (apart[k] <= units * unit[k]).all(), (k, (apart[k] / unit[k]).max())
     assert np.isfinite(apart[1]).all()
 
 
@@ -189,3 +189,15 @@ def test_a_map_of_another_kind_is_decoded_and_rounded_anew() -> None:
     want = inner["qmap1"][inner["state1"].long()] * inner["absmax1"].repeat_interleave(256).reshape(64, 256)
     assert torch.equal(exact, want)
     mine.load_state_dict(out)
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda_changes_sides_twice_and_steps_alike() -> None:
+    """There it decays after the step, and its roots and quotients are approximate."""
+    peer = run(lambda params: bnb.optim.AdamW8bit(params, **ADAMW), device="cuda")
+    mine = rc.optim.AdamW8bit(twins(peer), decay_order="after")
+    mine.load_state_dict(quietly(convert.from_bitsandbytes, peer.state_dict(), mine)[0])
+    check(peer, mine, 8 * UNITS)
+    back = bnb.optim.AdamW8bit(twins(mine))
+    back.load_state_dict(quietly(convert.to_bitsandbytes, mine)[0])
+    check(back, mine, 8 * UNITS)

@@ -156,3 +156,25 @@ def test_what_a_file_cannot_be_is_refused(tmp_path: Path) -> None:
     file.write_bytes(buffer.getvalue())
     with pytest.raises(Exception, match=r"(?i)weights.only"):
         files.read(file)
+
+
+def test_distributed_checkpoints_keep_the_format() -> None:
+    """Their state dicts name parameters; everything that a group holds comes through."""
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.Linear(64, 8))
+
+    def optimizer(one: Any) -> Any:
+        return rc.optim.AdamW8bit(one.parameters(), lr=0.013)
+
+    nets = [model(), model()]
+    opts = [optimizer(net) for net in nets]
+    give(params_of(opts[0]), 0)
+    opts[0].step()
+    saved = dcp.get_optimizer_state_dict(nets[0], opts[0])
+    assert saved["param_groups"][0]["format"] == states.FORMAT
+    dcp.set_optimizer_state_dict(nets[1], opts[1], saved)
+    same_tree(opts[1].state_dict()["state"], opts[0].state_dict()["state"])
+    assert opts[1].param_groups[0]["format"] == states.FORMAT

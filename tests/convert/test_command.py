@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,10 @@ def test_the_library_of_a_file_is_seen() -> None:
     assert {name: shapes.library_of(state_dict) for name, state_dict in ways.items()} == {name: name for name in ways}
     for state_dict in ways.values():
         assert [tuple(p.shape) for p in shapes.parameters(state_dict, torch.float32, "")] == SHAPES
+
+
+def test_every_public_function_has_its_place_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text("utf-8")
+    assert sorted(re.findall(r"autofunction:: refopt_cuda\.convert\.(\w+)$", text, re.MULTILINE)) == sorted(
+        rc.convert.__all__
+    )
