@@ -158,6 +158,8 @@ def _words(group: Mapping[str, Any], rule: Rule, where: str) -> dict[str, Any]:
     if group.get("decay_order") == "after":  # as bitsandbytes has it on CUDA
         same.add("decay_order")
     walk.plain(group, rule, same | {"initial_accumulator_value"}, where, "bitsandbytes")
+    if stem == "sgd" and not group["momentum"]:
+        raise StateError(f"{where}: bitsandbytes' SGD has a momentum above 0, here it is {group['momentum']!r}")
     if stem == "adam" and group["weight_decay"]:
         raise StateError(
             f"{where}: weight_decay {group['weight_decay']} is coupled here, bitsandbytes' Adam decays decoupled"

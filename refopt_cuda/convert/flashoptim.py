@@ -54,7 +54,8 @@ def from_flashoptim(state_dict: Mapping[str, Any], opt: Composed) -> dict[str, A
         return {name: theirs[name] for name in WORDS if name in theirs}
 
     def entry(theirs: Mapping[str, Any], place: walk.Place, where: str) -> walk.Entry:
-        kept: dict[str, Kept] = {role: _state(theirs, key, role == "v", where) for role, key in keys.items()}
+        here = {role: key for role, key in keys.items() if role in place.roles}
+        kept: dict[str, Kept] = {role: _state(theirs, key, role == "v", where) for role, key in here.items()}
         if "error_bits" in theirs:
             kept["p"] = _errors(theirs["error_bits"], place, where)
         return walk.Entry(states.count(theirs, where, None if opt.rule.stem in COUNTED else 1), kept)

@@ -137,6 +137,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("AdamW8bit", "to", {"amsgrad": True}, "no amsgrad"),
     ("SGD8bit", "to", {"momentum": 0.9, "nesterov": True}, "no nesterov"),
     ("AdamW8bit", "to", {"maximize": True}, "no maximize"),
+    ("AdamW8bit", "to", {"decay_order": "additive"}, "no decay_order"),
+    ("SGD8bit", "to", {}, "a momentum above 0"),
     ("RMSprop8bit", "to", {"centered": True}, "no centered"),
     ("Lion8bit", "from", {}, "no tensor|has"),
     ("Adam8bit", "from", {}, "AdamW here"),

@@ -94,6 +94,17 @@ def test_lion_and_sgd_keep_no_count() -> None:
         assert "step" not in convert.to_flashoptim(opt)["state"][0]
 
 
+def test_weights_without_a_state_keep_their_error_bits() -> None:
+    """SGD without momentum."""
+    bits = torch.randint(-127, 128, (64, 96)).to(torch.bfloat16)
+    group = {"params": [0], "lr": 0.01, "weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0}
+    opt = rc.optim.SGD([torch.nn.Parameter(torch.ones(64, 96, dtype=torch.bfloat16))], codecs={"p": "bf16_ecc"})
+    opt.load_state_dict(convert.from_flashoptim({"state": {0: {"error_bits": bits}}, "param_groups": [group]}, opt))
+    assert torch.equal(opt.state[params_of(opt)[0]]["p.error"], bits.to(torch.int8))
+    assert torch.equal(convert.to_flashoptim(opt)["state"][0]["error_bits"], bits)
+    assert convert.to_torch(rc.optim.SGD([torch.nn.Parameter(torch.ones(3))]))["state"] == {}
+
+
 def test_error_bits_without_a_place_are_refused() -> None:
     out, _ = quietly(convert.to_flashoptim, mine())
     params = [torch.nn.Parameter(torch.zeros(s, dtype=torch.bfloat16)) for s in SHAPES]
