@@ -30,6 +30,7 @@ def convert(
     model: Annotated[Path | None, typer.Option(help="the weights' file, for shapes and dtypes")] = None,
     key: Annotated[str | None, typer.Option(help="where in the file the optimizer's state is")] = None,
     dtype: Annotated[str, typer.Option(help=f"of weights that no file tells: {', '.join(DTYPES)}")] = "float32",
+    kind: Annotated[str | None, typer.Option(help="for torchao: 8bit, 4bit or fp8 [what our class keeps]")] = None,
     show: Annotated[bool, typer.Option("--list", help="print what is in the file and write nothing")] = False,
     force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
 ) -> None:
@@ -44,7 +45,7 @@ def convert(
         raise ValueError(f"{target} is there; --force writes over it")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    words: dict[str, Any] = {"of": of, "to": to, "optimizer": optimizer, "codecs": _codecs(codecs)}
+    words: dict[str, Any] = {"of": of, "to": to, "optimizer": optimizer, "codecs": _codecs(codecs), "kind": kind}
     opt = command.convert(source, target, **words, model=model, key=key, dtype=DTYPES[dtype])
     count = sum(len(group["params"]) for group in opt.param_groups)
     console.print(f"{target}: {opt.rule.stem} of {count} parameters for {to}", soft_wrap=True)

@@ -87,6 +87,7 @@ def convert(
     model: Path | None = None,
     key: str | None = None,
     dtype: torch.dtype = torch.float32,
+    kind: str | None = None,
 ) -> Composed:
     """Write `source`, a state dict of the library `of`, as one of the library `to`; returns our optimizer between them.
 
@@ -94,6 +95,7 @@ def convert(
     codecs     its codecs, as for the class
     model      the weights' file, for shapes and dtypes; without it shapes are those of the states
     dtype      of the weights where neither file tells it
+    kind       for torchao: of the class that will load the file, as `to_torchao` takes it
 
     Raises ValueError, TypeError or StateError with a sentence, and OSError for files; nothing is written then.
     """
@@ -110,5 +112,7 @@ def convert(
         params = shapes.parameters(state_dict, dtype, str(source))
     opt = optimizer_for(state_dict, params, optimizer, codecs)
     opt.load_state_dict(state_dict if of == "refopt" else FROM[of](state_dict, opt))
-    files.write(TO[to](opt), target)
+    if kind is not None and to != "torchao":
+        raise ValueError(f"kind {kind!r} is a choice among torchao's classes, not of {to}")
+    files.write(to_torchao(opt, kind) if kind else TO[to](opt), target)
     return opt

@@ -103,6 +103,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["a.pt", "b.pt", "--key", "ema"], "holds no state dict of an optimizer under 'ema'; it holds state, param_groups"),
     (["model.pt", "b.pt"], "model.pt holds no state dict of an optimizer; it holds weight"),
     (["a.pt", "b.pt", "--model", "model.pt"], "model.pt holds 1 tensors, the state is of 2 parameters without names"),
+    (["a.pt", "b.pt", "--kind", "4bit"], "kind '4bit' is a choice among torchao's classes, not of refopt"),
+    (["a.pt", "b.pt", "--to", "torchao", "--kind", "2bit"], "kind must be one of 8bit, 4bit, fp8, got '2bit'"),
     (["none.pt", "b.pt"], "No such file"),
     (["code.pt", "b.pt"], "code.pt cannot be read without running code from it"),
     (["a.pt", "b.pt", "--to", "torchao", "--model", "pair.pt"], "it must have (256, 64)"),
