@@ -1,4 +1,4 @@
-"""The command line: `refopt trace` needs NumPy alone; `refopt train` imports its packages when it is called."""
+"""The command line: `refopt trace` needs NumPy alone; `train` and `convert` import their packages when called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ COMMANDS = {
     "vectors": "print the golden vectors as JSON, for implementations in other languages (NumPy alone)",
     "conform": "compare an optimizer with the reference, and name its dialect (NumPy; torch for a torch optimizer)",
     "train": "train a small language model once per optimizer and compare (refopt[train])",
+    "convert": "optimizer states from one library's file to another's (refopt[convert])",
 }
+LATER = {"train": "refopt_cuda.train.cli", "convert": "refopt_cuda.convert.cli"}
+"""Commands that need more than NumPy: imported when they are called."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,18 +40,19 @@ def main(argv: list[str] | None = None) -> int:
         from refopt.conform.cli import main as conform
 
         return conform(args[1:])
-    if args[0] == "train":
-        return train(args[1:])
+    if args[0] in LATER:
+        return later(args[0], args[1:])
     print(f"refopt: no command {args[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
 
 
-def train(argv: list[str]) -> int:
-    """`refopt train`, or one sentence about the package that it lacks."""
+def later(name: str, argv: list[str]) -> int:
+    """A command of `refopt_cuda`, or one sentence about the package that it lacks."""
     try:
-        run = importlib.import_module("refopt_cuda.train.cli").main
+        run = importlib.import_module(LATER[name]).main
     except ModuleNotFoundError as error:
-        print(f"refopt train needs {error.name}, which is not installed: pip install 'refopt[train]'", file=sys.stderr)
+        need = f"which is not installed: pip install 'refopt[{name}]'"
+        print(f"refopt {name} needs {error.name}, {need}", file=sys.stderr)
         return 2
     return int(run(argv))
 

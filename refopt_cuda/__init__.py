@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refopt_cuda import convert as convert
     from refopt_cuda import optim as optim
     from refopt_cuda.functional import init as init
     from refopt_cuda.functional import step as step
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from refopt_cuda.quantization import dequantize as dequantize
     from refopt_cuda.quantization import quantize as quantize
 
-__all__ = ["Quantized", "dequantize", "init", "optim", "quantize", "step"]
+__all__ = ["Quantized", "convert", "dequantize", "init", "optim", "quantize", "step"]
 
-NEEDS = {"optim": ("torch", "numba")}
+NEEDS = {"optim": ("torch", "numba"), "convert": ("torch", "numba")}
 FUNCTIONS = {"quantize": "quantization", "dequantize": "quantization", "Quantized": "quantization"}
 FUNCTIONS |= {"init": "functional", "step": "functional"}
 

@@ -63,7 +63,7 @@ ORACLE += [
     ["__main__"],
 ]
 FAST = [["scalars", "random", "arrays"], ["rules", "codecs", "places"], ["kernels"], ["quantization"]]
-FAST += [["optim", "nn", "functional"], ["train"]]
+FAST += [["optim", "nn", "functional"], ["convert"], ["train"]]
 RANK = {f"refopt.{m}": k for k, level in enumerate(ORACLE) for m in level}
 RANK |= {f"refopt_cuda.{m}": k for k, level in enumerate(FAST) for m in level}
 UPWARD = {

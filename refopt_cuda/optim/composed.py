@@ -68,7 +68,7 @@ class Composed(torch.optim.Optimizer):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
         ours: dict[str, Any] = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size}
-        ours |= {"maximize": bool(maximize), "seed": seed}
+        ours |= {"maximize": bool(maximize), "seed": seed, "format": states.FORMAT}
         settings.check_group(record, ours, call)
         settings.hyper_of(record, known | hyper, call)
         self._plans: dict[int, run.Plan] = {}

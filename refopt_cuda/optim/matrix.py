@@ -24,6 +24,9 @@ class Work(NamedTuple):
 class MatrixOptimizer(torch.optim.Optimizer):
     """What optimizers of matrices do alike: groups and steps are checked first, states go in and out as they are."""
 
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        super().__init__(params, {**defaults, "format": states.FORMAT})
+
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         """The record of the rule that steps a group."""
         raise NotImplementedError

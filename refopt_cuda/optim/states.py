@@ -28,6 +28,9 @@ DTYPES = {
     np.dtype(np.float32): torch.float32,
 }
 """What torch calls the arrays that codecs store."""
+FORMAT = 1
+"""How states are laid out in a checkpoint: every parameter group carries this number as `format`, and a load takes all
+up to it. A change of keys, shapes, dtypes or meaning of what is kept raises it."""
 
 
 class Part(NamedTuple):
@@ -127,7 +130,7 @@ def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str)
     if not have or (kept.keys and have.keys() <= {"step"}):
         new = {part.key: torch.full(part.shape, part.first, dtype=part.dtype, device=p.device) for part in kept.all}
         return {"step": 0, **new}
-    count = _count(have, where)
+    steps = count(have, where)
     for part in kept.all:
         x = _fitting(part, have, where)
         if x.dtype != part.dtype or x.device != p.device or not x.is_contiguous():
@@ -135,7 +138,7 @@ def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str)
                 f"{where}: {part.key!r} is {x.dtype} on {x.device} of strides {x.stride()}; "
                 f"it must be {part.dtype} on {p.device}, row-major"
             )
-    return have if type(have.get("step")) is int else {**have, "step": count}
+    return have if type(have.get("step")) is int else {**have, "step": steps}
 
 
 def check(known: Layout, needed: Layout, saved: Mapping[str, Any], where: str) -> None:
@@ -144,7 +147,7 @@ def check(known: Layout, needed: Layout, saved: Mapping[str, Any], where: str) -
     known    every state that the rule may keep
     needed   those that the next step reads
     """
-    _count(saved, where)
+    count(saved, where)
     begun = [key for key in _present(saved) if key != "step"]
     for key in begun:
         if key not in known.keys:
@@ -160,7 +163,7 @@ def check(known: Layout, needed: Layout, saved: Mapping[str, Any], where: str) -
 def restore(known: Layout, saved: Mapping[str, Any], p: torch.Tensor) -> dict[str, Any]:
     """A copy of a checked entry in the layout's dtypes on the parameter's device: codes stay codes."""
     have = _present(saved)
-    out: dict[str, Any] = {"step": _count(saved, "")}
+    out: dict[str, Any] = {"step": count(saved, "")}
     for part in known.all:
         if part.key in have:
             out[part.key] = torch.empty(part.shape, dtype=part.dtype, device=p.device).copy_(have[part.key])
@@ -172,18 +175,19 @@ def _present(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {key: x for key, x in saved.items() if x is not None}
 
 
-def _count(entry: Mapping[str, Any], where: str) -> int:
-    """Steps taken. torch.optim.SGD keeps no count: there a momentum that has begun has been stepped."""
+def count(entry: Mapping[str, Any], where: str, usual: int | None = None) -> int:
+    """Steps taken; `usual` where none are counted. torch.optim.SGD keeps no count: there a momentum that has begun has
+    been stepped."""
     if "step" not in entry and not _present(entry).keys() - {"momentum_buffer"}:
         return len(_present(entry))
-    step = entry.get("step")
+    step = entry.get("step", usual)
     try:
-        count = int(step)  # type: ignore[arg-type]
+        found = int(step)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        count = -1
-    if count < 0 or count != step:
+        found = -1
+    if found < 0 or found != step:
         raise StateError(f"{where}: 'step' must be a whole number >= 0, got {step!r}")
-    return count
+    return found
 
 
 def _fitting(part: Part, entry: Mapping[str, Any], where: str) -> torch.Tensor:
@@ -193,6 +197,13 @@ def _fitting(part: Part, entry: Mapping[str, Any], where: str) -> torch.Tensor:
     if tuple(x.shape) != part.shape:
         raise ShapeError(f"{where}: {part.key!r} has shape {tuple(x.shape)}, it must have {part.shape}")
     return x
+
+
+def check_format(group: Mapping[str, Any], where: str) -> None:
+    """StateError for states in a format that this version does not know; a group without a number is torch.optim's."""
+    found = group.get("format", FORMAT)
+    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= FORMAT:
+        raise StateError(f"{where} is in checkpoint format {found!r}; this version of refopt reads up to {FORMAT}")
 
 
 def load(
@@ -214,6 +225,8 @@ def load(
         if theirs != ours:
             call = f"{type(opt).__name__}.load_state_dict"
             raise ShapeError(f"{call}: parameter groups have {theirs} tensors, this optimizer has {ours}")
+        for k, group in enumerate(final["param_groups"]):
+            check_format(group, f"{type(opt).__name__}.load_state_dict: group {k}")
         check(final)
         seen.update(final)
 
@@ -221,6 +234,7 @@ def load(
         for group, ours in zip(opt.param_groups, mine, strict=True):
             for name in ours:
                 group.setdefault(name, ours[name])
+            group["format"] = FORMAT
         restore(seen)
 
     before = opt.register_load_state_dict_pre_hook(look)

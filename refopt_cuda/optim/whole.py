@@ -119,7 +119,7 @@ class Whole(torch.optim.Optimizer):
         self._slots: dict[torch.Tensor, Slot] = {}
         self._apart: list[tuple[Any, ...]] = []
         self.hyper({**words, "maximize": maximize}, type(self).__name__)
-        super().__init__(params, {**words, "maximize": maximize})
+        super().__init__(params, {**words, "maximize": maximize, "format": states.FORMAT})
 
     @property
     def rule(self) -> Rule:

@@ -1,0 +1,93 @@
+"""What a state dict alone tells: which library it is of, and the shapes of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from refopt_cuda.codecs import CODECS
+from refopt_cuda.convert.bitsandbytes import WRAPPED
+
+LIBRARIES = ("refopt", "torch", "bitsandbytes", "torchao", "flashoptim")
+
+
+def library_of(state_dict: Mapping[str, Any]) -> str:
+    """The library that wrote a state dict; without any state, what its groups tell."""
+    for _, _, flat in entries(state_dict):
+        if "state1" in flat:
+            return "bitsandbytes"
+        if any("::" in str(key) or key == "error_bits" for key in flat):
+            return "flashoptim"
+        if any(type(x).__name__.startswith("OptimState") for x in flat.values()):
+            return "torchao"
+    groups = state_dict["param_groups"]
+    if any("rule" in group and "format" in group for group in groups):
+        return "refopt"
+    return "flashoptim" if any("master_bytewidth" in group for group in groups) else "torch"
+
+
+def entries(state_dict: Mapping[str, Any]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """(group, number, entry) of every parameter in order; an entry may be empty."""
+    for k, group in enumerate(state_dict["param_groups"]):
+        for number in group["params"]:
+            entry = state_dict["state"].get(number, {})
+            yield k, number, {**entry, **entry.get(WRAPPED, {})}
+
+
+def parameters(state_dict: Mapping[str, Any], dtype: torch.dtype, where: str) -> list[torch.Tensor]:
+    """An empty tensor of each parameter's shape, in order; of no elements where there is no state to tell it.
+
+    dtype  of weights that the state does not show to be bfloat16
+
+    ValueError for 4-bit states alone: their codes are packed, so shapes are the model's to tell.
+    """
+    out = []
+    for k, number, entry in entries(state_dict):
+        shape = _shape(entry, state_dict["param_groups"][k].get("codecs", {}))
+        if shape is None:
+            told = "its shape is not told: give the model's file"
+            raise ValueError(f"{where}: state[{number}] is packed in 4 bits, {told}")
+        out.append(torch.empty(shape, dtype=torch.bfloat16 if _is_bf16(entry) else dtype))
+    return out
+
+
+def _is_bf16(entry: Mapping[str, Any]) -> bool:
+    """Whether something is kept that only bfloat16 weights have."""
+    named_so = any(str(key).endswith("::scales") and x.dtype == torch.bfloat16 for key, x in entry.items())
+    return named_so or any(str(key).startswith("p.") or key == "error_bits" for key in entry)
+
+
+def _shape(entry: Mapping[str, Any], codecs: Mapping[str, str]) -> tuple[int, ...] | None:
+    """The parameter's shape; None where every state is packed."""
+    tensors = {str(key): x for key, x in entry.items() if isinstance(x, torch.Tensor) and key != "step"}
+    if "state1" in tensors:
+        return tuple(tensors["state2" if "state2" in tensors else "state1"].shape)
+    packed = {f"{role}.codes" for role, text in codecs.items() if _bits(text) == 4}
+    apart = [key for key in tensors if key.endswith((".scales", "::scales")) or key in packed]
+    shapes = [tuple(x.shape) for key, x in tensors.items() if key not in apart]
+    return shapes[0] if shapes else None if apart else (0,)
+
+
+def _bits(codec: str) -> int:
+    """Bits of a code of a codec by name."""
+    return getattr(CODECS.get(codec.partition(":")[0].partition(".")[0]), "BITS", 0)
+
+
+def of_model(weights: Mapping[str, Any], state_dict: Mapping[str, Any], where: str) -> list[torch.Tensor]:
+    """The parameters that a model's file has for a state dict: by the names in its groups, else in the file's order.
+
+    ValueError where a name is not there, or where without names there are other tensors than parameters.
+    """
+    names = [name for group in state_dict["param_groups"] for name in group.get("param_names", [])]
+    count = sum(len(group["params"]) for group in state_dict["param_groups"])
+    tensors = {name: x for name, x in weights.items() if isinstance(x, torch.Tensor)}
+    if not names:
+        if len(tensors) != count:
+            raise ValueError(f"{where} holds {len(tensors)} tensors, the state is of {count} parameters without names")
+        return list(tensors.values())
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"{where} has no tensor {missing[0]!r}, of which there is a state")
+    return [tensors[name] for name in names]
