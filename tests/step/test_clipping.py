@@ -109,5 +109,5 @@ def test_a_traced_step_clips_as_well(ref: ModuleType) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_norm_that_cannot_be_kept_is_refused(ref: ModuleType, value: float) -> None:
-    with pytest.raises(ValueError, match="^Optimizer: max_norm must be finite and above 0, got"):
+    with pytest.raises(ValueError, match=r"^Optimizer: max_norm must be finite and above 0, got"):
         ref.Optimizer("adamw", max_norm=value)
