@@ -122,4 +122,5 @@ def run(
     with on_stream(stream):
         for k in range(0, len(counts), COUNTS):
             some = counts[k : k + COUNTS]
-            function((1,), (THREADS,), (arguments(form, hyper, some, rows + k * BYTES, factor, **more),))
+            args = arguments(form, hyper, some, rows + k * BYTES, factor, **more)
+            function((1,), (THREADS,), (args.view(np.uint8),))

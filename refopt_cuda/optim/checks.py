@@ -64,13 +64,25 @@ def apart(params: Iterable[torch.Tensor], call: str) -> None:
             raise ValueError(f"{call}: two parameters, of shapes {one} and {two}, share memory; pass one of them")
 
 
-def capture(pairs: Iterable[Pair], call: str) -> None:
-    """RuntimeError while a CUDA graph is captured: replays would repeat one learning rate and one step count."""
+def capturing() -> bool:
+    """Whether a CUDA graph captures what is launched on the current stream."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def capture(pairs: Iterable[Pair], capturable: bool | None, call: str) -> None:
+    """RuntimeError while a CUDA graph is captured, unless devices keep the step counts: replays would repeat one
+    learning rate and one count. What the CPU computes would not be repeated at all. None: the class has no such option.
+    """
+    if not torch.cuda.is_initialized():
+        return
     for device in {p.device for p, _ in pairs}:
-        if device.type != "cuda":
+        if device.type != "cuda" and capturable and capturing():
+            raise RuntimeError(f"{call}: a CUDA graph cannot capture the step of parameters on the CPU")
+        if device.type != "cuda" or capturable:
             continue
         with torch.cuda.device(device):
-            if torch.cuda.is_current_stream_capturing():
+            if capturing():
+                more = "" if capturable is None else "capturable=True keeps them on the device, or "
                 raise RuntimeError(
-                    f"{call}: a CUDA graph would repeat one step count and rate; step outside of capture"
+                    f"{call}: a CUDA graph would repeat one step count and rate; {more}step outside of capture"
                 )

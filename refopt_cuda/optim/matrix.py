@@ -99,7 +99,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
         hyper, work = self._hyper(group, call), []
         pairs = checks.gather(group["params"], call)
-        checks.capture(pairs, call)
+        checks.capture(pairs, None, call)
         for p, g in pairs:
             self._check_param(group, hyper, p, call)
             entry = states.ready(self._layout(group, hyper, p), self.state.get(p), p, call)

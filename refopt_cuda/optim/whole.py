@@ -183,7 +183,7 @@ class Whole(torch.optim.Optimizer):
         ready = []
         for hyper, group in zip(hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
-            checks.capture(pairs, call)
+            checks.capture(pairs, None, call)
             mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads")
             ready.append([self._ready(pair, hyper, mode, call) for pair in pairs])
         self._check_apart([w.p for work in ready for w in work], call)
