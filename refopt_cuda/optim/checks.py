@@ -75,11 +75,9 @@ def capture(pairs: Iterable[Pair], capturable: bool | None, call: str) -> None:
     """
     if not torch.cuda.is_initialized():
         return
-    for device in {p.device for p, _ in pairs}:
-        if device.type != "cuda" and capturable and capturing():
-            raise RuntimeError(f"{call}: a CUDA graph cannot capture the step of parameters on the CPU")
-        if device.type != "cuda" or capturable:
-            continue
+    if capturable and capturing() and not all(p.is_cuda for p, _ in pairs):
+        raise RuntimeError(f"{call}: a CUDA graph cannot capture the step of parameters on the CPU")
+    for device in {p.device for p, _ in pairs if p.is_cuda and not capturable}:
         with torch.cuda.device(device):
             if capturing():
                 more = "" if capturable is None else "capturable=True keeps them on the device, or "

@@ -120,7 +120,7 @@ def refuse_schedule(hyper: Mapping[str, Any], call: str) -> None:
 def refuse_in_capture(what: str) -> None:
     """RuntimeError where a captured step would have to make what its replays only read."""
     if checks.capturing():
-        raise RuntimeError(f"a CUDA graph that captures a step cannot make {what}: step these parameters once before")
+        raise RuntimeError(f"step: a CUDA graph that captures it cannot make {what}: step these parameters once before")
 
 
 # ---------------------------------------------------------------------------------------------------- counts and rows

@@ -341,7 +341,7 @@ class Plan:
             counts: set[Any] = {w.t for w in work}
             rows = {t: self.row(form, hyper, group, t, factor) for t in counts}
             for w in work:
-                on_host(form, w, rows[w.t])  # type: ignore[index]
+                on_host(form, w, rows[w.t])
         return skip
 
     def _rows(
