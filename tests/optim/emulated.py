@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def view(address: int, count: int, dtype: Any) -> np.ndarray:
 class Launch:
     """`step_cuda.Launch` over float32 weights and gradients."""
 
-    made: list[Launch] = []
+    made: ClassVar[list[Launch]] = []
 
     def __init__(self, form: Any, codecs: Sequence[Any], weight: Any, g_dtype: str, blocks: Sequence[int]) -> None:
         assert (weight, g_dtype) == ("float32", "float32")
