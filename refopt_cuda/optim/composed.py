@@ -9,6 +9,7 @@ import torch
 
 from refopt.spec import Rule, StateError
 from refopt_cuda.optim import checks, live, run, settings, states
+from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
 
@@ -47,6 +48,9 @@ class Composed(torch.optim.Optimizer):
     changed then. Parameters that share memory are refused, and so are steps that a CUDA graph captures without
     `capturable`. torch.amp.GradScaler hands over its scale and found_inf, and nobody waits for them.
     """
+
+    first_number = 0
+    """Of the parameters, which random bits are drawn by."""
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class Composed(torch.optim.Optimizer):
         """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's."""
         return not any(live.scheduled(group) for group in self.param_groups)
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""
@@ -183,7 +188,8 @@ class Composed(torch.optim.Optimizer):
     def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> None:
         """A step in which everything is looked at."""
         self._settle()
-        numbers = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        every = (p for group in self.param_groups for p in group["params"])
+        numbers = {id(p): k for k, p in enumerate(every, self.first_number)}
         ready = []
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)

@@ -9,6 +9,7 @@ import torch
 
 from refopt.spec import Hyper, Rule
 from refopt_cuda.optim import checks, states
+from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.settings import number
 
 
@@ -77,6 +78,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""

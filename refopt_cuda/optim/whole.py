@@ -19,6 +19,7 @@ from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
 from refopt_cuda.optim import checks, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.run import words
 from refopt_cuda.optim.settings import number
 
@@ -171,6 +172,7 @@ class Whole(torch.optim.Optimizer):
         parts = tuple((states.Part(keys[n], shape, torch.float32, 0.0),) for n, shape in shapes.items())
         return tuple(shapes), states.Layout((), parts)
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""

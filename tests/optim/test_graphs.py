@@ -50,7 +50,8 @@ def fill(params: list[Any], seed: int, scale: float = 1.0) -> None:
     for p in params:
         if p.grad is None:
             p.grad = torch.empty_like(p)
-        p.grad.copy_(torch.randn(p.shape, generator=generator, device="cuda") * scale)
+        g = torch.randn(p.shape, generator=generator, device="cuda").to(p.grad.dtype)
+        p.grad.copy_(g * scale)  # exact for a power of two
 
 
 def same(one: Any, other: Any, ours: list[Any], theirs: list[Any]) -> None:
@@ -73,7 +74,7 @@ def test_200_replays_equal_200_eager_steps(
     ours, theirs = parameters(dtype), parameters(dtype)
     rate = torch.tensor(0.01, device="cuda")
     one = getattr(rc.optim, name)(ours, lr=rate, capturable=True, max_grad_norm=clip, **words)
-    other = getattr(rc.optim, name)(theirs, lr=0.01, max_grad_norm=clip, **words)
+    other = getattr(rc.optim, name)(theirs, lr=float(torch.tensor(0.01)), max_grad_norm=clip, **words)
     one.grad_scale, one.found_inf = torch.tensor(8.0, device="cuda"), torch.tensor(0.0, device="cuda")
     fill(ours, 0, 8.0)
     one.step()
