@@ -123,4 +123,4 @@ def run(
         for k in range(0, len(counts), COUNTS):
             some = counts[k : k + COUNTS]
             args = arguments(form, hyper, some, rows + k * BYTES, factor, **more)
-            function((1,), (THREADS,), (args.view(np.uint8),))
+            function((1,), (THREADS,), (args.view(f"V{args.nbytes}"),))
