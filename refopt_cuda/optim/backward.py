@@ -18,7 +18,7 @@ class InBackward:
     """An optimizer for each parameter, each stepped by a hook when autograd has added up that parameter's gradient.
 
     params  a module, or its parameters; those that need no gradient are left out
-    make    `lambda ps: AdamW8bit(ps, lr=1e-3)`: the optimizer of a list of one parameter, or of one group of it
+    make    `lambda ps: AdamW8bit(ps, lr=1e-3)`: makes the optimizer of a list of one parameter
 
     After `loss.backward()` the step is done and no gradient is left: at most one gradient is held at a time. Every
     backward pass is a step. Passes within `with stepper.accumulate():` only add up their gradients; the first pass

@@ -23,20 +23,19 @@ MEANING: dict[str, dict[str, Any]] = {
 class Composed(torch.optim.Optimizer):
     """An update rule, with a codec for each of its states, over torch parameters on a CPU or on CUDA devices.
 
-    params     tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
-    rule       a stem ("adamw") or a record of `refopt.rules`
-    codecs     a codec for every state, or {role: codec} for states and for `p`, bfloat16 weights: names
-               ("dynamic8", "fp8.e5m2", "q4:64" in blocks of 64) or records of `refopt.codecs`
-    block      elements that share a scale, for all states; by default each codec's own (256; q4 128, compand8 32)
-    min_size   smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
-    maximize   climb instead of descend
-    seed       of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
-    max_grad_norm  cut all gradients so that their joint norm is this at most, in the step (float64 sums in one order;
-               torch.nn.utils.clip_grad_norm_ cuts before it); of all groups together
-    gnorm_scale    multiplies every gradient first, before its norm is taken (bitsandbytes' name)
-    capturable     the device keeps step counts, and a CUDA graph may capture the step; lr may be a tensor on it
-    hyper      the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
-    foreach, fused  what torch chooses its ways by: taken and without meaning here
+    params         tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
+    rule           a stem ("adamw") or a record of `refopt.rules`
+    codecs         a codec for every state, or {role: codec} for states and for `p`, bfloat16 weights: names
+                   ("dynamic8", "fp8.e5m2", "q4:64" in blocks of 64) or records of `refopt.codecs`
+    block          elements that share a scale, for all states; by default each codec's own (256; q4 128, compand8 32)
+    min_size       smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
+    maximize       climb instead of descend
+    seed           of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
+    max_grad_norm  scale all gradients, within the step, so that their joint norm is this at most; one for all groups
+    gnorm_scale    multiplies every gradient, before its norm is taken (bitsandbytes' name); one for all groups
+    capturable     the device keeps step counts, and a CUDA graph may capture the step; lr may be a tensor there
+    foreach        and `fused`: how torch.optim chooses its ways; taken, and without meaning here
+    hyper          the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
 
     States are made in the first step: `state[p]["step"]`, which counts their steps, and for each state either torch's
     own key (exp_avg ...) or "<name>.codes" and "<name>.scales" (one a block); what bfloat16 weights keep beside them is
