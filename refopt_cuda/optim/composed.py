@@ -72,8 +72,7 @@ class Composed(torch.optim.Optimizer):
         **hyper: Any,
     ) -> None:
         call = type(self).__name__
-        if differentiable:
-            raise ValueError(f"{call}: differentiable={differentiable!r}: no kernel records its step for autograd")
+        checks.ways({"differentiable": differentiable}, call)
         live.check(gnorm_scale, max_grad_norm, call)
         record = settings.rule_named(rule, call)
         known = settings.torch_words(record)

@@ -233,3 +233,15 @@ def test_copies_and_older_pickles_know_these_settings() -> None:
     give(old.param_groups[0]["params"], 0)
     old.step()
     assert old.param_groups[0]["gnorm_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["LAMB", "LARS", "Adafactor", "CAME", "AdamMini", "Muon"])
+def test_rules_of_whole_tensors_say_what_they_cannot(name: str) -> None:
+    make, p = getattr(rc.optim, name), parameter(torch.ones(4, 4))
+    make([p], foreach=True, fused=None, capturable=False, differentiable=False, max_grad_norm=None, gnorm_scale=1.0)
+    for words in ({"capturable": True}, {"differentiable": True}, {"max_grad_norm": 1.0}, {"gnorm_scale": 0.5}):
+        ((key, value),) = words.items()
+        with pytest.raises(ValueError, match=rf"^{name}: {key}={value}: "):
+            make([p], **words)
+    with pytest.raises(TypeError, match=rf"^{name}: no argument 'rho'$"):
+        make([p], rho=1)
