@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, live, run, settings, states
+from refopt_cuda.optim import checks, live, norms, run, settings, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
@@ -92,7 +92,7 @@ class Composed(torch.optim.Optimizer):
         if capturable:
             live.refuse_schedule(checked, call)
         self._plans: dict[int, run.Plan] = {}
-        self._memory = live.Memory()
+        self._memory = norms.Memory()
         super().__init__(params, {**known, **hyper, **ours})
 
     @property
@@ -253,7 +253,7 @@ class Composed(torch.optim.Optimizer):
         self._plans.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plans, self._memory, state = {}, live.Memory(), dict(state)
+        self._plans, self._memory, state = {}, norms.Memory(), dict(state)
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)

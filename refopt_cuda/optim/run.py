@@ -15,7 +15,7 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import checks, live, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
-from refopt_cuda.optim.live import PLAIN, Count, Live, Scaling, words
+from refopt_cuda.optim.live import PLAIN, Count, Live, Scaling
 from refopt_cuda.optim.watched import Entries, Entry, count
 from refopt_cuda.random import step_word
 from refopt_cuda.rules import Form, row
@@ -397,6 +397,12 @@ class Plan:
                 self.buckets[key] = Bucket(launch)
             self.buckets[key].step(work, rows, torch.cuda.current_stream(device).cuda_stream)
         return self.buckets[key]
+
+
+def words(x: torch.Tensor) -> np.ndarray:
+    """A CPU tensor's memory as NumPy sees it; bfloat16 as uint16 words."""
+    x = x.detach()
+    return x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 def on_host(form: Form, work: Work, made: Row) -> None:

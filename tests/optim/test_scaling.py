@@ -223,6 +223,22 @@ def test_capturable_changes_no_bit_on_the_cpu() -> None:
     assert torch.equal(p, q) and one.state[p]["step"] == 1
 
 
+def test_a_scheduler_fills_a_rate_in_a_tensor() -> None:
+    ours, theirs = (weights([(4, 5)], torch.float32, "cpu") for _ in range(2))
+    rates = [torch.tensor(0.1) for _ in range(2)]
+    opts = [rc.optim.AdamW(ours, lr=rates[0], capturable=True), torch.optim.AdamW(theirs, lr=rates[1])]
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(opt, 0.5) for opt in opts]
+    for t in range(4):
+        give(ours, t)
+        give(theirs, t)
+        for opt, schedule in zip(opts, schedules, strict=True):
+            opt.step()
+            schedule.step()
+        assert torch.equal(*(opt.param_groups[0]["lr"] for opt in opts))
+    assert opts[0].param_groups[0]["lr"] is rates[0]
+    torch.testing.assert_close(ours[0], theirs[0], rtol=3e-6, atol=3e-8)
+
+
 def test_copies_and_older_pickles_know_these_settings() -> None:
     opt = rc.optim.AdamW8bit(weights([(4, 5)], torch.float32, "cpu"), max_grad_norm=2.0, gnorm_scale=0.5)
     twin = copy.deepcopy(opt)

@@ -27,7 +27,7 @@ def norm_of(ref: ModuleType, grads: list[np.ndarray]) -> float:
     return float(np.sqrt(squared))
 
 
-@pytest.mark.parametrize("gscale", [1.0, 0.125, 0.3])
+@pytest.mark.parametrize("gscale", [1.0, 0.3])
 @pytest.mark.parametrize("share", [0.1, 0.45, 2.0])
 @pytest.mark.parametrize("maximize", [False, True])
 def test_a_clipped_step_is_the_step_of_scaled_gradients(
