@@ -6,6 +6,7 @@ from refopt_cuda.optim.composed import Composed
 from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.names import *  # noqa: F403
+from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.whole import *  # noqa: F403
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "Composed",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GlobalOptimManager",
     "Muon",
+    "groups",
     *whole.__all__,
     *names.__all__,
 ]

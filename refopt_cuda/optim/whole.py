@@ -17,7 +17,7 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
-from refopt_cuda.optim import checks, states
+from refopt_cuda.optim import checks, dialect, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.optim.run import words
 from refopt_cuda.optim.settings import number
@@ -280,6 +280,29 @@ class Whole(torch.optim.Optimizer):
         self._launches, self._slots, self._apart = {}, {}, []
 
 
+def _dialect(
+    call: str, variant: str, unorm: tuple[float, float], kept: tuple[int, Any], options: dict[str, Any], theirs: str
+) -> None:
+    """What LAMB and LARS make of bitsandbytes' words: a word on its formula, an error for what is not here.
+
+    unorm   max_unorm as given, and its default
+    theirs  arguments of bitsandbytes' formula
+    """
+    optim_bits, args = kept
+    for name in dialect.settings(call, options, args):
+        raise TypeError(f"{call}: no argument {name!r}")
+    dialect.usual(call, "f32", optim_bits)
+    if variant == "clip":
+        return
+    if unorm[0] != unorm[1]:
+        raise ValueError(f"{call}: max_unorm is of variant='clip', bitsandbytes' formula; this is {variant!r}")
+    dialect.once(
+        call,
+        f"{call}: steps are measured by the weights' norm, as in the paper; bitsandbytes cuts those that are longer than "
+        f"max_unorm norms: that is {theirs}",
+    )
+
+
 class LAMB(Whole):
     """LAMB (arXiv 1904.00962): Adam's direction, in steps as long as the weights are. Arguments as apex's FusedLAMB.
 
@@ -309,13 +332,26 @@ class LAMB(Whole):
         betas: Betas = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        adam_w_mode: bool = True,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        max_unorm: float = 1.0,
         *,
         phi: tuple[float, float | None] = (0.0, None),
         variant: str = "paper",
-        max_unorm: float = 1.0,
         exclude_1d: bool = False,
         maximize: bool = False,
+        **options: Any,
     ) -> None:
+        call, theirs = type(self).__name__, "variant='clip', eps=1e-8, weight_decay=0"
+        dialect.refuse(
+            call,
+            amsgrad=(amsgrad, False, "LAMB keeps no largest second moment"),
+            adam_w_mode=(adam_w_mode, True, "LAMB's decay is decoupled"),
+        )
+        _dialect(call, variant, (max_unorm, 1.0), (optim_bits, args), options, theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "bias_correction": bias_correction,
@@ -352,15 +388,25 @@ class LARS(Whole):
         params: Any,
         lr: float = 1.0,
         momentum: float = 0.9,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        max_unorm: float = 0.02,
         *,
         trust_coefficient: float = 1e-3,
         eps: float = 0.0,
         variant: str = "paper",
-        max_unorm: float = 0.02,
         exclude_1d: bool = False,
         maximize: bool = False,
+        **options: Any,
     ) -> None:
+        call, why = type(self).__name__, "LARS has plain momentum, and bitsandbytes' LARS ignores this"
+        dialect.refuse(call, dampening=(dampening, 0.0, why), nesterov=(nesterov, False, why))
+        theirs = "variant='clip', momentum=0"
+        _dialect(call, variant, (max_unorm, 0.02), (optim_bits, args), options, theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "momentum": momentum,
