@@ -98,7 +98,7 @@ class Composed(torch.optim.Optimizer):
             for p in part["params"]:
                 checks.param(p, call)
         checks.format_of_weights(group, call)
-        moved.check(self.rule, parts, call)
+        moved.check(self.rule, parts, type(self).__name__)
         self.param_groups += parts
 
     @torch.no_grad()

@@ -22,12 +22,12 @@ LOOPS = ("foreach", "fused")
 
 
 def once(key: str, text: str) -> None:
-    """A UserWarning the first time in a process, at the line outside of this package that led to it."""
+    """A UserWarning the first time in a process, at the line outside of torch and this package that led to it."""
     if key in TOLD:
         return
     TOLD.add(key)
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("refopt_cuda."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("refopt_cuda.", "torch.")):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
 

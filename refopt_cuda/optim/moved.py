@@ -20,6 +20,7 @@ def held(w: torch.Tensor, lr: float) -> torch.Tensor:
     """Which of these weights (bfloat16) no update of length `lr` can change: it is below half the distance to the next
     number, and rounding to the nearest takes it back. Bool, of w's shape."""
     mantissa, exponent = torch.frexp(w.double().abs())
+    exponent = torch.where(mantissa == 0, -125, exponent)
     half = torch.ldexp(torch.ones_like(mantissa), exponent.clamp(min=-125) - 9)
     half = torch.where((mantissa == 0.5) & (exponent > -125), half / 2, half)  # below a power of two they lie closer
     return lr < half * (1 - 2.0**-15)  # the sum is rounded to float32 first

@@ -298,7 +298,7 @@ def _dialect(
         raise ValueError(f"{call}: max_unorm is of variant='clip', bitsandbytes' formula; this is {variant!r}")
     dialect.once(
         call,
-        f"{call}: steps are measured by the weights' norm, as in the paper; bitsandbytes cuts those that are longer than "
+        f"{call}: steps are measured by the weights' norm, as in the paper; bitsandbytes cuts those longer than "
         f"max_unorm norms: that is {theirs}",
     )
 
