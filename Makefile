@@ -78,13 +78,13 @@ $(VENV)/train: $(VENV)/torch
 	@touch $@
 
 $(VENV)/test: $(VENV)/train
-	$(PIP) install -c constraints.txt -e '.[train,test$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,test,peers,frontends$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,test,docs$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,test,peers,frontends,docs$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,test,dev$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,test,peers,frontends,dev$(EXTRA_GPU)]'
 	@touch $@

@@ -58,7 +58,9 @@ def test_every_requirement_of_make_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = {normal(line.split("==")[0]) for line in lines if "==" in line}
     extras = PROJECT["optional-dependencies"]
-    wanted = [d for extra in ("train", "test", "docs", "dev") for d in extras[extra]] + PROJECT["dependencies"]
+    wanted = [d for extra in ("train", "test", "peers", "frontends", "docs", "dev") for d in extras[extra]] + PROJECT[
+        "dependencies"
+    ]
     missing = {normal(re.split(r"[<>=!; \[]", d)[0]) for d in wanted} - pins
     assert not missing, f"no pin in constraints.txt: {sorted(missing)}"
 
