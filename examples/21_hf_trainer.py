@@ -2,8 +2,8 @@
 The Trainer of transformers
 ===========================
 
-``optimizer_cls_and_kwargs`` takes any class; the Trainer makes the groups (norms do not decay). The losses are those of the
-plain loop, bit for bit.
+``optimizer_cls_and_kwargs`` takes any class; the Trainer makes the groups (norms do not decay). The losses are those of
+the plain loop, bit for bit.
 """
 
 import tempfile

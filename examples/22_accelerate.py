@@ -2,8 +2,8 @@
 accelerate
 ==========
 
-``prepare`` wraps model, optimizer and data; the optimizer inside is ours. The losses are those of the plain loop, bit for
-bit.
+``prepare`` wraps model, optimizer and data; the optimizer inside is ours. The losses are those of the plain loop, bit
+for bit.
 """
 
 import torch

@@ -2,8 +2,8 @@
 Lightning
 =========
 
-``configure_optimizers`` returns our optimizer; Lightning calls its step with a closure. The losses are those of the plain
-loop, bit for bit.
+``configure_optimizers`` returns our optimizer; Lightning calls its step with a closure. The losses are those of the
+plain loop, bit for bit.
 """
 
 import logging
@@ -33,8 +33,8 @@ class Batches(torch.utils.data.IterableDataset):
 # %%
 # The module
 # ----------
-# Lightning would clip the gradients in the order of the optimizer's groups; in the model's order the norm has the bits of
-# the plain loop.
+# Lightning would clip the gradients in the order of the optimizer's groups; in the model's order the norm has the bits
+# of the plain loop.
 
 losses = []
 

@@ -1,5 +1,7 @@
 """Optimizers for torch: the names and arguments of torch.optim and bitsandbytes, over the kernels of this package."""
 
+from typing import Any
+
 from refopt_cuda.optim import names, whole
 from refopt_cuda.optim.apollo import APOLLOAdamW
 from refopt_cuda.optim.composed import Composed
@@ -20,3 +22,17 @@ __all__ = [
     *whole.__all__,
     *names.__all__,
 ]
+
+INSTEAD = {
+    "LAMB8bit": "LAMB, or AdamW8bit, whose steps bitsandbytes' LAMB8bit takes",
+    "LARS8bit": "LARS, or SGD8bit, whose steps bitsandbytes' LARS8bit takes",
+    "PytorchLARS": "LARS(variant='clip'), which measures steps without their decay",
+}
+"""What bitsandbytes has and is not here: what to take."""
+
+
+def __getattr__(name: str) -> Any:
+    hint = f": take {INSTEAD[name]}" if name in INSTEAD else ""
+    if name.removeprefix("Paged") in __all__:
+        hint = f": take {name.removeprefix('Paged')}; no place but the device's memory has a fast path yet"
+    raise AttributeError(f"refopt_cuda.optim has no {name}{hint}", name=name)

@@ -79,3 +79,9 @@ def refuse(call: str, **asked: tuple[Any, Any, str]) -> None:
     for name, (value, only, why) in asked.items():
         if value != only:
             raise ValueError(f"{call}: {name} must be {only!r}, got {value!r}: {why}")
+
+
+def nothing_else(call: str, given: Mapping[str, Any], args: Any = None) -> None:
+    """TypeError where words are left over that mean something nowhere."""
+    for name in settings(call, given, args):
+        raise TypeError(f"{call}: no argument {name!r}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from refopt.spec import Hyper, Rule
-from refopt_cuda.optim import checks, states
+from refopt_cuda.optim import checks, overrides, states
 from refopt_cuda.optim.settings import number
 
 
@@ -23,6 +23,9 @@ class Work(NamedTuple):
 
 class MatrixOptimizer(torch.optim.Optimizer):
     """What optimizers of matrices do alike: groups and steps are checked first, states go in and out as they are."""
+
+    coded = False
+    """Whether states may be coded."""
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         """The record of the rule that steps a group."""
@@ -68,14 +71,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """As torch's; a group may have its own hyper-parameters."""
         call = f"{type(self).__name__}.add_param_group"
         super().add_param_group(param_group)
-        try:
-            group = self.param_groups[-1]
+        new = overrides.apart(self, self.param_groups.pop(), call, self.coded)
+        for group in new:
             hyper = self._hyper(group, call)
             for p in group["params"]:
                 self._check_param(group, hyper, p, call)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        self.param_groups += new
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

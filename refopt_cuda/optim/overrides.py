@@ -158,9 +158,9 @@ def _some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
 
 
-def apart(opt: torch.optim.Optimizer, group: dict[str, Any], call: str) -> list[dict[str, Any]]:
+def apart(opt: torch.optim.Optimizer, group: dict[str, Any], call: str, coded: bool = True) -> list[dict[str, Any]]:
     """A group that torch has made, cut where parameters have hyper-parameters of their own. ValueError for a name that
-    the optimizer does not have."""
+    the optimizer does not have, and for a codec where its states are not `coded`."""
     _look_at_modules()
     names = ("params", "param_names")
     out: list[dict[str, Any]] = []
@@ -168,7 +168,12 @@ def apart(opt: torch.optim.Optimizer, group: dict[str, Any], call: str) -> list[
     lists = {name: group[name] for name in names if name in group}
     applied = _applied.setdefault(opt, {})
     for k, p in enumerate(group["params"]):
-        own = {name: value for name, value in settings_of(p).items() if name not in KEPT}
+        said = settings_of(p)
+        own = {name: value for name, value in said.items() if name not in KEPT}
+        if not coded and said.get("codecs", "f32") != "f32":
+            raise ValueError(
+                f"{call}: codecs is overridden for a parameter, got {said['codecs']!r}; states are float32"
+            )
         for name in own:
             if name not in opt.defaults:
                 raise ValueError(f"{call}: {name} is overridden for a parameter; there are {', '.join(opt.defaults)}")

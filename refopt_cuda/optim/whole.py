@@ -17,12 +17,12 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
-from refopt_cuda.optim import checks, dialect, states
+from refopt_cuda.optim import checks, dialect, overrides, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.optim.run import words
 from refopt_cuda.optim.settings import number
 
-__all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini"]
+__all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini", "LAMB32bit", "LARS32bit"]
 
 Betas = tuple[float, float]
 
@@ -132,14 +132,13 @@ class Whole(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             self.hyper({**self.defaults, **param_group}, call)
         super().add_param_group(param_group)
-        try:
-            hyper = self.hyper(self.param_groups[-1], call)
-            for p in self.param_groups[-1]["params"]:
+        new = overrides.apart(self, self.param_groups.pop(), call, coded=False)
+        for group in new:
+            hyper = self.hyper(group, call)
+            for p in group["params"]:
                 checks.param(p, call)
                 self._fits(tuple(p.shape), hyper, call)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        self.param_groups += new
 
     def hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
         """The rule's hyper-parameters from a group, checked under the names that the group has for them."""
@@ -289,8 +288,7 @@ def _dialect(
     theirs  arguments of bitsandbytes' formula
     """
     optim_bits, args = kept
-    for name in dialect.settings(call, options, args):
-        raise TypeError(f"{call}: no argument {name!r}")
+    dialect.nothing_else(call, options, args)
     dialect.usual(call, "f32", optim_bits)
     if variant == "clip":
         return
@@ -455,7 +453,9 @@ class Adafactor(Whole):
         d: float | None = None,
         beta2_decay: float | None = None,
         maximize: bool = False,
+        **options: Any,
     ) -> None:
+        dialect.nothing_else(type(self).__name__, options)
         words: dict[str, Any] = {
             "lr": lr,
             "eps": eps,
@@ -538,3 +538,11 @@ class AdamMini(Whole):
             "heads": heads,
         }
         super().__init__(params, words, maximize)
+
+
+class LAMB32bit(LAMB):
+    """`LAMB`, whose states are of 32 bits, under bitsandbytes' name."""
+
+
+class LARS32bit(LARS):
+    """`LARS`, whose state is of 32 bits, under bitsandbytes' name."""

@@ -156,6 +156,30 @@ def test_wrong_calls_are_named() -> None:
         bnb.optim.Lion([q])
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("LAMB", {"variant": "clip"}), ("AdamMini", {}), ("Muon", {}), ("GaLoreAdamW", {"rank": 4})]
+)
+def test_rules_of_whole_tensors_know_hyper_parameters_of_single_ones(name: str, words: dict[str, Any]) -> None:
+    p, q = two()
+    manager.override_config(q, key_value_dict={"lr": 0.5, "optim_bits": 32})
+    opt = getattr(bnb.optim, name)([p, q], lr=0.25, **words)
+    assert [(g["lr"], len(g["params"])) for g in opt.param_groups] == [(0.25, 1), (0.5, 1)]
+    manager.override_config(p, "optim_bits", 8)
+    with pytest.raises(
+        ValueError, match=f"{name}.add_param_group: codecs is overridden .*'dynamic8'; states are float32"
+    ):
+        getattr(bnb.optim, name)([p], lr=0.25, **words)
+
+
+def test_galore_in_8_bits_keeps_an_embedding_in_32() -> None:
+    p, q = two()
+    manager.override_config(q, "optim_bits", 32)
+    opt = bnb.optim.GaLoreAdamW8bit([p, q])
+    (group,) = opt.param_groups
+    hyper = opt._hyper(group, "")
+    assert [set(opt._layout(group, hyper, x).keys) for x in (p, q)] == [CODED, PLAIN]
+
+
 def test_patterns_of_names_make_groups() -> None:
     model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(64, 64), "norm": torch.nn.LayerNorm(64)})
     patterns = {"*embed*": {"optim_bits": 32}, "*.bias": {"weight_decay": 0.0}}
