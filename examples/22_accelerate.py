@@ -31,7 +31,7 @@ class Batches(torch.utils.data.IterableDataset):
 # What accelerate prepares
 # ------------------------
 
-accelerator = Accelerator(cpu=not torch.cuda.is_available())
+accelerator = Accelerator(cpu=True)
 net = model.build(model.Sizes(layers=2, width=64, heads=2, hidden=128, context=CONTEXT), seed=0)
 groups = rc.optim.groups(net, {"*norm*": {"weight_decay": 0.0}})
 opt = rc.optim.AdamW8bit(groups, lr=3e-3, weight_decay=0.1)

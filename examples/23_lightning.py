@@ -64,7 +64,7 @@ class Module(lightning.LightningModule):
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
 trainer = lightning.Trainer(
-    accelerator="auto" if torch.cuda.is_available() else "cpu",
+    accelerator="cpu",
     devices=1,
     max_steps=STEPS,
     logger=False,

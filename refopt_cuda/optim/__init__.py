@@ -10,6 +10,7 @@ from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.names import *  # noqa: F403
 from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.whole import *  # noqa: F403
+from refopt_cuda.optim.whole_coded import LAMB8bit, LARS8bit
 
 __all__ = [
     "APOLLOAdamW",
@@ -17,6 +18,8 @@ __all__ = [
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "GlobalOptimManager",
+    "LAMB8bit",
+    "LARS8bit",
     "Muon",
     "groups",
     *whole.__all__,
@@ -24,8 +27,6 @@ __all__ = [
 ]
 
 INSTEAD = {
-    "LAMB8bit": "LAMB, or AdamW8bit, whose steps bitsandbytes' LAMB8bit takes",
-    "LARS8bit": "LARS, or SGD8bit, whose steps bitsandbytes' LARS8bit takes",
     "PytorchLARS": "LARS(variant='clip'), which measures steps without their decay",
 }
 """What bitsandbytes has and is not here: what to take."""

@@ -85,3 +85,10 @@ def nothing_else(call: str, given: Mapping[str, Any], args: Any = None) -> None:
     """TypeError where words are left over that mean something nowhere."""
     for name in settings(call, given, args):
         raise TypeError(f"{call}: no argument {name!r}")
+
+
+def size(call: str, min_8bit_size: Any) -> int:
+    """The limit below which states stay float32. ValueError for what is no whole number >= 0."""
+    if isinstance(min_8bit_size, bool) or not isinstance(min_8bit_size, int) or min_8bit_size < 0:
+        raise ValueError(f"{call}: min_8bit_size must be a whole number >= 0, got {min_8bit_size!r}")
+    return min_8bit_size

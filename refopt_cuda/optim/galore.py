@@ -13,7 +13,7 @@ from refopt.rules import RULES
 from refopt.spec import Rule
 from refopt_cuda import rules
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import overrides, settings, states
+from refopt_cuda.optim import dialect, overrides, settings, states
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.scalars import ipow
 
@@ -177,9 +177,7 @@ class GaLoreAdamW8bit(GaLoreAdamW):
         return {"min_size": 4096}
 
     def _check_group(self, group: Mapping[str, Any], call: str) -> None:
-        size = group["min_size"]
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"{call}: min_8bit_size must be a whole number >= 0, got {size!r}")
+        dialect.size(call, group["min_size"])
 
 
 def _launch(

@@ -112,6 +112,7 @@ class Whole(torch.optim.Optimizer):
     """
 
     stem: ClassVar[str]
+    usual, coded = "f32", False
     NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
 
     def __init__(self, params: Any, words: dict[str, Any], maximize: bool = False) -> None:
@@ -132,7 +133,7 @@ class Whole(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             self.hyper({**self.defaults, **param_group}, call)
         super().add_param_group(param_group)
-        new = overrides.apart(self, self.param_groups.pop(), call, coded=False)
+        new = overrides.apart(self, self.param_groups.pop(), call, self.coded)
         for group in new:
             hyper = self.hyper(group, call)
             for p in group["params"]:
@@ -196,8 +197,13 @@ class Whole(torch.optim.Optimizer):
         if slot is None or slot.stale(mode, entry):
             self._fits(tuple(p.shape), hyper, call)
             names, kept = self.layout(p, hyper)
-            slot = self._slots[p] = Slot(p, mode, names, kept.keys, states.ready(kept, entry, p, call))
+            slot = self._slots[p] = self._slot(p, mode, names, kept, states.ready(kept, entry, p, call))
         return Work(slot, g, slot.entry["step"] + 1)
+
+    def _slot(
+        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], kept: states.Layout, entry: dict[str, Any]
+    ) -> Slot:
+        return Slot(p, mode, names, kept.keys, entry)
 
     def _check_apart(self, params: Sequence[torch.Tensor], call: str) -> None:
         """Once for every set of addresses."""
@@ -280,22 +286,27 @@ class Whole(torch.optim.Optimizer):
 
 
 def _dialect(
-    call: str, variant: str, unorm: tuple[float, float], kept: tuple[int, Any], options: dict[str, Any], theirs: str
+    call: str,
+    variant: str,
+    unorm: tuple[float, float],
+    kept: tuple[str, int, Any],
+    options: dict[str, Any],
+    theirs: str,
 ) -> None:
     """What LAMB and LARS make of bitsandbytes' words: a word on its formula, an error for what is not here.
 
     unorm   max_unorm as given, and its default
     theirs  arguments of bitsandbytes' formula
     """
-    optim_bits, args = kept
+    usual, optim_bits, args = kept
     dialect.nothing_else(call, options, args)
-    dialect.usual(call, "f32", optim_bits)
+    dialect.usual(call, usual, optim_bits)
     if variant == "clip":
         return
     if unorm[0] != unorm[1]:
         raise ValueError(f"{call}: max_unorm is of variant='clip', bitsandbytes' formula; this is {variant!r}")
     dialect.once(
-        call,
+        theirs,
         f"{call}: steps are measured by the weights' norm, as in the paper; bitsandbytes cuts those longer than "
         f"max_unorm norms: that is {theirs}",
     )
@@ -349,7 +360,7 @@ class LAMB(Whole):
             amsgrad=(amsgrad, False, "LAMB keeps no largest second moment"),
             adam_w_mode=(adam_w_mode, True, "LAMB's decay is decoupled"),
         )
-        _dialect(call, variant, (max_unorm, 1.0), (optim_bits, args), options, theirs)
+        _dialect(call, variant, (max_unorm, 1.0), (self.usual, optim_bits, args), options, theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "bias_correction": bias_correction,
@@ -358,6 +369,7 @@ class LAMB(Whole):
             "weight_decay": weight_decay,
         }
         words |= {"phi": phi, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
+        words |= {"min_size": dialect.size(call, min_8bit_size)}
         super().__init__(params, words, maximize)
 
 
@@ -404,7 +416,7 @@ class LARS(Whole):
         call, why = type(self).__name__, "LARS has plain momentum, and bitsandbytes' LARS ignores this"
         dialect.refuse(call, dampening=(dampening, 0.0, why), nesterov=(nesterov, False, why))
         theirs = "variant='clip', momentum=0"
-        _dialect(call, variant, (max_unorm, 0.02), (optim_bits, args), options, theirs)
+        _dialect(call, variant, (max_unorm, 0.02), (self.usual, optim_bits, args), options, theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "momentum": momentum,
@@ -412,6 +424,7 @@ class LARS(Whole):
             "trust_coefficient": trust_coefficient,
         }
         words |= {"eps": eps, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
+        words |= {"min_size": dialect.size(call, min_8bit_size)}
         super().__init__(params, words, maximize)
 
 

@@ -43,19 +43,21 @@ def test_a_step_moves_every_weight_that_is_not_held_and_no_other(exponent: float
     assert not still[clear].any(), FINITE[clear & still]
 
 
-def small(lr: float = 1e-5, dtype: torch.dtype = torch.bfloat16, **words: Any) -> rc.optim.Composed:
-    return rc.optim.AdamW([parameter(torch.full((64, 64), 0.02), dtype)], lr=lr, **words)
+def small(
+    lr: float = 1e-5, dtype: torch.dtype = torch.bfloat16, device: str = "cpu", **words: Any
+) -> rc.optim.Composed:
+    return rc.optim.AdamW([parameter(torch.full((64, 64), 0.02), dtype, device)], lr=lr, **words)
 
 
-def test_weights_that_cannot_move_are_reported_once_with_the_remedy() -> None:
+def test_weights_that_cannot_move_are_reported_once_with_the_remedy(device: str) -> None:
     with pytest.warns(
         UserWarning, match="AdamW: an update as long as lr = 1e-05 cannot move 100%.*bf16_rem16.*bf16_sr"
     ) as w:
-        small()
+        small(device=device)
     assert w[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        small()
+        small(device=device)
 
 
 @pytest.mark.filterwarnings("error")

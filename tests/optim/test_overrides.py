@@ -19,8 +19,8 @@ manager = bnb.optim.GlobalOptimManager.get_instance()
 SHAPE = (64, 64)
 
 
-def two() -> list[torch.nn.Parameter]:
-    return [parameter(torch.ones(SHAPE)), parameter(torch.ones(SHAPE))]
+def two(device: str = "cpu") -> list[torch.nn.Parameter]:
+    return [parameter(torch.ones(SHAPE), device=device) for _ in range(2)]
 
 
 def kept(opt: torch.optim.Optimizer, p: torch.Tensor) -> set[str]:
@@ -45,8 +45,8 @@ def test_a_parameter_of_32_bits_stays_so_among_those_of_8(late: bool) -> None:
     assert len(opt.param_groups) == 1
 
 
-def test_its_bits_are_those_of_a_group_of_its_own() -> None:
-    p, q = two()
+def test_its_bits_are_those_of_a_group_of_its_own(device: str) -> None:
+    p, q = two(device)
     one, other = (parameter(x.detach().clone()) for x in (p, q))
     manager.override_config([q], key_value_dict={"optim_bits": 8, "min_8bit_size": 0, "block": 128, "lr": 0.5})
     opt = bnb.optim.AdamW([p, q], lr=0.01)
