@@ -3,8 +3,8 @@ A training loop of torch's
 ==========================
 
 The main job's transformer reads real text. Replacing the import is all that a plain loop needs; the next three examples
-train the same model through other front ends, and their losses are these, to the last bit. All four keep to the CPU, where
-sums have one order.
+train the same model through other front ends, and their losses are these, to the last bit. All four keep to the CPU,
+where sums have one order.
 """
 
 import torch
