@@ -24,7 +24,7 @@ autodoc_typehints = "none"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "examples",
-    "filename_pattern": r"/\d\d_",
+    "filename_pattern": r"/[01]\d_",  # those of the front ends are shown, and run by `make examples`
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
     "show_memory": False,

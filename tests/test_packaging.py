@@ -58,7 +58,7 @@ def test_every_requirement_of_make_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = {normal(line.split("==")[0]) for line in lines if "==" in line}
     extras = PROJECT["optional-dependencies"]
-    used = ("train", "convert", "peers", "test", "docs", "dev")
+    used = ("train", "convert", "peers", "frontends", "test", "docs", "dev")
     wanted = [d for extra in used for d in extras[extra]] + PROJECT["dependencies"]
     missing = {normal(re.split(r"[<>=!; \[]", d)[0]) for d in wanted} - pins
     assert not missing, f"no pin in constraints.txt: {sorted(missing)}"

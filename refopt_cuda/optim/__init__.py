@@ -1,5 +1,7 @@
 """Optimizers for torch: the names and arguments of torch.optim and bitsandbytes, over the kernels of this package."""
 
+from typing import Any
+
 from refopt_cuda.optim import names, whole
 from refopt_cuda.optim.apollo import APOLLOAdamW
 from refopt_cuda.optim.backward import InBackward, in_backward
@@ -7,16 +9,34 @@ from refopt_cuda.optim.composed import Composed
 from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.names import *  # noqa: F403
+from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.whole import *  # noqa: F403
+from refopt_cuda.optim.whole_coded import LAMB8bit, LARS8bit
 
 __all__ = [
     "APOLLOAdamW",
     "Composed",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "GlobalOptimManager",
     "InBackward",
+    "LAMB8bit",
+    "LARS8bit",
     "Muon",
+    "groups",
     "in_backward",
     *whole.__all__,
     *names.__all__,
 ]
+
+INSTEAD = {
+    "PytorchLARS": "LARS(variant='clip'), which measures steps without their decay",
+}
+"""What bitsandbytes has and is not here: what to take."""
+
+
+def __getattr__(name: str) -> Any:
+    hint = f": take {INSTEAD[name]}" if name in INSTEAD else ""
+    if name.removeprefix("Paged") in __all__:
+        hint = f": take {name.removeprefix('Paged')}; no place but the device's memory has a fast path yet"
+    raise AttributeError(f"refopt_cuda.optim has no {name}{hint}", name=name)

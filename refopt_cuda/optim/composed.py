@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, live, norms, run, settings, states
+from refopt_cuda.optim import checks, live, moved, norms, overrides, run, settings, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
@@ -112,13 +112,15 @@ class Composed(torch.optim.Optimizer):
             settings.check_group(self.rule, group, call)
             settings.hyper_of(self.rule, group, call)
         super().add_param_group(param_group)
-        try:
-            for p in self.param_groups[-1]["params"]:
+        group = self.param_groups.pop()
+        parts = overrides.apart(self, group, call)
+        for part in parts:
+            settings.hyper_of(self.rule, part, call)
+            for p in part["params"]:
                 checks.param(p, call)
-            checks.format_of_weights(self.param_groups[-1], call)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        checks.format_of_weights(group, call)
+        moved.check(self.rule, parts, type(self).__name__)
+        self.param_groups += parts
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -186,6 +188,7 @@ class Composed(torch.optim.Optimizer):
     def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> None:
         """A step in which everything is looked at."""
         self._settle()
+        overrides.settle(self, call)
         every = (p for group in self.param_groups for p in group["params"])
         numbers = {id(p): k for k, p in enumerate(every, self.first_number)}
         ready = []
@@ -227,8 +230,10 @@ class Composed(torch.optim.Optimizer):
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
-        for k, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
-            own = {name: ours[name] for name in ("rule", "codecs", "min_size")}
+        mine = zip(self.param_groups, overrides.kept(self, call), strict=True)
+        ours_now = [{**group, "overrides": own} for group, own in mine]
+        for k, (theirs, ours) in enumerate(zip(groups, ours_now, strict=True)):
+            own = {name: ours[name] for name in ("rule", "codecs", "min_size", "overrides")}
             for name, value in (own | MEANING.get(self.rule.stem, {})).items():
                 if theirs.get(name, value) != value:
                     raise StateError(f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {value!r}")
@@ -245,6 +250,7 @@ class Composed(torch.optim.Optimizer):
                     states.check(known, needed, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
+        overrides.settle(self, f"{type(self).__name__}.load_state_dict")
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:

@@ -13,7 +13,7 @@ from refopt.rules import RULES
 from refopt.spec import Rule
 from refopt_cuda import rules
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import settings, states
+from refopt_cuda.optim import dialect, overrides, settings, states
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.scalars import ipow
 
@@ -106,7 +106,8 @@ class GaLoreAdamW(MatrixOptimizer):
 
     def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: Tensor) -> states.Layout:
         shapes = self._rule(group).shapes(tuple(p.shape), dict(hyper))
-        coded = {"codecs": dict.fromkeys(("m", "v"), self.codec), "min_size": 0, "block": None} | dict(group)
+        codec = overrides.settings_of(p).get("codecs", self.codec)
+        coded = {"codecs": dict.fromkeys(("m", "v"), codec), "min_size": 0, "block": None} | dict(group)
         inner = states.layout_of(MOMENTS, coded, torch.empty(shapes["m"], device="meta"))
         bases = tuple((states.Part(name, shapes[name], torch.float32, 0.0),) for name in ("P", "Q") if name in shapes)
         return states.Layout(inner.codings, bases + inner.parts)
@@ -157,7 +158,7 @@ class GaLoreAdamW8bit(GaLoreAdamW):
     float32. CUDA tensors need CuPy.
     """
 
-    codec = "dynamic8"
+    codec, coded = "dynamic8", True
 
     def __init__(
         self,
@@ -176,9 +177,7 @@ class GaLoreAdamW8bit(GaLoreAdamW):
         return {"min_size": 4096}
 
     def _check_group(self, group: Mapping[str, Any], call: str) -> None:
-        size = group["min_size"]
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"{call}: min_8bit_size must be a whole number >= 0, got {size!r}")
+        dialect.size(call, group["min_size"])
 
 
 def _launch(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from refopt.spec import Hyper, Rule
-from refopt_cuda.optim import checks, states
+from refopt_cuda.optim import checks, overrides, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.settings import number
 
@@ -24,6 +24,9 @@ class Work(NamedTuple):
 
 class MatrixOptimizer(torch.optim.Optimizer):
     """What optimizers of matrices do alike: groups and steps are checked first, states go in and out as they are."""
+
+    coded = False
+    """Whether states may be coded."""
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         super().__init__(params, {**defaults, "format": states.FORMAT})
@@ -72,14 +75,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """As torch's; a group may have its own hyper-parameters."""
         call = f"{type(self).__name__}.add_param_group"
         super().add_param_group(param_group)
-        try:
-            group = self.param_groups[-1]
+        new = overrides.apart(self, self.param_groups.pop(), call, self.coded)
+        for group in new:
             hyper = self._hyper(group, call)
             for p in group["params"]:
                 self._check_param(group, hyper, p, call)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        self.param_groups += new
 
     @eager
     @torch.no_grad()

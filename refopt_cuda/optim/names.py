@@ -1,13 +1,15 @@
 """Friendly names: the classes that users of torch.optim and bitsandbytes look for, each a `Composed` with its words.
 
-Each takes besides: `codecs` (one for every state, or {state: codec}), `block`, `min_8bit_size`, `maximize`, `place`.
+Arguments stand where torch.optim has them, then where bitsandbytes has them: `optim_bits` (32, 8 or, here, 4: the
+states of a plain name), `args` (None), `min_8bit_size`, `is_paged`. Each takes besides: `codecs` (one for every state,
+or {state: codec}), `overrides` ({pattern of names: settings}), `block`, `maximize`, `place`, `seed`.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
+from refopt_cuda.optim import dialect, overrides
 from refopt_cuda.optim.composed import Composed
 
 __all__ = [
@@ -54,6 +56,8 @@ __all__ = [
 ]
 
 Betas = tuple[float, float]
+Kept = tuple[int, Any, int, bool]
+"""bitsandbytes' words on how states are kept: optim_bits, args, min_8bit_size, is_paged."""
 
 
 class _Named(Composed):
@@ -62,8 +66,14 @@ class _Named(Composed):
     stem = ""
     usual: str | None = None
 
-    def __init__(self, params: Any, codecs: Any, min_8bit_size: int, options: dict[str, Any], **words: Any) -> None:
-        super().__init__(params, self.stem, codecs, usual=self.usual, **{"min_size": min_8bit_size, **options, **words})
+    def __init__(self, params: Any, kept: Kept, options: dict[str, Any], rule: str = "", **words: Any) -> None:
+        call, (optim_bits, args, min_size, is_paged) = type(self).__name__, kept
+        usual = dialect.usual(call, self.usual, optim_bits)
+        options = {"min_size": min_size} | dialect.settings(call, options, args, is_paged)
+        patterns = options.pop("overrides", None)
+        if patterns is not None:
+            params = overrides.groups(params, patterns, call=call)
+        super().__init__(params, rule or self.stem, usual=usual, **options, **words)
 
 
 class SGD(_Named):
@@ -79,13 +89,22 @@ class SGD(_Named):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
-        codecs: Any = None,
+        optim_bits: int = 32,
+        args: Any = None,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        words = {"lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
-        super().__init__(params, codecs, min_8bit_size, options, weight_decay=weight_decay, **words)
+        if dampening or nesterov:
+            dialect.once(
+                "sgd",
+                f"{type(self).__name__}: dampening and nesterov are torch.optim.SGD's; bitsandbytes' SGD takes both "
+                "and ignores them: that is dampening=0, nesterov=False",
+            )
+        words: dict[str, Any] = {"lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        super().__init__(
+            params, (optim_bits, args, min_8bit_size, is_paged), options, weight_decay=weight_decay, **words
+        )
 
 
 class Lion(_Named):
@@ -99,12 +118,15 @@ class Lion(_Named):
         lr: float = 1e-4,
         betas: Betas = (0.9, 0.99),
         weight_decay: float = 0.0,
-        *,
-        codecs: Any = None,
+        optim_bits: int = 32,
+        args: Any = None,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(params, codecs, min_8bit_size, options, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(
+            params, (optim_bits, args, min_8bit_size, is_paged), options, lr=lr, betas=betas, weight_decay=weight_decay
+        )
 
 
 class AdamW(_Named):
@@ -119,17 +141,22 @@ class AdamW(_Named):
         betas: Betas = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        codecs: Any = None,
+        amsgrad: bool = False,
+        optim_bits: int = 32,
+        args: Any = None,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        words = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, codecs, min_8bit_size, options, **words)
+        words: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        super().__init__(params, (optim_bits, args, min_8bit_size, is_paged), options, **words)
 
 
-class Adam(AdamW):
-    """Adam with coupled (L2) decay, as torch.optim.Adam. bitsandbytes' Adam decays decoupled: that is AdamW here."""
+class Adam(_Named):
+    """Adam with coupled (L2) decay, as torch.optim.Adam; `decoupled_weight_decay=True` makes it AdamW, as there.
+
+    bitsandbytes' Adam decays decoupled.
+    """
 
     stem = "adam"
 
@@ -140,16 +167,24 @@ class Adam(AdamW):
         betas: Betas = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        is_paged: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
         **options: Any,
     ) -> None:
-        if weight_decay:
-            name = type(self).__name__
-            warnings.warn(
-                f"{name}: weight_decay is coupled (L2), as in torch.optim.Adam; bitsandbytes' Adam decays decoupled, "
-                f"which is {name.replace('Adam', 'AdamW')} here",
-                stacklevel=2,
+        if weight_decay and not decoupled_weight_decay:
+            dialect.once(
+                "adam",
+                f"{type(self).__name__}: weight_decay is coupled (L2), as in torch.optim.Adam; bitsandbytes' Adam "
+                "decays decoupled: that is decoupled_weight_decay=True, or AdamW",
             )
-        super().__init__(params, lr, betas, eps, weight_decay, **options)
+        words: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        rule = "adamw" if decoupled_weight_decay else "adam"
+        super().__init__(params, (optim_bits, args, min_8bit_size, is_paged), options, rule, **words)
 
 
 class Signum(_Named):
@@ -163,12 +198,20 @@ class Signum(_Named):
         lr: float = 1e-4,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        *,
-        codecs: Any = None,
+        optim_bits: int = 32,
+        args: Any = None,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(params, codecs, min_8bit_size, options, lr=lr, beta=momentum, weight_decay=weight_decay)
+        super().__init__(
+            params,
+            (optim_bits, args, min_8bit_size, is_paged),
+            options,
+            lr=lr,
+            beta=momentum,
+            weight_decay=weight_decay,
+        )
 
 
 class RMSprop(_Named):
@@ -185,13 +228,22 @@ class RMSprop(_Named):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
-        *,
-        codecs: Any = None,
+        optim_bits: int = 32,
+        args: Any = None,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        words = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, codecs, min_8bit_size, options, **words, momentum=momentum, centered=centered)
+        if momentum:
+            dialect.once(
+                "rmsprop",
+                f"{type(self).__name__}: momentum is torch.optim.RMSprop's; bitsandbytes' RMSprop takes it and "
+                "ignores it: that is momentum=0",
+            )
+        words: dict[str, Any] = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(
+            params, (optim_bits, args, min_8bit_size, is_paged), options, **words, momentum=momentum, centered=centered
+        )
 
 
 class Adagrad(_Named):
@@ -207,14 +259,15 @@ class Adagrad(_Named):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
-        *,
-        codecs: Any = None,
+        optim_bits: int = 32,
+        args: Any = None,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        words = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps}
+        words: dict[str, Any] = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps}
         words["initial_accumulator_value"] = initial_accumulator_value
-        super().__init__(params, codecs, min_8bit_size, options, **words)
+        super().__init__(params, (optim_bits, args, min_8bit_size, is_paged), options, **words)
 
 
 class AdEMAMix(_Named):
@@ -232,13 +285,15 @@ class AdEMAMix(_Named):
         t_beta3: int | None = None,
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        codecs: Any = None,
+        optim_bits: int = 32,
         min_8bit_size: int = 4096,
+        is_paged: bool = False,
         **options: Any,
     ) -> None:
-        words = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, codecs, min_8bit_size, options, **words, t_alpha=t_alpha, t_beta3=t_beta3)
+        words: dict[str, Any] = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(
+            params, (optim_bits, None, min_8bit_size, is_paged), options, **words, t_alpha=t_alpha, t_beta3=t_beta3
+        )
 
 
 KEPT = {
@@ -250,14 +305,16 @@ KEPT = {
 """What is behind a rule's name: the usual codec of its states, and in words."""
 
 
+def variant(base: Any, suffix: str) -> Any:
+    """The same class with its states kept as the suffix says."""
+    codec, words = KEPT[suffix]
+    doc = f"`{base.__name__}` whose states are kept in {words}."
+    return type(base.__name__ + suffix, (base,), {"usual": codec, "__doc__": doc, "__module__": __name__})
+
+
 def _kept(base: Any) -> tuple[Any, Any, Any, Any]:
-    """The same class with its states kept in each of these ways."""
-    made = []
-    for suffix, (codec, words) in KEPT.items():
-        doc = f"`{base.__name__}` whose states are kept in {words}."
-        body = {"usual": codec, "__doc__": doc, "__module__": __name__}
-        made.append(type(base.__name__ + suffix, (base,), body))
-    return made[0], made[1], made[2], made[3]
+    one, two, three, four = (variant(base, suffix) for suffix in KEPT)
+    return one, two, three, four
 
 
 SGD8bit, SGD4bit, SGDFp8, SGD32bit = _kept(SGD)

@@ -172,6 +172,12 @@ def check_group(rule: Rule, group: Mapping[str, Any], call: str, needed: Iterabl
         raise ValueError(f"{call}: the block sizes of one parameter's states must divide the largest, got {sizes}")
 
 
+def of_param(group: Mapping[str, Any], p: torch.Tensor) -> Mapping[str, Any]:
+    """A group's settings as they hold for one of its parameters; `overrides.py` says which may differ."""
+    own = (own for k, own in group.get("overrides", {}).items() if group["params"][k] is p)
+    return {**group, **next(own, {})}
+
+
 def rule_named(rule: Any, call: str) -> Rule:
     """The record of a rule given by name or by record."""
     name = rule.stem if isinstance(rule, Rule) else rule

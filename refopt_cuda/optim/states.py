@@ -16,7 +16,7 @@ import torch
 from refopt.codecs import CODECS, blocks
 from refopt.spec import Rule, ShapeError, State, StateError
 from refopt_cuda.codecs import Form, named
-from refopt_cuda.optim.settings import WORDS, Coding, coding, eligible, roles
+from refopt_cuda.optim.settings import WORDS, Coding, coding, eligible, of_param, roles
 
 ZEROS: Mapping[str, float] = MappingProxyType({})
 DTYPES = {
@@ -73,7 +73,8 @@ def layout(rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], p: to
 def layout_of(
     kept: Iterable[State], group: Mapping[str, Any], p: torch.Tensor, first: Mapping[str, float] = ZEROS
 ) -> Layout:
-    """These states of `p` under this group's codecs, block and min_size."""
+    """These states of `p` under its group's codecs, block and min_size, or its own."""
+    group = of_param(group, p)
     coded, shape = eligible(p, group["min_size"]), tuple(p.shape)
     codings, parts = [], []
     for state in kept:

@@ -18,13 +18,13 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
-from refopt_cuda.optim import checks, states
+from refopt_cuda.optim import checks, dialect, overrides, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.run import words
 from refopt_cuda.optim.settings import number
 
-__all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini"]
+__all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini", "LAMB32bit", "LARS32bit"]
 
 Betas = tuple[float, float]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -116,6 +116,7 @@ class Whole(torch.optim.Optimizer):
     """
 
     stem: ClassVar[str]
+    usual, coded = "f32", False
     NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
 
     def __init__(
@@ -139,14 +140,13 @@ class Whole(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             self.hyper({**self.defaults, **param_group}, call)
         super().add_param_group(param_group)
-        try:
-            hyper = self.hyper(self.param_groups[-1], call)
-            for p in self.param_groups[-1]["params"]:
+        new = overrides.apart(self, self.param_groups.pop(), call, self.coded)
+        for group in new:
+            hyper = self.hyper(group, call)
+            for p in group["params"]:
                 checks.param(p, call)
                 self._fits(tuple(p.shape), hyper, call)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+        self.param_groups += new
 
     def hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
         """The rule's hyper-parameters from a group, checked under the names that the group has for them."""
@@ -205,8 +205,13 @@ class Whole(torch.optim.Optimizer):
         if slot is None or slot.stale(mode, entry):
             self._fits(tuple(p.shape), hyper, call)
             names, kept = self.layout(p, hyper)
-            slot = self._slots[p] = Slot(p, mode, names, kept.keys, states.ready(kept, entry, p, call))
+            slot = self._slots[p] = self._slot(p, mode, names, kept, states.ready(kept, entry, p, call))
         return Work(slot, g, slot.entry["step"] + 1)
+
+    def _slot(
+        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], kept: states.Layout, entry: dict[str, Any]
+    ) -> Slot:
+        return Slot(p, mode, names, kept.keys, entry)
 
     def _check_apart(self, params: Sequence[torch.Tensor], call: str) -> None:
         """Once for every set of addresses."""
@@ -288,6 +293,33 @@ class Whole(torch.optim.Optimizer):
         self._launches, self._slots, self._apart = {}, {}, []
 
 
+def _dialect(
+    call: str,
+    variant: str,
+    unorm: tuple[float, float],
+    kept: tuple[str, int, Any],
+    options: dict[str, Any],
+    theirs: str,
+) -> None:
+    """What LAMB and LARS make of bitsandbytes' words: a word on its formula, an error for what is not here.
+
+    unorm   max_unorm as given, and its default
+    theirs  arguments of bitsandbytes' formula
+    """
+    usual, optim_bits, args = kept
+    dialect.nothing_else(call, options, args)
+    dialect.usual(call, usual, optim_bits)
+    if variant == "clip":
+        return
+    if unorm[0] != unorm[1]:
+        raise ValueError(f"{call}: max_unorm is of variant='clip', bitsandbytes' formula; this is {variant!r}")
+    dialect.once(
+        theirs,
+        f"{call}: steps are measured by the weights' norm, as in the paper; bitsandbytes cuts those longer than "
+        f"max_unorm norms: that is {theirs}",
+    )
+
+
 class LAMB(Whole):
     """LAMB (arXiv 1904.00962): Adam's direction, in steps as long as the weights are. Arguments as apex's FusedLAMB.
 
@@ -317,14 +349,26 @@ class LAMB(Whole):
         betas: Betas = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        adam_w_mode: bool = True,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        max_unorm: float = 1.0,
         *,
         phi: tuple[float, float | None] = (0.0, None),
         variant: str = "paper",
-        max_unorm: float = 1.0,
         exclude_1d: bool = False,
         maximize: bool = False,
-        **ways: Any,
+        **options: Any,
     ) -> None:
+        call, theirs = type(self).__name__, "variant='clip', eps=1e-8, weight_decay=0"
+        dialect.refuse(
+            call,
+            amsgrad=(amsgrad, False, "LAMB keeps no largest second moment"),
+            adam_w_mode=(adam_w_mode, True, "LAMB's decay is decoupled"),
+        )
+        _dialect(call, variant, (max_unorm, 1.0), (self.usual, optim_bits, args), options, theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "bias_correction": bias_correction,
@@ -333,7 +377,8 @@ class LAMB(Whole):
             "weight_decay": weight_decay,
         }
         words |= {"phi": phi, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
-        super().__init__(params, words, maximize, ways)
+        words |= {"min_size": dialect.size(call, min_8bit_size)}
+        super().__init__(params, words, maximize)
 
 
 class LARS(Whole):
@@ -361,16 +406,25 @@ class LARS(Whole):
         params: Any,
         lr: float = 1.0,
         momentum: float = 0.9,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        max_unorm: float = 0.02,
         *,
         trust_coefficient: float = 1e-3,
         eps: float = 0.0,
         variant: str = "paper",
-        max_unorm: float = 0.02,
         exclude_1d: bool = False,
         maximize: bool = False,
-        **ways: Any,
+        **options: Any,
     ) -> None:
+        call, why = type(self).__name__, "LARS has plain momentum, and bitsandbytes' LARS ignores this"
+        dialect.refuse(call, dampening=(dampening, 0.0, why), nesterov=(nesterov, False, why))
+        theirs = "variant='clip', momentum=0"
+        _dialect(call, variant, (max_unorm, 0.02), (self.usual, optim_bits, args), options, theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "momentum": momentum,
@@ -378,7 +432,8 @@ class LARS(Whole):
             "trust_coefficient": trust_coefficient,
         }
         words |= {"eps": eps, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
-        super().__init__(params, words, maximize, ways)
+        words |= {"min_size": dialect.size(call, min_8bit_size)}
+        super().__init__(params, words, maximize)
 
 
 class Adafactor(Whole):
@@ -419,8 +474,9 @@ class Adafactor(Whole):
         d: float | None = None,
         beta2_decay: float | None = None,
         maximize: bool = False,
-        **ways: Any,
+        **options: Any,
     ) -> None:
+        dialect.nothing_else(type(self).__name__, options)
         words: dict[str, Any] = {
             "lr": lr,
             "eps": eps,
@@ -429,7 +485,7 @@ class Adafactor(Whole):
         }
         words |= {"decay_rate": decay_rate if beta2_decay is None else beta2_decay, "weight_decay": weight_decay}
         words |= {"scale_parameter": scale_parameter, "relative_step": relative_step, "warmup_init": warmup_init}
-        super().__init__(params, words | {"variant": variant}, maximize, ways)
+        super().__init__(params, words | {"variant": variant}, maximize)
 
 
 class CAME(Whole):
@@ -505,3 +561,11 @@ class AdamMini(Whole):
             "heads": heads,
         }
         super().__init__(params, words, maximize, ways)
+
+
+class LAMB32bit(LAMB):
+    """`LAMB`, whose states are of 32 bits, under bitsandbytes' name."""
+
+
+class LARS32bit(LARS):
+    """`LARS`, whose state is of 32 bits, under bitsandbytes' name."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import refopt_cuda as rc
+from refopt_cuda.optim import dialect
 from tests.optim.pairs import ADAM, CASES, HEAVY, Case, give, gradient, parameter, walk, weights
 
 PEERS = [
@@ -237,19 +238,10 @@ def test_a_learning_rate_may_be_a_tensor(dtype: torch.dtype, device: str) -> Non
         other.param_groups[0]["lr"] = rate.item()
 
 
-def test_adam_says_once_how_to_get_the_decay_of_bitsandbytes() -> None:
-    p = [parameter(torch.ones(3))]
-    for name in ("Adam", "Adam8bit"):
-        with pytest.warns(UserWarning, match=r"bitsandbytes.*AdamW") as caught:
-            opt = getattr(rc.optim, name)(p, weight_decay=0.1)
-        assert len(caught) == 1
-        p[0].grad = torch.ones(3)
-        opt.step()
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("case", [c for c in CASES if c.rule != "adam"], ids=str)
-def test_nobody_else_warns(case: Case) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nothing_more_is_said_where_the_dialect_was_told(case: Case) -> None:
+    dialect.TOLD.update(("adam", "sgd", "rmsprop"))
     p = weights([(64, 80)], torch.float32, "cpu")
     opt = case.make(p)
     give(p, 0)

@@ -1,0 +1,93 @@
+"""What classes here are given in the words of other libraries, and what each word means, or why it is refused."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from refopt_cuda.optim import checks
+
+BITS = {32: "f32", 8: "dynamic8", 4: "q4"}
+"""bitsandbytes' `optim_bits`, and ours of 4, as the codec of every state."""
+TOLD: set[str] = set()
+"""What has been said in this process."""
+REMOVED = {
+    "percentile_clipping": (100, "bitsandbytes 0.50 removed it, and 100 means off; clip_grad_norm_ clips"),
+    "block_wise": (True, "bitsandbytes 0.50 removed it; scales are of blocks always"),
+    "skip_zeros": (False, "gradients are dense: each element is stepped"),
+}
+"""Arguments of older bitsandbytes: the value that means what is done here, and a word on any other."""
+LOOPS = ("foreach", "fused")
+"""How torch.optim runs its loops. Here is one way, with the same result whatever these say."""
+
+
+def once(key: str, text: str) -> None:
+    """A UserWarning the first time in a process, at the line outside of torch and this package that led to it."""
+    if key in TOLD:
+        return
+    TOLD.add(key)
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("refopt_cuda.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
+
+
+def usual(call: str, kept: str | None, optim_bits: Any) -> str | None:
+    """The codec of the states: the class's own, or that of `optim_bits`. ValueError where they disagree.
+
+    kept  the codec behind the class's name; None for a plain name, whose states `optim_bits` may choose
+    """
+    if isinstance(optim_bits, bool) or optim_bits not in BITS:
+        raise ValueError(f"{call}: optim_bits must be 32, 8 or 4, got {optim_bits!r}")
+    if kept is None:
+        return BITS[optim_bits]
+    bits = {"f32": 32, "q4": 4}.get(kept, 8)
+    if optim_bits not in (32, bits):  # 32 is what bitsandbytes' classes of 8 bits have as their default
+        raise ValueError(f"{call}: optim_bits must be {bits}, as the name says, got {optim_bits}")
+    return kept
+
+
+def settings(call: str, given: Mapping[str, Any], args: Any = None, is_paged: Any = False) -> dict[str, Any]:
+    """The options that are ours among those given. Words without effect here are taken off; ValueError for a word that
+    asks for something else."""
+    if args is not None:
+        raise ValueError(f"{call}: args must be None, got {args!r}; give optim_bits and min_8bit_size themselves")
+    out = dict(given)
+    for name, (neutral, why) in REMOVED.items():
+        if name not in out:
+            continue
+        value = out.pop(name)
+        if value is not None and value != neutral:
+            raise ValueError(f"{call}: {name} must be {neutral!r} or left out, got {value!r}: {why}")
+        once(name, f"{call}: {name} has no effect and can be left out: {why}")
+    for name in LOOPS:
+        out.pop(name, None)
+    for name in ("differentiable", "capturable"):
+        if out.get(name) is False:
+            del out[name]
+    if not isinstance(is_paged, bool):
+        raise ValueError(f"{call}: is_paged must be True or False, got {is_paged!r}")
+    if is_paged:
+        out.setdefault("place", "paged")
+    return out
+
+
+def refuse(call: str, **asked: tuple[Any, Any, str]) -> None:
+    """ValueError for the first of these (given, the one value there is, why) that differs."""
+    for name, (value, only, why) in asked.items():
+        if value != only:
+            raise ValueError(f"{call}: {name} must be {only!r}, got {value!r}: {why}")
+
+
+def nothing_else(call: str, given: Mapping[str, Any], args: Any = None) -> None:
+    """ValueError for what only other classes do, TypeError where words are left over that mean something nowhere."""
+    checks.ways(settings(call, given, args), call)
+
+
+def size(call: str, min_8bit_size: Any) -> int:
+    """The limit below which states stay float32. ValueError for what is no whole number >= 0."""
+    if isinstance(min_8bit_size, bool) or not isinstance(min_8bit_size, int) or min_8bit_size < 0:
+        raise ValueError(f"{call}: min_8bit_size must be a whole number >= 0, got {min_8bit_size!r}")
+    return min_8bit_size
