@@ -1,7 +1,8 @@
 """refopt_cuda: the fast path. torch.optim drop-ins over raw CUDA kernels on a GPU and Numba loops on a CPU.
 
-Importing this package needs NumPy alone; `refopt_cuda.optim` needs torch and Numba, and CuPy for CUDA tensors. Without
-torch there are `quantize`, `dequantize`, `init` and `step`, on arrays of NumPy, CuPy or anything with DLPack.
+Importing this package needs NumPy alone; `refopt_cuda.optim` and `refopt_cuda.nn` need torch and Numba, and CuPy for
+CUDA tensors. Without torch there are `quantize`, `dequantize`, `init` and `step`, on arrays of NumPy, CuPy or anything
+with DLPack.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refopt_cuda import convert as convert
+    from refopt_cuda import nn as nn
     from refopt_cuda import optim as optim
     from refopt_cuda.functional import init as init
     from refopt_cuda.functional import step as step
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
     from refopt_cuda.quantization import dequantize as dequantize
     from refopt_cuda.quantization import quantize as quantize
 
-__all__ = ["Quantized", "convert", "dequantize", "init", "optim", "quantize", "step"]
+__all__ = ["Quantized", "convert", "dequantize", "init", "nn", "optim", "quantize", "step"]
 
-NEEDS = {"optim": ("torch", "numba"), "convert": ("torch", "numba")}
+NEEDS = {"optim": ("torch", "numba"), "nn": ("torch", "numba"), "convert": ("torch", "numba")}
 FUNCTIONS = {"quantize": "quantization", "dequantize": "quantization", "Quantized": "quantization"}
 FUNCTIONS |= {"init": "functional", "step": "functional"}
 
