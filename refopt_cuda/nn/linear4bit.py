@@ -251,8 +251,8 @@ def _table(stem: str, device: torch.device) -> Tensor:
 
 
 def _same(table: Tensor, stem: str) -> bool:
-    """Whether a checkpoint's table is the codec's, within two units in the last place: bitsandbytes computes the dynamic
-    map in float32, and 72 of its values are a unit off."""
+    """Whether a checkpoint's table is the codec's, within two units in the last place: bitsandbytes computes the
+    dynamic map in float32, and 72 of its values are a unit off."""
     ours = _table(stem, torch.device("cpu"))
     return table.shape == ours.shape and torch.allclose(table.float().cpu(), ours, rtol=2**-22, atol=0)
 

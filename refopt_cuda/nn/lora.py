@@ -43,9 +43,7 @@ class LoRALinear(nn.Module):
             raise TypeError(f"LoRALinear: base must be a Linear4bit or torch.nn.Linear, got {type(base).__name__}")
         out, into = base.out_features, base.in_features
         if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= min(out, into):
-            raise ValueError(
-                f"LoRALinear: r must be whole, 1 to {min(out, into)} for base of ({out}, {into}), got {r!r}"
-            )
+            raise ValueError(f"LoRALinear: r must be whole, 1 to {min(out, into)} for this base, got {r!r}")
         if not math.isfinite(alpha):
             raise ValueError(f"LoRALinear: alpha must be finite, got {alpha!r}")
         if not 0 <= dropout < 1:
