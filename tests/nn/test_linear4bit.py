@@ -1,4 +1,4 @@
-"""Linear4bit: the oracle's bytes and products, gradients through frozen weights, and everything that must not touch them."""
+"""Linear4bit: the oracle's bytes and products, gradients through frozen weights, and what must not touch them."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ def test_products_are_those_of_the_decoded_weights(device: str, kind: str, neste
     W, b = layer.dequantize(), layer.bias.detach().clone().requires_grad_()
     x = torch.randn(2, 3, 65, device=device, requires_grad=True)
     dy = torch.randn(2, 3, 48, device=device)
-    got = torch.autograd.grad(y := layer(x), [x, layer.bias], dy)
-    assert torch.equal(y, want := F.linear(x, W, b))
+    y, want = layer(x), F.linear(x, W, b)
+    got = torch.autograd.grad(y, [x, layer.bias], dy)
+    assert torch.equal(y, want)
     for one, other in zip(got, torch.autograd.grad(want, [x, b], dy), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
