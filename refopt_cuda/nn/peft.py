@@ -22,7 +22,7 @@ def config(**options: Any) -> Any:
     """
     from peft import LoraConfig
 
-    chosen = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"} | options
+    chosen: dict[str, Any] = {"r": 64, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"} | options
     made = LoraConfig(**chosen)
     made._register_custom_module({Linear4bit: _adapter()})
     return made
@@ -45,7 +45,7 @@ def _adapter() -> type[nn.Module]:
                 return
             if any(n in self.lora_variant or self.lora_bias[n] for n in names):
                 raise ValueError(f"merge: only plain adapters without a bias can be merged into 4 bits, got {names}")
-            base = self.get_base_layer()
+            base: Any = self.get_base_layer()
             if isinstance(base, Linear4bit):
                 w, dtype = base.dequantize(torch.float32), base.weight_dtype
             else:
