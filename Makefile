@@ -78,13 +78,13 @@ $(VENV)/train: $(VENV)/torch
 	@touch $@
 
 $(VENV)/test: $(VENV)/train
-	$(PIP) install -c constraints.txt -e '.[train,convert,peers,test$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,test$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,convert,peers,test,docs$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,test,docs$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,convert,peers,test,dev$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,test,dev$(EXTRA_GPU)]'
 	@touch $@

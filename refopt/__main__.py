@@ -14,8 +14,11 @@ COMMANDS = {
     "convert": "optimizer states from one library's file to another's (refopt[convert])",
     "finetune": "fine-tune a model of transformers in 4 bits, with adapters (refopt[finetune])",
 }
-LATER = {"train": "refopt_cuda.train.cli", "convert": "refopt_cuda.convert.cli"}
-LATER |= {"finetune": "refopt_cuda.train.finetune.cli"}
+LATER = {
+    "train": "refopt_cuda.train.cli",
+    "convert": "refopt_cuda.convert.cli",
+    "finetune": "refopt_cuda.train.finetune.cli",
+}
 """Commands that need more than NumPy: imported when they are called."""
 
 

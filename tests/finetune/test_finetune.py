@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from refopt_cuda import optim
 from refopt_cuda.nn import checkpoint
 from refopt_cuda.train.errors import InputError
 from refopt_cuda.train.finetune import data, methods, plan
@@ -47,8 +48,6 @@ def test_what_is_counted_is_what_was_predicted(model: Path) -> None:
     for method in plan.METHODS:
         made, need = methods.build(chosen, method, 0), methods.predicted(chosen, method)
         assert need is not None
-        from refopt_cuda import optim
-
         params = [p for p in made.parameters() if p.requires_grad]
         opt = optim.AdamW(params)
         ids = torch.arange(16).view(1, 16)
@@ -69,12 +68,12 @@ def test_labels_are_the_assistants_words_alone() -> None:
     words = tokenizer()
     chat = [{"role": "user", "content": "the moment of"}, {"role": "assistant", "content": "a gradient"}] * 2
     template = "{% for m in messages %}{{ m.role }} : {{ m.content }} [END] {% endfor %}"
-    for end, chosen in (([], None), ([], template + "{% if add_generation_prompt %}assistant : {% endif %}")):
+    for chosen in (None, template + "{% if add_generation_prompt %}assistant : {% endif %}"):
         words.chat_template = chosen
         row = data.block(chat, words, 40)
         kept = [words.decode(t) for t in row["labels"][row["labels"] != data.IGNORED]]
         said = [w for w in kept if w in ("a", "gradient", "the", "moment", "of")]
-        assert said == ["a", "gradient"] * 2 + end
+        assert said == ["a", "gradient"] * 2
         assert (
             row["attention_mask"].sum() < 40 and not (row["labels"][row["attention_mask"] == 0] != data.IGNORED).any()
         )
@@ -118,7 +117,7 @@ BAD = [
 def test_bad_input_is_one_sentence_and_makes_nothing(
     finetune: Callable[[str], int], here: Path, words: str, says: str, capsys: Any
 ) -> None:
-    assert finetune(words) == 2
+    assert finetune(words if "--rank" in words else f"{words} --rank 4") == 2
     printed = capsys.readouterr().err
     assert says in printed and printed.startswith("refopt finetune: ") and printed.count("\n") == 1
     assert not (here / "runs").exists()

@@ -85,19 +85,14 @@ def block(chat: list[dict[str, str]], tokenizer: Any, context: int) -> dict[str,
     """The chat in the model's own template, or as `role: content` lines where it has none."""
     text = _rendered(chat, tokenizer)
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    said = [
-        (len(_rendered(chat[:k], tokenizer, True)), len(_rendered(chat[: k + 1], tokenizer))) for k in _spoken(chat)
-    ]
+    spoken = [k for k, message in enumerate(chat) if message["role"] == "assistant"]
+    said = [(len(_rendered(chat[:k], tokenizer, True)), len(_rendered(chat[: k + 1], tokenizer))) for k in spoken]
     asked = [any(first <= at < last for first, last in said) for at, _ in made["offset_mapping"]]
     n = min(len(asked), context)
     row, labels = torch.full((context,), tokenizer.pad_token_id or 0), torch.full((context,), IGNORED)
     row[:n] = torch.tensor(made["input_ids"][:n], dtype=torch.int64)
     labels[:n] = torch.where(torch.tensor(asked[:n], dtype=torch.bool), row[:n], IGNORED)
     return {"input_ids": row, "attention_mask": (torch.arange(context) < n).long(), "labels": labels}
-
-
-def _spoken(chat: list[dict[str, str]]) -> list[int]:
-    return [k for k, message in enumerate(chat) if message["role"] == "assistant"]
 
 
 def _rendered(chat: list[dict[str, str]], tokenizer: Any, prompted: bool = False) -> str:

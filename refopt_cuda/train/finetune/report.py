@@ -46,7 +46,7 @@ def loss_rows(plan: Plan, results: list[Result]) -> list[tuple[str, ...]]:
 def memory_rows(results: list[Result]) -> list[tuple[str, ...]]:
     """Each part of the first run of each method: counted from the tensors, and predicted before there were any."""
     out: list[tuple[str, ...]] = []
-    for r in {r.method: r for r in reversed(results)}.values():
+    for r in [next(r for r in results if r.method == method) for method in dict.fromkeys(r.method for r in results)]:
         for part in PARTS:
             counted = f"{r.counted[part] / 1e6:.2f}" if part in r.counted else ""
             out.append((r.method, part, counted, _predicted(r.predicted, part)))
@@ -66,7 +66,8 @@ def notes(plan: Plan, blocks: Blocks) -> list[str]:
         f"{blocks.name}, sha256 {blocks.sha256}: {len(blocks.train)} blocks of {plan.context} tokens to train on "
         f"({blocks.tokens:,} labels), {len(blocks.held)} held out.",
         f"before, after: nats a token on {min(len(blocks.held), HELD)} held-out blocks. peak: of {peak}. "
-        "counted: from the tensors. predicted: refopt.memory.train, each part at its largest.",
+        "counted: from the tensors. predicted: refopt.memory.train, each part at its largest, frozen weights outside "
+        "linear layers in bfloat16, as on a GPU.",
     ]
 
 
