@@ -31,13 +31,13 @@ STATISTICS = ("absmax", "nested_absmax", "nested_offset")
 class Linear4bit(nn.Linear):
     """`torch.nn.Linear` with frozen weights in NF4 or FP4; in place of `bitsandbytes.nn.Linear4bit`.
 
-    in_features, out_features, bias   as in torch.nn.Linear; the bias is not coded
-    compute_dtype         float32, bfloat16 or float16 that products are taken in (default: the input's; under autocast
-                          its own)
-    compress_statistics   double quantization: the scales are coded too, 4.127 bits a weight instead of 4.5
-    quant_type            "nf4" or "fp4"
-    block                 weights that share a scale
-    device, dtype         of the bias, and of the weights before they are coded
+    in_features          of x
+    out_features, bias   as in torch.nn.Linear; the bias is not coded
+    compute_dtype        float32, bfloat16 or float16 that products are taken in (default: the input's; autocast's own)
+    compress_statistics  double quantization: the scales are coded too, 4.127 bits a weight instead of 4.5
+    quant_type           "nf4" or "fp4"
+    block                weights that share a scale
+    device, dtype        of the bias, and of the weights before they are coded
 
     `weight` is (n / 2, 1) uint8: two codes a byte of the flattened (out, in) matrix, and takes no gradient. Statistics
     are buffers that no `.to(dtype)` converts. The state dict is bitsandbytes' (`weight.absmax`, `weight.quant_map`,
