@@ -78,13 +78,13 @@ $(VENV)/train: $(VENV)/torch
 	@touch $@
 
 $(VENV)/test: $(VENV)/train
-	$(PIP) install -c constraints.txt -e '.[train,convert,peers,frontends,test$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,convert,peers,frontends,test,docs$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,docs$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,convert,peers,frontends,test,dev$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,dev$(EXTRA_GPU)]'
 	@touch $@

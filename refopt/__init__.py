@@ -3,7 +3,7 @@
 Every optimizer is a Rule, with a Codec for each thing it stores, in a Place.
 """
 
-from refopt import codecs, memory, models, places, rules
+from refopt import codecs, memory, models, places, qlora, rules
 from refopt.partition import Partition
 from refopt.spec import Box, NonFiniteError, ShapeError, StateError
 from refopt.step import Optimizer
@@ -21,6 +21,7 @@ __all__ = [
     "memory",
     "models",
     "places",
+    "qlora",
     "rules",
     "trace",
 ]

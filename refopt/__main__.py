@@ -12,8 +12,13 @@ COMMANDS = {
     "conform": "compare an optimizer with the reference, and name its dialect (NumPy; torch for a torch optimizer)",
     "train": "train a small language model once per optimizer and compare (refopt[train])",
     "convert": "optimizer states from one library's file to another's (refopt[convert])",
+    "finetune": "fine-tune a model of transformers in 4 bits, with adapters (refopt[finetune])",
 }
-LATER = {"train": "refopt_cuda.train.cli", "convert": "refopt_cuda.convert.cli"}
+LATER = {
+    "train": "refopt_cuda.train.cli",
+    "convert": "refopt_cuda.convert.cli",
+    "finetune": "refopt_cuda.train.finetune.cli",
+}
 """Commands that need more than NumPy: imported when they are called."""
 
 

@@ -10,10 +10,42 @@ import ast
 import inspect
 from collections.abc import Callable, Generator
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 Stops = Generator[tuple[tuple[str, ...], tuple[Any, ...]], tuple[Any, ...] | None, Any]
 """Yields (names, (line number, *values)); what is sent back, if anything, takes the values' place."""
+
+
+class Line(NamedTuple):
+    """One traced line: the name it sets, the line of source that set it, the value, and where that line stands.
+
+    `cuts` are the ends of the blocks of a coded state, in elements; empty for what is not coded in blocks.
+    """
+
+    name: str
+    equation: str
+    value: Any
+    where: str = ""
+    cuts: tuple[int, ...] = ()
+
+
+Lines = Generator[Line, None, Any]
+"""Traced lines; what the traced code returns is the generator's return value."""
+
+
+def traced(function: Callable[..., Any], run: Stops) -> Lines:
+    """A Line for every name that the lines of `function` set; `run` is what executes them."""
+    path = inspect.getsourcefile(function) or "<rule>"
+    text = Path(path).read_text("utf-8").splitlines()
+    while True:
+        try:
+            names, (number, *values) = next(run)
+        except StopIteration as stop:
+            return stop.value
+        equation = text[number - 1].strip()
+        for name, value in zip(names, values, strict=True):
+            yield Line(name, equation, value, f"{path}:{number}")
 
 
 class _Yielding(ast.NodeTransformer):

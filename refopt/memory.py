@@ -157,6 +157,38 @@ def train(
     )
 
 
+def peak(model: Model, opt: Optimizer, *, batch: int, sequence: int, **setup: Any) -> Bytes:
+    """The largest moment of a step that `train` adds up the parts of; what follows is never all there at once.
+
+    - the loss is known: all activations, no gradient yet
+    - the first block's backward pass: its own activations, and the gradients of every tensor
+    - the optimizer's step: all gradients and its temporaries, no activations
+
+    In between activations go as gradients come, so that no moment is larger than the larger end. States and the room
+    in which frozen weights are decoded are always there, from the second step on. Arguments and errors as of `train`.
+
+    >>> from refopt import Optimizer, memory, models
+    >>> opt, setup = Optimizer("adamw", {"p": "bf16"}), {"lora": 64, "base": "double", "checkpoint": True}
+    >>> for name in ("llama-2-7b", "llama-2-13b"):
+    ...     need = memory.peak(models.named(name), opt, batch=1, sequence=512, **setup)
+    ...     print(f"{name} {need.total / memory.GB:.3f} GB")
+    llama-2-7b 5.958 GB
+    llama-2-13b 10.451 GB
+    """
+    if not isinstance(model, Model):
+        raise TypeError("memory.peak: a Model is needed, which says what its blocks are; got shapes")
+    whole = train(model, opt, batch=batch, sequence=sequence, **setup)
+    shapes = adapters(model, setup["lora"]) if setup.get("lora") else model.shapes
+    decoded = whole.scratch - scratch(opt, shapes)
+    one = _block(model, batch, sequence, setup.get("flash", True))
+    moments = (
+        whole._replace(gradients=0, scratch=decoded),
+        whole._replace(activations=min(one + 2 * batch * sequence * model.hidden, whole.activations), scratch=decoded),
+        whole._replace(activations=0),
+    )
+    return max(moments, key=lambda m: m.total)
+
+
 def adapters(model: Model, rank: int) -> list[Shape]:
     """Shapes of LoRA's A (rank, in) and B (out, rank) for every matrix inside the blocks."""
     return [shape for out, into in model.linears() for shape in ((rank, into), (out, rank))]
@@ -174,12 +206,17 @@ def activations(model: Model, batch: int, sequence: int, checkpoint: bool = Fals
     2205.05198, equation 2); attention without a fused kernel 6 or 5 a s^2 b more. With checkpoints each block keeps its
     input, and one block at a time the rest.
     """
-    tokens, h = batch * sequence, model.hidden
-    block = 2 * tokens * (6 * h + 2 * model.kv + 4 * model.ffn) if model.gated else 34 * tokens * h
-    if not flash:
-        block += (6 if model.gated else 5) * model.heads * sequence * tokens
-    blocks = model.layers * 2 * tokens * h + block if checkpoint else model.layers * block
+    tokens, block = batch * sequence, _block(model, batch, sequence, flash)
+    blocks = model.layers * 2 * tokens * model.hidden + block if checkpoint else model.layers * block
     return blocks + tokens * model.vocab * (2 + 4 + 4)
+
+
+def _block(model: Model, batch: int, sequence: int, flash: bool) -> int:
+    """What one block keeps."""
+    tokens, h = batch * sequence, model.hidden
+    if not model.gated:
+        return 34 * tokens * h + (0 if flash else 5 * model.heads * sequence * tokens)
+    return 2 * tokens * (6 * h + 2 * model.kv + 4 * model.ffn) + (0 if flash else 6 * model.heads * sequence * tokens)
 
 
 def _check(model: Any, lora: int, ranks: int, stage: int, batch: int, sequence: int) -> list[Shape]:

@@ -5,34 +5,15 @@ No equation exists twice: `refopt.lines` makes a generator of the rule's `update
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Generator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refopt.cells import Cell, Make, shelf
-from refopt.spec import Array, Rule
+from refopt.lines import Line, Lines, traced
+from refopt.spec import Array
 from refopt.step import Optimizer
 from refopt.trees import rebuild
-
-
-class Line(NamedTuple):
-    """One traced line: the name it sets, the line of source that set it, the value, and where that line stands.
-
-    `cuts` are the ends of the blocks of a coded state, in elements; empty for what is not coded in blocks.
-    """
-
-    name: str
-    equation: str
-    value: Any
-    where: str = ""
-    cuts: tuple[int, ...] = ()
-
-
-Lines = Generator[Line, None, Any]
-"""Traced lines; what the traced code returns is the generator's return value."""
 
 
 def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]], **now: Any) -> Lines:
@@ -74,7 +55,7 @@ def _tensor(opt: Optimizer, k: int, p: Array, g: Array, s: dict[str, Any], hyper
         if c.boxed:
             yield Line(n, f"{c.codec.stem}.decode({n})", c.load().reshape(c.shape), cuts=_cuts(c))
     now = {"t": s["t"] + 1} | opt.drawn(k) | hyper
-    new = yield from _rule(opt.rule, opt.lines(weights.load(), grad.reshape(-1), cells, p.shape, now))
+    new = yield from traced(opt.rule.update, opt.lines(weights.load(), grad.reshape(-1), cells, p.shape, now))
     weights.store(new)
     if weights.codec.stem != "f32":
         yield Line("p", f"{weights.codec.stem}(p)", weights.out.reshape(p.shape).copy())
@@ -86,20 +67,6 @@ def _tensor(opt: Optimizer, k: int, p: Array, g: Array, s: dict[str, Any], hyper
         cell.flush()
     stored = {n: c.stored() for n, c in cells.items()} | weights.extras()
     return weights.out.reshape(p.shape), {"t": s["t"] + 1} | stored
-
-
-def _rule(rule: Rule, run: Any) -> Lines:
-    """A Line for every name that the rule's lines set."""
-    path = inspect.getsourcefile(rule.update) or "<rule>"
-    text = Path(path).read_text("utf-8").splitlines()
-    while True:
-        try:
-            names, (number, *values) = next(run)
-        except StopIteration as stop:
-            return stop.value
-        equation = text[number - 1].strip()
-        for name, value in zip(names, values, strict=True):
-            yield Line(name, equation, value, f"{path}:{number}")
 
 
 def _arrays(name: str, equation: str, cell: Cell) -> Lines:

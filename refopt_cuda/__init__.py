@@ -1,8 +1,8 @@
 """refopt_cuda: the fast path. torch.optim drop-ins over raw CUDA kernels on a GPU and Numba loops on a CPU.
 
-Importing this package needs NumPy alone; `refopt_cuda.optim` needs torch and Numba, and CuPy for CUDA tensors;
-`refopt_cuda.nn` needs torch. Without torch there are `quantize`, `dequantize`, `init` and `step`, on arrays of NumPy,
-CuPy or anything with DLPack.
+Importing this package needs NumPy alone; `refopt_cuda.optim` and `refopt_cuda.nn` need torch and Numba, and CuPy for
+CUDA tensors. Without torch there are `quantize`, `dequantize`, `init` and `step`, on arrays of NumPy, CuPy or anything
+with DLPack.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantized", "convert", "dequantize", "init", "nn", "optim", "quantize", "step"]
 
-NEEDS = {"optim": ("torch", "numba"), "convert": ("torch", "numba"), "nn": ("torch",)}
+NEEDS = {"optim": ("torch", "numba"), "nn": ("torch", "numba"), "convert": ("torch", "numba")}
 FUNCTIONS = {"quantize": "quantization", "dequantize": "quantization", "Quantized": "quantization"}
 FUNCTIONS |= {"init": "functional", "step": "functional"}
 

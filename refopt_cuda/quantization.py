@@ -104,7 +104,8 @@ def dequantize(q: Quantized, dtype: str | None = None, out: Any = None) -> Any:
         raise ValueError(
             f"{call}: out must be of shape {q.shape} on {codes.device}, got {target.shape} on {target.device}"
         )
-    _load(form, q, _scales(q, codes) if double else q.scales, target)
+    if not _at_once(form, q, double, codes, target):
+        _load(form, q, _scales(q, codes) if double else q.scales, target)
     return out
 
 
@@ -179,6 +180,21 @@ def _load(form: Form, q: Quantized, scales: Any, out: arrays.Handle) -> None:
     with out.on_device():
         at = _at(q.codes), _at(scales)
         quantize_cuda.dequantize(form, at, shape, q.block, out.address, out.number, out.stream)
+
+
+def _at_once(form: Form, q: Quantized, double: bool, codes: arrays.Handle, out: arrays.Handle) -> bool:
+    """Enqueue the one launch that decodes weights with their scales; False where there is none for such an array."""
+    if out.device is None or form.stem not in FROZEN or codes.address % 4 or out.address % 16:
+        return False
+    from refopt_cuda.kernels import nf4
+
+    if not nf4.fits(q.block):
+        return False
+    kernel = nf4.Kernel(form.stem, double, q.block, out.number)
+    beside = (_at(q.arrays["scales2"]), _at(q.arrays["offset"])) if double else (0, 0)
+    with out.on_device():
+        nf4.decode(kernel, (codes.address, _at(q.scales), *beside), out.address, out.size, out.stream)
+    return True
 
 
 def _host(a: Any) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,8 @@ from refopt_cuda.kernels.arith import host
 
 __all__ = ["dequantize", "quantize"]
 
+PART = 1 << 18
+"""Elements that are worth a thread: about half a millisecond."""
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 options: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 
@@ -23,12 +26,25 @@ def quantize(form: Form, x: np.ndarray, bounds: np.ndarray, codes: np.ndarray, s
     """Fill `codes` and `scales` with the blocks bounds[k] .. bounds[k + 1] of flat `x` (float32, float16, bfloat16
     words); codes of 4 bits share a byte, the earlier in the high half, and every block begins one."""
     starts = _starts(form, bounds)
-    _quantizer(form, x.dtype.name)(_words(x), bounds, starts, codes.reshape(-1), _words(scales))
+    with _threads(x.size):
+        _quantizer(form, x.dtype.name)(_words(x), bounds, starts, codes.reshape(-1), _words(scales))
 
 
 def dequantize(form: Form, codes: np.ndarray, scales: np.ndarray, bounds: np.ndarray, x: np.ndarray) -> None:
     """Fill flat `x` with what the codes stand for, rounded once."""
-    _dequantizer(form, x.dtype.name)(codes.reshape(-1), _words(scales), bounds, _starts(form, bounds), _words(x))
+    with _threads(x.size):
+        _dequantizer(form, x.dtype.name)(codes.reshape(-1), _words(scales), bounds, _starts(form, bounds), _words(x))
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """No more threads than n elements are worth: to wake one takes longer than to do its part of a small array."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(max(1, min(before, n // PART)))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def _words(a: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Deliberately wrong packages, and the laws that must notice. `python -m tests.mutants` lists them with their fate."""
 
-from tests.mutants import codecs, codecs_more, element_rules, matrix_rules, memory, placing, rules, steps
+from tests.mutants import codecs, codecs_more, element_rules, matrix_rules, memory, placing, qlora, rules, steps
 
 MUTANTS = [
     *rules.MUTANTS,
@@ -11,4 +11,5 @@ MUTANTS = [
     *steps.MUTANTS,
     *placing.MUTANTS,
     *memory.MUTANTS,
+    *qlora.MUTANTS,
 ]
