@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, run, settings, states
+from refopt_cuda.optim import checks, placing, run, settings, states
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
 
@@ -30,6 +31,11 @@ class Composed(torch.optim.Optimizer):
     min_size   smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
     maximize   climb instead of descend
     seed       of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
+    place      "resident", states beside the weights; or "paged", states in pinned host memory that pass through three
+               pages of device memory in every step, with the same bits. Then `state[p]` holds CPU tensors, and
+               page_bytes (16 MiB) of states travel at a time, one block at least;
+               resident_bytes (0) of states stay on the device, parameters in their order while they fit; "auto": in 0.9
+               of what is free on it at the first step
     hyper      the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
 
     States are made in the first step: `state[p]["step"]`, which counts their steps, and for each state either torch's
@@ -42,13 +48,17 @@ class Composed(torch.optim.Optimizer):
     changed then. Parameters that share memory are refused, and so are steps that a CUDA graph captures.
     """
 
+    usual_place = "resident"
+
     def __init__(
         self,
         params: Any,
         rule: str | Rule = "adamw",
         codecs: Any = None,
         *,
-        place: str = "resident",
+        place: str | None = None,
+        page_bytes: int | None = None,
+        resident_bytes: int | str | None = None,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -62,8 +72,7 @@ class Composed(torch.optim.Optimizer):
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
-        if place != "resident":
-            raise ValueError(f"{call}: place must be 'resident', got {place!r}; other places have no fast path yet")
+        self._placed = placing.check(place or self.usual_place, page_bytes, resident_bytes, call)
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -72,6 +81,7 @@ class Composed(torch.optim.Optimizer):
         settings.check_group(record, ours, call)
         settings.hyper_of(record, known | hyper, call)
         self._plans: dict[int, run.Plan] = {}
+        self._home = placing.home(self._placed)
         super().__init__(params, {**known, **hyper, **ours})
 
     @property
@@ -108,7 +118,7 @@ class Composed(torch.optim.Optimizer):
                 loss = closure()
         call, rule = f"{type(self).__name__}.step", self.rule
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
-        plans = [self._plans.setdefault(k, run.Plan()) for k in range(len(hypers))]
+        plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             plan.agree(rule, hyper, group, call)
         if not self._again(plans, hypers):
@@ -136,6 +146,8 @@ class Composed(torch.optim.Optimizer):
     def state(self) -> Any:
         """The states by parameter. From the first look on, every step compares where they lie."""
         self._settle()
+        if self._home is not None:
+            self._home.finish()
         self._seen = True
         return self._state
 
@@ -185,7 +197,7 @@ class Composed(torch.optim.Optimizer):
         Takes the state of the same rule, codecs and block, and a torch.optim state of the same rule where no state is
         coded. Raises StateError or ShapeError, before anything is changed, for any other.
         """
-        states.load(self, state_dict, self._check_saved, self._restore)
+        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self.state))
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
@@ -206,16 +218,25 @@ class Composed(torch.optim.Optimizer):
                     needed = states.layout(self.rule, hyper, ours, p)
                     states.check(known, needed, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     known = states.layout_of(self.rule.states, group, p)
-                    self._state[p] = states.restore(known, saved["state"][index], p)
+                    entry, restore = saved["state"][index], states.restore
+                    if self._home is not None:
+                        restore = partial(self._home.restore, have=before.get(p))
+                    self._state[p] = restore(known, entry, p)
         self._plans.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "placed": self._placed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._plans, state = {}, dict(state)
+        if "placed" in state:  # of a copy; loading a checkpoint comes this way, too, and changes no place
+            self._placed = state.pop("placed")
+            self._home = placing.home(self._placed)
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)

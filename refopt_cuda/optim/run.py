@@ -45,12 +45,15 @@ class Slot:
     state: Entry
     number: int
 
+    first = 0
+    """The number of the first element in its whole tensor."""
+
     def __post_init__(self) -> None:
         p, self.copied = self.p.detach(), not self.p.is_contiguous()
         self.dense = torch.empty_like(p, memory_format=torch.contiguous_format) if self.copied else p
         self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
         self.beside = self.state[self.kept.beside.key] if self.kept.beside else None
-        self.kind = p.device, p.dtype, self.kept.codings, self.kept.weight
+        self.kind, self.shape = (p.device, p.dtype, self.kept.codings, self.kept.weight), tuple(p.shape)
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         tensors = [(key, self.state[key]) for key in self.kept.keys]
         self.watched: list[tuple[str, torch.Tensor, int]] = [(key, x, x.data_ptr()) for key, x in tensors]
@@ -221,14 +224,17 @@ class Lane:
 class Plan:
     """What one parameter group's steps reuse: a slot a parameter, a bucket a combination, the lane of the last step.
 
-    `apart` says whether the slots' parameters are known to share no memory.
+    `apart` says whether the slots' parameters are known to share no memory. `home` keeps states in another place than
+    beside their parameters, and `books` are its pages.
     """
 
+    home: Any = None
     mode: Any = None
     slots: dict[int, Slot] = field(default_factory=dict)
     buckets: dict[Any, Bucket] = field(default_factory=dict)
     apart: bool = True
     lane: Lane | None = None
+    books: dict[Any, Any] = field(default_factory=dict)
 
     def agree(self, rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], call: str) -> None:
         """Begin anew where the group's settings have changed."""
@@ -256,9 +262,12 @@ class Plan:
             slot, number = self.slots.get(id(p)), numbers[id(p)]
             if slot is None or slot.stale(state.get(p), number):
                 kept = states.layout(rule, hyper, group, p)
-                slot = self.slots[id(p)] = Slot(p, kept, Entry.of(states.ready(kept, state.get(p), p, call)), number)
+                entry = (self.home or states).ready(kept, state.get(p), p, call)
+                slot = self.slots[id(p)] = Slot(p, kept, Entry.of(entry), number)
                 self.apart = False
             work.append(Work(slot, g, slot.state["step"] + 1))
+        if self.home:
+            self.home.arrange(self, call)
         return work
 
     def run(
@@ -272,7 +281,11 @@ class Plan:
         """Step what was prepared, then count the step."""
         rows = {t: self.row(form, hyper, group, t) for t in {w.t for w in work}}
         kinds: dict[Any, list[Work]] = {}
+        paged = [w for w in work if self.home and self.home.holds(w.slot)]
+        away = {w.slot for w in paged}
         for w in work:
+            if w.slot in away:
+                continue
             if w.slot.p.is_cuda:
                 kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
             else:
@@ -281,11 +294,13 @@ class Plan:
         for kind, some in kinds.items():
             for k in range(0, len(some), step_cuda.SIZES[-1]):
                 key = (*kind, form, k)
-                launches[key] = self._launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows)
+                launches[key] = self.launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows)
+        if paged:
+            self.home.step(self, form, paged, rows)
         for w in work:
             count([w.slot.state], w.t)
             state.give(w.slot.p, w.slot.state)
-        self.lane = Lane.of(work, launches, group["params"]) if launches else None
+        self.lane = Lane.of(work, launches, group["params"]) if launches and not paged else None
 
     @staticmethod
     def row(form: Form, hyper: Mapping[str, Any], group: Mapping[str, Any], t: int) -> Row:
@@ -293,7 +308,8 @@ class Plan:
         scalars = row(form.stem, t, {**hyper, "maximize": group["maximize"]})
         return Row(scalars, step_word(group["seed"], t) if "p" in group["codecs"] else 0)
 
-    def _launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows) -> Bucket:
+    def launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows) -> Bucket:
+        """One launch, bound under `key`: (device, dtype of p, codings, format of weights, dtype of g, ...)."""
         device, p_dtype, codings, weight, g_dtype, *_ = key
         with torch.cuda.device(device):
             if key not in self.buckets:
@@ -322,7 +338,7 @@ def on_host(form: Form, work: Work, made: Row) -> None:
     slot.take()
     p, kept, beside = slot.arrays
     forms, blocks = zip(*slot.kept.codings, strict=True) if slot.kept.codings else ((), ())
-    g, shape = words(work.g.contiguous()), tuple(slot.p.shape)
-    more: dict[str, Any] = {"weight": slot.kept.weight, "rest": beside, "random": (made.random, slot.number)}
-    step_host.step(form, forms, p, g, kept, shape, tuple(b or 256 for b in blocks), made.scalars, **more)
+    g, more = words(work.g.contiguous()), {"weight": slot.kept.weight, "rest": beside, "first": slot.first}
+    more |= {"random": (made.random, slot.number)}
+    step_host.step(form, forms, p, g, kept, slot.shape, tuple(b or 256 for b in blocks), made.scalars, **more)
     slot.put()

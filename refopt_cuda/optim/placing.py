@@ -1,0 +1,40 @@
+"""The places that an optimizer's states may live in, and what each takes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from refopt_cuda.optim.paging import PAGE_BYTES, Paged
+
+
+class Placed(NamedTuple):
+    """A place and its options."""
+
+    place: str
+    page_bytes: int = PAGE_BYTES
+    resident_bytes: int | str = 0
+
+
+RESIDENT = Placed("resident")
+KNOWN = ("resident", "paged")
+
+
+def check(place: Any, page_bytes: Any, resident_bytes: Any, call: str) -> Placed:
+    """What was asked for; ValueError names the argument."""
+    if place not in KNOWN:
+        raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
+    given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if place == "resident":
+            raise ValueError(f"{call}: {name} is of place='paged', and place is 'resident'")
+        low, auto = (1, False) if name == "page_bytes" else (0, True)
+        if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            words = ' or "auto"' if auto else ""
+            raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
+    return Placed(place, **given)
+
+
+def home(placed: Placed) -> Any:
+    """What keeps the states there; None where nothing does, because they live beside the weights."""
+    return None if placed.place == "resident" else Paged(placed.page_bytes, placed.resident_bytes)
