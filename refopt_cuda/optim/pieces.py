@@ -33,17 +33,22 @@ class Array(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A part of a stored array: words [start, start + count), `offset` bytes into the page."""
+    """A part of a stored array: words [start, stop), `offset` bytes into the page."""
 
     tensor: torch.Tensor
     start: int
-    count: int
+    stop: int
     offset: int
 
     @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return (self.stop - self.start) * self.tensor.element_size()
+
+    @property
     def copy(self) -> Copy:
-        size = self.tensor.element_size()
-        return Copy(self.offset, self.tensor.data_ptr() + self.start * size, self.count * size)
+        """How it travels."""
+        return Copy(self.offset, self.tensor.data_ptr() + self.start * self.tensor.element_size(), self.bytes)
 
 
 class Grid:
@@ -113,9 +118,9 @@ class Piece:
         self.dense, self.end = slot.dense.view(-1)[begin:end], end
         self.spans = []
         for array in grid.arrays:
-            start, stop = grid.word(array, begin), grid.word(array, end)
-            self.spans.append(Span(array.tensor, start, stop - start, up(page.size, ALIGN)))
-            page.size = self.spans[-1].offset + self.spans[-1].copy.size
+            ends = grid.word(array, begin), grid.word(array, end)
+            self.spans.append(Span(array.tensor, *ends, up(page.size, ALIGN)))
+            page.size = self.spans[-1].offset + self.spans[-1].bytes
 
     def stale(self, state: object, number: int) -> bool:
         """Pages are made anew where a slot is."""
@@ -151,7 +156,7 @@ class Piece:
         return words(self.dense), [dict(zip(("codes", "scales"), a, strict=False)) for a in states], rest
 
     def _view(self, span: Span) -> np.ndarray:
-        place = self.page.memory[span.offset : span.offset + span.copy.size]
+        place = self.page.memory[span.offset : span.offset + span.bytes]
         return place.numpy().view(words(span.tensor).dtype)
 
 

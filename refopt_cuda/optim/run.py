@@ -338,7 +338,8 @@ def on_host(form: Form, work: Work, made: Row) -> None:
     slot.take()
     p, kept, beside = slot.arrays
     forms, blocks = zip(*slot.kept.codings, strict=True) if slot.kept.codings else ((), ())
-    g, more = words(work.g.contiguous()), {"weight": slot.kept.weight, "rest": beside, "first": slot.first}
-    more |= {"random": (made.random, slot.number)}
+    g = words(work.g.contiguous())
+    more: dict[str, Any] = {"weight": slot.kept.weight, "rest": beside, "random": (made.random, slot.number)}
+    more["first"] = slot.first
     step_host.step(form, forms, p, g, kept, slot.shape, tuple(b or 256 for b in blocks), made.scalars, **more)
     slot.put()

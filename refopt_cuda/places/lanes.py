@@ -113,8 +113,9 @@ class CudaLanes:
 
     def unpin(self, address: int) -> None:
         try:
-            self._run.deviceSynchronize()  # a copy may still read it
-            self._run.hostUnregister(address)
+            with self._cuda.Device(self.device):
+                self._run.deviceSynchronize()  # a copy may still read it
+                self._run.hostUnregister(address)
         except self._run.CUDARuntimeError:
             pass  # the driver is shutting down: it has unregistered everything
 

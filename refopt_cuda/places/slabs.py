@@ -44,8 +44,9 @@ class Slab:
         memory: Any = mmap.mmap(-1, size, flags=private) if private else mmap.mmap(-1, size)
         self.bytes = np.frombuffer(memory, np.uint8)
         self.address, self.used, self.pinned = self.bytes.ctypes.data, 0, 0
-        self._pins, self._pinned = pins, (found := [])
-        weakref.finalize(self, _unpin, pins, found)
+        self._pins = pins
+        self._pinned: list[int] = []
+        weakref.finalize(self, _unpin, pins, self._pinned)
 
     def take(self, size: int) -> np.ndarray | None:
         """The next `size` bytes, None where they do not fit."""

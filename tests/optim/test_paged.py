@@ -203,12 +203,12 @@ def test_pages_hold_every_word_once(size: int) -> None:
     for page in pages_of(opt):
         for piece in page.pieces:
             for span in piece.spans:
-                seen.setdefault(id(span.tensor), []).append((span.start, span.count))
+                seen.setdefault(id(span.tensor), []).append((span.start, span.stop))
                 assert span.offset % slabs.ALIGN == 0
         assert page.size <= max(size, 2 * 300 * 8) + 8 * slabs.ALIGN or size == 1
     held = [x for s in opt.state.values() for x in s.values() if torch.is_tensor(x) and x.numel()]
     for x in held:
-        ends = [start + count for start, count in sorted(seen[id(x)])]
+        ends = [stop for _, stop in sorted(seen[id(x)])]
         assert [0, *ends[:-1]] == [start for start, _ in sorted(seen[id(x)])] and ends[-1] == x.numel()
     assert len(seen) == len(held)
 
