@@ -10,6 +10,7 @@ import torch
 
 from refopt.spec import Rule, StateError
 from refopt_cuda.optim import checks, placing, run, settings, states
+from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
 
@@ -35,7 +36,10 @@ class Composed(torch.optim.Optimizer):
                pages of device memory in every step, with the same bits. Then `state[p]` holds CPU tensors, and
                page_bytes (16 MiB) of states travel at a time, one block at least;
                resident_bytes (0) of states stay on the device, parameters in their order while they fit; "auto": in 0.9
-               of what is free on it at the first step
+               of what is free on it at the first step;
+               during_backward steps a page as soon as the gradients of its tensors have arrived: copies are hidden
+               behind backward. Every backward pass is a step then: RuntimeError for a second one before `step()`, and
+               for gradients that were changed in between (clipping, GradScaler)
     hyper      the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
 
     States are made in the first step: `state[p]["step"]`, which counts their steps, and for each state either torch's
@@ -50,6 +54,11 @@ class Composed(torch.optim.Optimizer):
 
     usual_place = "resident"
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves gradients scaled and says so: steps that began in backward have to refuse."""
+        return self._early is not None
+
     def __init__(
         self,
         params: Any,
@@ -59,6 +68,7 @@ class Composed(torch.optim.Optimizer):
         place: str | None = None,
         page_bytes: int | None = None,
         resident_bytes: int | str | None = None,
+        during_backward: bool = False,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -72,7 +82,7 @@ class Composed(torch.optim.Optimizer):
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
-        self._placed = placing.check(place or self.usual_place, page_bytes, resident_bytes, call)
+        self._placed = placing.check(place or self.usual_place, page_bytes, resident_bytes, during_backward, call)
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -82,6 +92,7 @@ class Composed(torch.optim.Optimizer):
         settings.hyper_of(record, known | hyper, call)
         self._plans: dict[int, run.Plan] = {}
         self._home = placing.home(self._placed)
+        self._early = Early(self) if during_backward else None
         super().__init__(params, {**known, **hyper, **ours})
 
     @property
@@ -108,6 +119,8 @@ class Composed(torch.optim.Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        if self._early is not None:
+            self._early.listen(self.param_groups[-1]["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -117,12 +130,16 @@ class Composed(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         call, rule = f"{type(self).__name__}.step", self.rule
+        if self._early is not None:
+            self._early.check(self, call)
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
         plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             plan.agree(rule, hyper, group, call)
         if not self._again(plans, hypers):
             self._anew(plans, hypers, call)
+        if self._early is not None:
+            self._early.done()
         return loss
 
     def _again(self, plans: list[run.Plan], hypers: list[dict[str, Any]]) -> bool:
@@ -164,7 +181,7 @@ class Composed(torch.optim.Optimizer):
     def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], call: str) -> None:
         """A step in which everything is looked at."""
         self._settle()
-        numbers = {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        numbers = self._numbers()
         ready = []
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
@@ -173,6 +190,10 @@ class Composed(torch.optim.Optimizer):
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state)
         self._state.changed = False
+
+    def _numbers(self) -> dict[int, int]:
+        """Of each parameter by id; random bits are drawn by them."""
+        return {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
         """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""
@@ -237,6 +258,9 @@ class Composed(torch.optim.Optimizer):
         if "placed" in state:  # of a copy; loading a checkpoint comes this way, too, and changes no place
             self._placed = state.pop("placed")
             self._home = placing.home(self._placed)
+            self._early = Early(self) if self._placed.during_backward else None
+            if self._early is not None:
+                self._early.listen(p for group in state["param_groups"] for p in group["params"])
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)

@@ -51,6 +51,10 @@ class Deck:
         """The device as the current one."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
+    def begin(self) -> None:
+        """Steps go to torch's current stream."""
+        self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
+
     def make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
         """Memory of the slabs for a part of a state."""
         return torch.from_numpy(self.slabs.take(part.bytes)).view(part.dtype).view(part.shape)
@@ -153,12 +157,23 @@ class Paged:
         for device, slots in by_device.items():
             book, deck = plan.books.setdefault(device, Book()), self.deck(device)
             if book.slots != slots:
-                book.slots, book.pages = slots, pages(map(Grid, slots), self.page_bytes, deck.numbered)
-                book.ring, deck.numbered = None, deck.numbered + len(book.pages)
+                self._extend(deck, book, slots, call)
             deck.largest = max([deck.largest, *(page.size for page in book.pages)])
             with deck.current:
                 deck.widen(deck.largest)
                 deck.slabs.pin(call)
+
+    def _extend(self, deck: Deck, book: Book, slots: list[Slot], call: str) -> None:
+        """Pages for new slots behind those that there are, or all pages anew where a slot is gone."""
+        known, have = set(book.slots), set(slots)
+        if not known <= have:
+            if any(page.turned for page in book.pages):
+                raise RuntimeError(f"{call}: a parameter or a state was replaced between backward() and step()")
+            known, book.pages = set(), []
+        grids = [Grid(slot) for slot in slots if slot not in known]
+        new = pages(grids, self.page_bytes, deck.numbered)
+        book.slots, book.pages, book.ring = slots, book.pages + new, None
+        deck.numbered += len(new)
 
     def holds(self, slot: Slot) -> bool:
         """Whether a slot's states are paged."""
@@ -174,20 +189,17 @@ class Paged:
                     self._turn(deck, book, plan, form, mine, rows)
 
     def _turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Rows) -> None:
-        cuda = deck.device.type == "cuda"
-        deck.lanes.begin(torch.cuda.current_stream(deck.device).cuda_stream if cuda else 0)
+        deck.begin()
         if book.ring is not deck.ring:
             deck.ring.settle()
             deck.bind(book)
             plan.buckets = {key: b for key, b in plan.buckets.items() if not isinstance(key[-1], Page)}
-        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
         for slot in mine:
             deck.lanes.run(slot.take)
+        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
         for page in book.pages:
-            some = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
-            if some:
-                todo = [Work(x, x.of(grads[x.slot]), w.t) for w, x in some]  # type: ignore[arg-type]
-                deck.ring.turn(page.number, page.copies, _stepper(plan, form, page, todo, rows, cuda))
+            if not page.turned:
+                turn(deck, plan, form, page, mine, grads, rows)
         for slot in mine:
             deck.lanes.run(slot.put)
         deck.lanes.flush()
@@ -199,21 +211,32 @@ class Paged:
                 deck.lanes.finish()
 
 
-def _stepper(plan: Plan, form: Form, page: Page, todo: Sequence[Work], rows: Rows, cuda: bool) -> Any:
-    """What steps the pieces of one page."""
+def turn(
+    deck: Deck,
+    plan: Plan,
+    form: Form,
+    page: Page,
+    mine: Mapping[Slot, Work],
+    grads: Mapping[Slot, torch.Tensor],
+    rows: Rows,
+) -> None:
+    """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
+    todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
     kinds: dict[Any, list[Work]] = {}
-    for w in todo:
-        kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
+    for w, piece in todo:
+        some = kinds.setdefault((*piece.kind, w.g.dtype), [])
+        some.append(Work(piece, piece.of(grads[piece.slot]), w.t))  # type: ignore[arg-type]
 
     def step() -> None:
-        if not cuda:
-            for w in todo:
-                on_host(form, w, rows[w.t])
-            return
         for kind, some in kinds.items():
-            plan.launch(form, (*kind, form, page), some, rows)
+            if deck.device.type == "cuda":
+                plan.launch(form, (*kind, form, page), some, rows)
+            else:
+                for w in some:
+                    on_host(form, w, rows[w.t])
 
-    return step
+    if todo:
+        deck.ring.turn(page.number, page.copies, step)
 
 
 __all__ = ["BUFFERS", "PAGE_BYTES", "Paged", "Piece"]

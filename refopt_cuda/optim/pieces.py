@@ -162,12 +162,14 @@ class Piece:
 
 @dataclass(eq=False)
 class Page:
-    """Pieces that travel together; `number` gives them their place in the ring, `memory` is that place."""
+    """Pieces that travel together; `number` gives them their place in the ring, `memory` is that place, and `turned`
+    says that the next step has already been taken."""
 
     number: int
     size: int = 0
     pieces: list[Piece] = field(default_factory=list)
     memory: Any = None
+    turned: bool = False
 
     @property
     def address(self) -> int:

@@ -13,14 +13,19 @@ class Placed(NamedTuple):
     place: str
     page_bytes: int = PAGE_BYTES
     resident_bytes: int | str = 0
+    during_backward: bool = False
 
 
 RESIDENT = Placed("resident")
 KNOWN = ("resident", "paged")
 
 
-def check(place: Any, page_bytes: Any, resident_bytes: Any, call: str) -> Placed:
+def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str) -> Placed:
     """What was asked for; ValueError names the argument."""
+    if not isinstance(during_backward, bool):
+        raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
+    if during_backward and place != "paged":
+        raise ValueError(f"{call}: during_backward is of place='paged', and place is {place!r}")
     if place not in KNOWN:
         raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
     given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
@@ -32,7 +37,7 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, call: str) -> Placed
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
-    return Placed(place, **given)
+    return Placed(place, **given, during_backward=during_backward)
 
 
 def home(placed: Placed) -> Any:

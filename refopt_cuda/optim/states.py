@@ -132,7 +132,13 @@ def _beside(weight: Form, shape: tuple[int, ...]) -> Part | None:
 
 def beside(part: Part, p: torch.Tensor) -> torch.Tensor:
     """Memory for a part of a parameter's state, on the parameter's device."""
-    return torch.empty(part.shape, dtype=part.dtype, device=p.device)
+    try:
+        return torch.empty(part.shape, dtype=part.dtype, device=p.device)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{part.key!r} of a parameter of shape {tuple(p.shape)} does not fit on {p.device}; "
+            f'place="paged" keeps states in host memory. {error}'
+        ) from error
 
 
 def begun(kept: Layout, have: Mapping[str, Any] | None) -> bool:

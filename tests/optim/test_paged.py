@@ -15,7 +15,7 @@ import torch
 import refopt
 import refopt_cuda as rc
 from refopt_cuda.codecs import WEIGHTS
-from refopt_cuda.optim import pieces
+from refopt_cuda.optim import paging, pieces
 from refopt_cuda.places import lanes, paged, slabs
 from tests.kernels.covering import CODECS, words_of
 from tests.optim.pairs import ADAM, CASES, SHAPES, Case, give, snapshot, unchanged, weights
@@ -366,6 +366,7 @@ def test_a_refused_step_changes_nothing(device: str) -> None:
         ({"place": "cloud"}, r"AdamW8bit: place must be one of 'resident', 'paged'.*'cloud'"),
         ({"page_bytes": 5}, r"AdamW8bit: page_bytes is of place='paged', and place is 'resident'"),
         ({"place": "paged", "page_bytes": 0}, r"AdamW8bit: page_bytes must be a whole number >= 1, got 0"),
+        ({"during_backward": True}, r"AdamW8bit: during_backward is of place='paged', and place is 'resident'"),
         ({"place": "paged", "resident_bytes": "all"}, r"AdamW8bit: resident_bytes must be .* or \"auto\", got 'all'"),
     ],
 )
@@ -384,3 +385,237 @@ def one_step(shapes: Any) -> Any:
     opt = ADAMW.make(weights(shapes, torch.float32, "cpu"))
     step(opt, 0)
     return opt
+
+
+# ------------------------------------------------------------------------------------------------------ during backward
+
+
+def model(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(80, 96), torch.nn.GELU(), torch.nn.Linear(96, 300), torch.nn.Linear(300, 16)]
+    return torch.nn.Sequential(*layers).to(device, dtype)
+
+
+def backward(net: Any, seed: int) -> None:
+    first = next(net.parameters())
+    x = torch.randn(5, 80, generator=torch.Generator().manual_seed(seed)).to(first.device, first.dtype)
+    net(x).square().mean().backward()
+
+
+def trained(net: Any, opt: Any, steps: int, after: Callable[[], Any] = lambda: None) -> None:
+    for t in range(steps):
+        opt.zero_grad()
+        backward(net, t)
+        after()
+        opt.step()
+
+
+@pytest.mark.parametrize("size", [1, 3000, 1 << 30])
+def test_steps_during_backward_have_the_same_bits(size: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refopt_cuda.optim.early.turn", counted := Counted(paging.turn))
+    nets = [model(device=device) for _ in range(2)]
+    words = ADAMW8.words | {"min_8bit_size": 1000}
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **words)
+    two = rc.optim.PagedAdamW8bit(nets[1].parameters(), **words, page_bytes=size, during_backward=True)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 4)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] == 4
+        assert all(torch.equal(x.cpu(), two.state[q][k]) for k, x in one.state[p].items() if torch.is_tensor(x))
+    assert counted.calls == 3 * len(pages_of(two)), "every page of every step but the first was stepped in backward"
+
+
+class Counted:
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call, self.calls = call, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.call(*args)
+
+
+def test_a_gradient_may_be_gone_before_the_step() -> None:
+    """What torch's optimizer-in-backward does to save the memory of gradients."""
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    two = rc.optim.PagedAdamW8bit(nets[1].parameters(), **ADAMW8.words, page_bytes=1, during_backward=True)
+    trained(nets[0], one, 3)
+    trained(nets[1], two, 1)
+    for t in (1, 2):
+        two.zero_grad()
+        backward(nets[1], t)
+        two.zero_grad()
+        two.step()
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and two.state[q]["step"] == 3
+
+
+def test_pages_whose_gradients_do_not_all_arrive_are_left_to_the_step() -> None:
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    two = rc.optim.PagedAdamW8bit(nets[1].parameters(), **ADAMW8.words, page_bytes=50_000, during_backward=True)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 2)
+        net[2].requires_grad_(False)
+        trained(net, opt, 2)
+        net[2].requires_grad_(True)
+        trained(net, opt, 2)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"]
+
+
+def test_clipping_is_refused_before_anything_is_changed() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match=r"PagedAdamW8bit\.step: .*changed after backward.*nothing has been stepped"):
+        trained(net, opt, 1, lambda: torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)) and not opt.state
+
+
+def test_a_scaler_is_refused() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(net(torch.ones(2, 80)).sum()).backward()
+    with pytest.raises(RuntimeError, match="GradScaler and accumulation need during_backward=False"):
+        scaler.step(opt)
+    assert not opt.state
+
+
+def test_a_second_backward_before_the_step_is_refused() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    trained(net, opt, 1)
+    opt.zero_grad()
+    backward(net, 1)
+    with pytest.raises(RuntimeError, match=r"PagedAdamW8bit: a second gradient .* every backward pass is a step"):
+        backward(net, 2)
+
+
+def test_hooks_go_with_the_optimizer() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    del opt
+    gc.collect()
+    assert not any(p._post_accumulate_grad_hooks for p in net.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------------ on a GPU
+
+
+SPIN = r"""
+extern "C" __global__ void spin(long long cycles) {
+    long long start = clock64();
+    while (clock64() - start < cycles) {}
+}
+"""
+
+
+def slow_lanes(cycles: list[int]) -> Any:
+    """Copies that a spinning kernel holds up for so long in each lane, and places that are NaN once they are stored."""
+    import cupy
+
+    spin = cupy.RawKernel(SPIN, "spin")
+
+    class Slow(lanes.CudaLanes):
+        def copy(self, lane: int, to: int, source: int, size: int) -> None:
+            with self._streams[lane // 2]:
+                spin((1,), (1,), (cycles[lane],))
+            super().copy(lane, to, source, size)
+            if lane == lanes.OUT:
+                self._run.memsetAsync(source, 0xFF, size, self.handles[lane])
+
+    return Slow
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cycles", [[300_000, 0, 0], [0, 0, 300_000], [200_000, 0, 100_000]], ids=["in", "out", "both"])
+def test_slow_copies_and_poisoned_places_change_no_bit(cycles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = slow_lanes(cycles)
+    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: slow(device))
+    alike(*pair(ADAMW8, [(64, 80), (33, 300), (256, 256), (40,)], torch.bfloat16, "cuda", 20_000), steps=4)
+
+
+@pytest.mark.gpu
+def test_the_device_holds_the_ring_and_no_state() -> None:
+    """64M weights: f32 states would be 512 MB; the ring is three pages."""
+    params = [torch.nn.Parameter(torch.ones(4096, 4096, device="cuda", dtype=torch.bfloat16)) for _ in range(4)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt = rc.optim.PagedAdamW(params)
+    torch.cuda.synchronize()
+    before, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
+    for _ in range(2):
+        opt.step()
+    torch.cuda.synchronize()
+    ring = 3 * next(iter(opt._home.decks.values())).ring.size
+    assert torch.cuda.memory_allocated() - before <= ring + 4096
+    assert free - torch.cuda.mem_get_info()[0] <= ring + (64 << 20), "kernels and their tables, beside the ring"
+    loaded = rc.optim.PagedAdamW([torch.nn.Parameter(p.detach()) for p in params])
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    loaded.load_state_dict(opt.state_dict())
+    assert torch.cuda.max_memory_allocated() == held, "loading went through the device"
+    assert all(owned(loaded)) and all(owned(opt))
+
+
+@pytest.mark.gpu
+def test_fifty_optimizers_leave_nothing_on_the_device() -> None:
+    def once() -> None:
+        (p,) = weights([(512, 512)], torch.bfloat16, "cuda")
+        opt = rc.optim.PagedAdamW8bit([p], page_bytes=100_000)
+        step(opt, 0)
+        opt.state_dict()
+
+    once()
+    gc.collect()
+    torch.cuda.synchronize()
+    free, held = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
+    for _ in range(50):
+        once()
+    gc.collect()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= held and free - torch.cuda.mem_get_info()[0] <= 4 << 20
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_nothing_and_states_for_the_last_copy() -> None:
+    one, two = pair(ADAMW8, [(512, 512), (300,)], torch.bfloat16, "cuda", 100_000)
+    alike(one, two)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    give(params_of(one), 7)
+    give(params_of(two), 7)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        two.step()
+        assert not stream.query(), "the step waited for the stream"
+        codes = two.state[params_of(two)[0]]["m.codes"].clone()
+    one.step()
+    assert torch.equal(codes, one.state[params_of(one)[0]]["m.codes"].cpu())
+
+
+@pytest.mark.gpu
+def test_states_that_do_not_fit_beside_the_weights_train_paged() -> None:
+    """All device memory through an allocator that a limit binds: resident states fail, paged ones do not."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    params = [torch.nn.Parameter(torch.zeros(4096, 4096, device="cuda", dtype=torch.bfloat16)) for _ in range(8)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    limit = torch.cuda.memory_reserved() + (256 << 20)  # the states take 1 GiB
+    torch.cuda.set_per_process_memory_fraction(limit / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match=r"place=\"paged\""):
+            rc.optim.AdamW(params).step()
+        gc.collect()
+        torch.cuda.empty_cache()
+        opt = rc.optim.PagedAdamW(params)
+        opt.step()
+        torch.cuda.synchronize()
+        assert all(owned(opt)) and all(bool((p != 0).all()) for p in params)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
