@@ -32,8 +32,9 @@ class Composed(torch.optim.Optimizer):
     min_size   smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
     maximize   climb instead of descend
     seed       of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
-    place      "resident", states beside the weights; or "paged", states in pinned host memory that pass through three
-               pages of device memory in every step, with the same bits. Then `state[p]` holds CPU tensors, and
+    place      "resident", states beside the weights; "paged", states in pinned host memory that pass through three
+               pages of device memory in every step; or "host", states in host memory, whose threads step the weights
+               that come down and go up again. The bits are the same. With the latter two `state[p]` holds CPU tensors,
                page_bytes (16 MiB) of states travel at a time, one block at least;
                resident_bytes (0) of states stay on the device, parameters in their order while they fit; "auto": in 0.9
                of what is free on it at the first step;

@@ -144,7 +144,7 @@ class Early:
                 )
 
     def _turned(self, slot: Slot | None) -> bool:
-        return all(slot not in found.works or found.turned(slot) for found in self.groups.values())  # type: ignore[arg-type]
+        return all(slot not in found.works or found.turned(slot) for found in self.groups.values())
 
     def done(self) -> None:
         """Count the steps of those whose gradients are gone, and begin anew."""

@@ -42,7 +42,8 @@ class Deck:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lanes = lanes.lanes_of(device.type, device.index or 0)
-        self.slabs, self.ring, self.memory = Slabs(self.lanes), Ring(self.lanes, 0, 0, 0), torch.empty(0)
+        self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
+        self.ring: Any = Ring(self.lanes, 0, 0, 0)
         self.numbered, self.largest, self.spare = 0, 0, -1
         weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
 
@@ -152,16 +153,20 @@ class Paged:
         """Make the pages of a group whose slots have changed, and room for them; nothing is written."""
         by_device: dict[torch.device, list[Slot]] = {}
         for slot in plan.slots.values():
-            if not self.resident.get(slot.p, True) and slot.kept.all:
+            if self.holds(slot):
                 by_device.setdefault(slot.p.device, []).append(slot)
         for device, slots in by_device.items():
             book, deck = plan.books.setdefault(device, Book()), self.deck(device)
             if book.slots != slots:
                 self._extend(deck, book, slots, call)
-            deck.largest = max([deck.largest, *(page.size for page in book.pages)])
-            with deck.current:
-                deck.widen(deck.largest)
-                deck.slabs.pin(call)
+            self.room(deck, book, call)
+
+    def room(self, deck: Deck, book: Book, call: str) -> None:
+        """Memory for what passes through, and pins for what the device reads."""
+        deck.largest = max([deck.largest, *(page.size for page in book.pages)])
+        with deck.current:
+            deck.widen(deck.largest)
+            deck.slabs.pin(call)
 
     def _extend(self, deck: Deck, book: Book, slots: list[Slot], call: str) -> None:
         """Pages for new slots behind those that there are, or all pages anew where a slot is gone."""
@@ -186,9 +191,10 @@ class Paged:
             if mine:
                 deck = self.deck(device)
                 with deck.current:
-                    self._turn(deck, book, plan, form, mine, rows)
+                    self.turn(deck, book, plan, form, mine, rows)
 
-    def _turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Rows) -> None:
+    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Rows) -> None:
+        """Step these parameters, page by page."""
         deck.begin()
         if book.ring is not deck.ring:
             deck.ring.settle()

@@ -134,7 +134,7 @@ class Piece:
         """This piece of a row-major tensor of the parameter's shape."""
         return whole.view(-1)[self.first : self.end]
 
-    def _by_state(self, parts: Sequence[Any]) -> tuple[list[Sequence[Any]], Any]:
+    def by_state(self, parts: Sequence[Any]) -> tuple[list[Sequence[Any]], Any]:
         """What belongs to each state, and what belongs to the weights."""
         out, at = [], 0
         for tensors in self.slot.tensors:
@@ -145,14 +145,14 @@ class Piece:
     @property
     def pointers(self) -> step_cuda.Tensor:
         """For the kernels."""
-        states, rest = self._by_state([self.page.address + span.offset for span in self.spans])
+        states, rest = self.by_state([self.page.address + span.offset for span in self.spans])
         pairs = tuple((a[0], a[1] if len(a) > 1 else 0) for a in states)
         return step_cuda.Tensor(self.dense.data_ptr(), pairs, self.shape, rest or 0, self.number, self.first)
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray | None]:
         """For the compiled loops of the CPU."""
-        states, rest = self._by_state([self._view(span) for span in self.spans])
+        states, rest = self.by_state([self._view(span) for span in self.spans])
         return words(self.dense), [dict(zip(("codes", "scales"), a, strict=False)) for a in states], rest
 
     def _view(self, span: Span) -> np.ndarray:

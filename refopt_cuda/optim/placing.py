@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import PAGE_BYTES, Paged
 
 
@@ -16,8 +17,8 @@ class Placed(NamedTuple):
     during_backward: bool = False
 
 
-RESIDENT = Placed("resident")
-KNOWN = ("resident", "paged")
+HOMES = {"paged": Paged, "host": Hosted}
+KNOWN = ("resident", *HOMES)
 
 
 def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str) -> Placed:
@@ -32,7 +33,7 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         if place == "resident":
-            raise ValueError(f"{call}: {name} is of place='paged', and place is 'resident'")
+            raise ValueError(f"{call}: {name} is of place='paged' or 'host', and place is 'resident'")
         low, auto = (1, False) if name == "page_bytes" else (0, True)
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
@@ -42,4 +43,6 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any
 
 def home(placed: Placed) -> Any:
     """What keeps the states there; None where nothing does, because they live beside the weights."""
-    return None if placed.place == "resident" else Paged(placed.page_bytes, placed.resident_bytes)
+    if placed.place == "resident":
+        return None
+    return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)

@@ -33,6 +33,9 @@ class Lanes(Protocol):
 
     def wait(self, lane: int, event: Any) -> None: ...
 
+    def meet(self, event: Any) -> None:
+        """The host waits until what was recorded is done."""
+
     def flush(self) -> None:
         """What steps write may be read by whoever works in the order of the caller's stream."""
 
@@ -61,6 +64,8 @@ class HostLanes:
     def record(self, lane: int, event: Any) -> None: ...
 
     def wait(self, lane: int, event: Any) -> None: ...
+
+    def meet(self, event: Any) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -101,6 +106,9 @@ class CudaLanes:
 
     def wait(self, lane: int, event: Any) -> None:
         self._run.streamWaitEvent(self.handles[lane], event.ptr)
+
+    def meet(self, event: Any) -> None:
+        event.synchronize()
 
     def flush(self) -> None: ...
 

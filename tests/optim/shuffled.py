@@ -24,10 +24,11 @@ class Event:
 class ShuffledLanes(HostLanes):
     """Three queues. Whose turn it is, is drawn; a queue whose head waits for an event stands still.
 
-    A place is poisoned when it is stored.
+    What a copy in the lane `poisons` has read, a place that is free now, is poisoned.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, poisons: int = OUT) -> None:
+        self.poisons = poisons
         self.draw, self.queues = random.Random(seed), [deque[Any]() for _ in range(3)]
         self.order: list[str] = []
 
@@ -37,7 +38,7 @@ class ShuffledLanes(HostLanes):
     def _copy(self, lane: int, to: int, source: int, size: int) -> None:
         self.order.append("in" if lane == IN else "out")
         ctypes.memmove(to, source, size)
-        if lane == OUT:
+        if lane == self.poisons:
             ctypes.memset(source, POISON, size)
 
     def run(self, call: Callable[[], Any]) -> None:
@@ -75,6 +76,9 @@ class ShuffledLanes(HostLanes):
                 favourite = self.draw.randrange(3)
             lane = favourite if favourite in ready else self.draw.choice(ready)
             self.queues[lane].popleft()()
+
+    def meet(self, event: Event) -> None:
+        self._work(lambda: event.done >= event.given)
 
     def flush(self) -> None:
         """Steps are done; stores may be late by a step."""

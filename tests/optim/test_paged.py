@@ -47,12 +47,13 @@ def step(opt: Any, seed: int) -> None:
 
 
 def alike(one: Any, two: Any, steps: int = 3, start: int = 0) -> None:
-    """Both take the same steps, compared in weights and states after the last."""
+    """Both take the same steps, compared in weights after each and in states after the last."""
     for t in range(start, start + steps):
         step(one, t)
         step(two, t)
+        for k, (p, q) in enumerate(zip(params_of(one), params_of(two), strict=True)):
+            assert torch.equal(p, q), f"tensor {k} {tuple(p.shape)}, step {t + 1}"
     for k, (p, q) in enumerate(zip(params_of(one), params_of(two), strict=True)):
-        assert torch.equal(p, q), f"tensor {k} {tuple(p.shape)}"
         assert one.state[p].keys() == two.state[q].keys()
         for key, x in one.state[p].items():
             y = two.state[q][key]

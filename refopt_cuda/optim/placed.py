@@ -1,7 +1,6 @@
-"""The `Paged` names, bitsandbytes' and our others: each class of `names` with its states in host memory.
+"""Names with a place: bitsandbytes' `Paged` and our others, DeepSpeed's `CPU`.
 
-They differ from the class of the same name in one default, `place="paged"`, and take its `page_bytes` and
-`resident_bytes`.
+They differ from the class without the prefix in one default, `place="paged"` or `place="host"`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,9 @@ from typing import Any
 from refopt_cuda.optim import names
 
 __all__ = [
+    "CPUAdagrad",
+    "CPUAdamW",
+    "CPULion",
     "PagedAdEMAMix",
     "PagedAdEMAMix4bit",
     "PagedAdEMAMix8bit",
@@ -74,3 +76,14 @@ PagedSignum, PagedSignum8bit, PagedSignum4bit, PagedSignumFp8, PagedSignum32bit 
 PagedRMSprop, PagedRMSprop8bit, PagedRMSprop4bit, PagedRMSpropFp8, PagedRMSprop32bit = _paged("RMSprop")
 PagedAdagrad, PagedAdagrad8bit, PagedAdagrad4bit, PagedAdagradFp8, PagedAdagrad32bit = _paged("Adagrad")
 PagedAdEMAMix, PagedAdEMAMix8bit, PagedAdEMAMix4bit, PagedAdEMAMixFp8, PagedAdEMAMix32bit = _paged("AdEMAMix")
+
+
+def _on_host(base: Any) -> Any:
+    doc = (
+        f"`{base.__name__}` whose states are in host memory, where the host's threads make the step: gradients and "
+        'weights come down, weights go up. codecs={"p": "bf16_rem16"} keeps float32 weights there for bfloat16 ones.'
+    )
+    return type(f"CPU{base.__name__}", (base,), {"usual_place": "host", "__doc__": doc, "__module__": __name__})
+
+
+CPUAdamW, CPULion, CPUAdagrad = map(_on_host, (names.AdamW, names.Lion, names.Adagrad))
