@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from refopt_cuda.places.lanes import IN, OUT, STEP, Lanes
-from refopt_cuda.places.paged import Place
+from refopt_cuda.places.lanes import IN, OUT, STEP, Lanes, Place
 
 
 class Move(NamedTuple):

@@ -47,6 +47,14 @@ class Lanes(Protocol):
     def unpin(self, address: int) -> None: ...
 
 
+class Place:
+    """Room for one page, and the events of what last happened to it."""
+
+    def __init__(self, address: int, lanes: Lanes) -> None:
+        self.address = address
+        self.loaded, self.stepped, self.stored = (lanes.event() for _ in range(3))
+
+
 class HostLanes:
     """Everything is done when it is given."""
 

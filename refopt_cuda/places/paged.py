@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from refopt_cuda.places.lanes import IN, OUT, STEP, Lanes
+from refopt_cuda.places.lanes import IN, OUT, STEP, Lanes, Place
 from refopt_cuda.places.slabs import ALIGN, CHUNK, up
 
 
@@ -48,14 +48,6 @@ def joined(copies: Iterable[Copy]) -> tuple[Copy, ...]:
 def _neighbours(one: Copy, two: Copy) -> bool:
     gap = two.address - (one.address + one.size)
     return 0 <= gap < ALIGN and two.address - one.address == two.offset - one.offset
-
-
-class Place:
-    """One page's room in the ring, and the events of what last happened to it."""
-
-    def __init__(self, address: int, lanes: Lanes) -> None:
-        self.address = address
-        self.loaded, self.stepped, self.stored = (lanes.event() for _ in range(3))
 
 
 class Ring:
