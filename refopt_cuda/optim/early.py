@@ -12,6 +12,7 @@ from refopt_cuda.optim import settings
 from refopt_cuda.optim.paging import Book, turn
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
+from refopt_cuda.optim.watched import count
 from refopt_cuda.rules import Form, form_of
 
 
@@ -150,7 +151,7 @@ class Early:
         """Count the steps of those whose gradients are gone, and begin anew."""
         for p, _, _, slot in self.seen.values():
             if slot is not None and p.grad is None:
-                slot.state.count(slot.state["step"] + 1)
+                count([slot.state], slot.state["step"] + 1)
         for found in self.groups.values():
             for _, page in (pair for pairs in found.pages.values() for pair in pairs):
                 page.turned = False
