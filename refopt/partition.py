@@ -103,8 +103,11 @@ class Partition:
         weights, whole = self._leaves("step", "params", params), self._leaves("step", "grads", grads, params)
         usable = [opt._usable(f"step: grads[{k}]", g) for k, g in enumerate(whole)]
         ps, gs = self.split("params", weights), self.split("grads", usable)
+        waiting = self.gather(shards) if opt.max_norm is not None else []
+        now_due = [opt.due(g, s)[0] for g, s in zip(usable, waiting, strict=False)]
+        opt = opt.clipped(now_due)
         with shelf(opt.place) as make:
-            done = [self._step_rank(p, g, shard, hyper, make) for p, g, shard in zip(ps, gs, shards, strict=True)]
+            done = [self._step_rank(p, g, shard, hyper, make, opt) for p, g, shard in zip(ps, gs, shards, strict=True)]
         return self.join([p for p, _ in done], params), [shard for _, shard in done]
 
     def finish(self, params: Params, shards: Sequence[Shard], **now: Any) -> tuple[Params, list[Shard]]:
@@ -119,8 +122,10 @@ class Partition:
         opt = self.opt
         hyper = opt.rule.check("step", opt.hyper | opt._translate(now)) if now else opt.hyper
         self._check_shard("step_rank", rank, shard)
+        if opt.max_norm is not None:
+            raise ValueError("step_rank: max_norm is of the gradients of all ranks: agree on a gscale, or call step")
         with shelf(opt.place) as make:
-            return self._step_rank(p, g, shard, hyper, make)
+            return self._step_rank(p, g, shard, hyper, make, opt)
 
     def traffic(self) -> list[Move]:
         """What a step exchanges, in bytes of the whole; in a ring each rank sends (N - 1) / N of them."""
@@ -226,7 +231,7 @@ class Partition:
                     )
 
     def _step_rank(
-        self, ps: list[Array], gs: list[Any], shard: Shard, hyper: dict[str, Any], make: Any
+        self, ps: list[Array], gs: list[Any], shard: Shard, hyper: dict[str, Any], make: Any, opt: Optimizer
     ) -> tuple[list[Array], Shard]:
         done = []
         for p, g, share in zip(ps, gs, shard, strict=True):
@@ -234,7 +239,7 @@ class Partition:
             state = {n: x for n, x in share.items() if n not in named}
             if isinstance(state.get("pending"), Share):
                 state["pending"] = state["pending"].arrays["codes"]
-            p, state = self.opt._apply(share["tensor"], p, g, state, hyper, make, share["window"])
+            p, state = opt._apply(share["tensor"], p, g, state, hyper, make, share["window"])
             if "pending" in state:
                 state["pending"] = Share(_codecs.f32, {"codes": state["pending"]})
             done.append((p, named | state))

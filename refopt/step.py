@@ -8,8 +8,9 @@ and where new states are written.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from refopt.assign import assign, called, lookup, page_list
 from refopt.cells import Cell, Make, Weights, differ, memory, put, shelf, stretch_bytes
 from refopt.codecs import blocks
 from refopt.lines import Stops, stepping
+from refopt.reduce import squares, total
 from refopt.spec import Array, Box, Codec, Load, Move, NonFiniteError, Peak, Place, Rule, ShapeError, State, StateError
 from refopt.trees import Params, leaves, rebuild
 
@@ -39,6 +41,8 @@ class Optimizer:
     - place: "resident", "paged", "host", or a record such as `places.disk(path="/scratch")`
     - min_size: tensors with fewer elements keep float32 states
     - maximize: climb instead of descend; gscale: multiplies every gradient first (1 / loss scale)
+    - max_norm: gradients whose joint norm, after gscale, is larger are scaled to it: the norm is a float64 sum over the
+      tensors in their order (`refopt.reduce`), gscale becomes gscale min(1, max_norm / (norm + 1e-6)), rounded once
     - reads: "fresh": the weights move by the states as computed; "stored": by what their codecs keep of them
     - seed: of the random bits of codecs and rules that draw them (`refopt.rng`)
     - nonfinite: "propagate" (IEEE), "raise" (NonFiniteError before anything is computed) or "skip" (that parameter)
@@ -60,6 +64,7 @@ class Optimizer:
         min_size: int = 0,
         maximize: bool = False,
         gscale: float = 1.0,
+        max_norm: float | None = None,
         nonfinite: str = "propagate",
         reads: str = "fresh",
         seed: int = 0,
@@ -79,6 +84,8 @@ class Optimizer:
             raise ValueError(f"Optimizer: reads must be 'fresh' or 'stored', got {reads!r}")
         if not math.isfinite(gscale):
             raise ValueError(f"Optimizer: gscale must be finite, got {gscale!r}")
+        if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
+            raise ValueError(f"Optimizer: max_norm must be finite and above 0, got {max_norm!r}")
         if delay not in (0, 1) or isinstance(delay, bool):
             raise ValueError(f"Optimizer: delay must be 0 or 1, got {delay!r}")
         for name, number in (("warm", warm), ("min_size", min_size)):
@@ -91,7 +98,8 @@ class Optimizer:
         self.min_size, self.nonfinite, self.reads, self.seed = min_size, nonfinite, reads, seed
         self.delay, self.warm = delay, warm
         self.watch: Callable[[Move], Any] | None = None
-        self.gscale = f32(-gscale if maximize else gscale)
+        self.max_norm, self.factor = max_norm, float(-gscale if maximize else gscale)
+        self.gscale = f32(self.factor)
 
     def _translate(self, hyper: dict[str, Any]) -> dict[str, Any]:
         """torch's words into ours."""
@@ -120,8 +128,9 @@ class Optimizer:
         """
         ps, gs, hyper = self.checked("step", params, grads, state, now)
         run = enumerate(zip(ps, gs, state, strict=True))
+        opt = self.clipped([self.due(g, s)[0] for g, s in zip(gs, state, strict=True)])
         with shelf(self.place) as make:
-            done = [self._apply(k, p, g, s, hyper, make) for k, (p, g, s) in run]
+            done = [opt._apply(k, p, g, s, hyper, make) for k, (p, g, s) in run]
         return rebuild(params, [p for p, _ in done]), [s for _, s in done]
 
     def checked(
@@ -134,6 +143,19 @@ class Optimizer:
         hyper = self.rule.check(call, self.hyper | self._translate(now)) if now else self.hyper
         gs = [self._check_one(k, p, g, s) for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True))]
         return ps, gs, hyper
+
+    def clipped(self, grads: Sequence[Array | None]) -> Optimizer:
+        """The optimizer of a step that applies these gradients: its gscale keeps their norm within max_norm."""
+        if self.max_norm is None:
+            return self
+        squared = 0.0
+        with np.errstate(all="ignore"):
+            for g in grads:
+                squared += total(squares(g)) if g is not None and g.size else 0.0
+            cut = self.max_norm / (np.abs(self.factor) * np.sqrt(np.float64(squared)) + 1e-6)
+        out = copy.copy(self)
+        out.gscale = f32(self.factor if cut > 1 else self.factor * cut)
+        return out
 
     def finish(self, params: Params, state: list[dict[str, Any]], **now: Any) -> tuple[Params, list[dict[str, Any]]]:
         """Apply the gradients that are pending, if any: the last step of a run with `delay=1`."""

@@ -43,6 +43,7 @@ def trace(opt: Optimizer, params: Any, grads: Any, state: list[dict[str, Any]], 
     `step`, so a debugger that steps into it steps through the rule.
     """
     ps, gs, hyper = opt.checked("trace", params, grads, state, now)
+    opt = opt.clipped([opt.due(g, s)[0] for g, s in zip(gs, state, strict=True)])
     done = []
     with shelf(opt.place) as make, np.errstate(all="ignore"):
         for k, (p, g, s) in enumerate(zip(ps, gs, state, strict=True)):

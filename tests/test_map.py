@@ -152,7 +152,7 @@ def test_all_equals_what_the_docs_document() -> None:
 def test_all_drop_ins_are_documented() -> None:
     text = (ROOT / "docs/optim.md").read_text("utf-8")
     documented = re.findall(r"^\.\. autoclass:: refopt_cuda\.optim\.(\w+)$", text, re.MULTILINE)
-    names = ["Composed", "APOLLOAdamW", "GaLoreAdamW", "GaLoreAdamW8bit", "Muon"]
+    names = ["Composed", "APOLLOAdamW", "GaLoreAdamW", "GaLoreAdamW8bit", "InBackward", "Muon"]
     for file in ("names", "placed", "whole"):
         tree = ast.parse((ROOT / f"refopt_cuda/optim/{file}.py").read_text("utf-8"))
         (found,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]

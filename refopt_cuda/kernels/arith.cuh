@@ -86,6 +86,18 @@ HD float maximum(float a, float b) { return is_nan(a) ? a : is_nan(b) ? b : larg
 HD float minimum(float a, float b) { return is_nan(a) ? a : is_nan(b) ? b : smaller(a, b); }
 HD double maximum64(double a, double b) { return a != a || a > b ? a : b; }  // NaN if either is
 
+// Scalars of a step that are computed where it runs: base^t by binary powering, and flags.
+HD double ipow(double base, uint64_t t) {
+    double power = 1.0;
+    for (; t; t >>= 1) {
+        if (t & 1) power = mul64(power, base);
+        base = mul64(base, base);
+    }
+    return power;
+}
+HD float flag(bool on) { return on ? 1.0f : 0.0f; }
+HD float nonzero(float x) { return flag(bits(x) << 1); }  // on words: a subnormal is not 0 under any flag
+
 // The dear operations, as the rules call them. `inverse_root` is 1 / (sqrt(x) * scale + eps), three roundings and one.
 struct Ieee {
     HD float sqrt(float x) { return ieee_sqrt(x); }

@@ -47,6 +47,7 @@ class Kernel:
 
     weight       a number format, or the form of a codec that keeps something beside bfloat16 words
     blocks       elements that share a scale, for each state
+    live         whether scalars are read from the device's memory (kernels/rows.cu) instead of the arguments
     """
 
     rule: _rules.Form | Transfer
@@ -56,6 +57,7 @@ class Kernel:
     blocks: tuple[int, ...] = ()
     tensors: int = 64
     rows: int = 1
+    live: bool = False
 
     @property
     def coded(self) -> bool:
@@ -185,6 +187,7 @@ def source(kernel: Kernel) -> str:
         "THREADS": kernel.threads,
         "TENSORS": kernel.tensors,
         "ROWS": kernel.rows,
+        "LIVE": int(kernel.live),
         "PLANES": kernel.lookup.planes,
         "ENCODE": kernel.lookup.encode,
         "AHEAD": int(kernel.coded),

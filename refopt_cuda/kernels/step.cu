@@ -4,7 +4,8 @@
 // states, in order), WEIGHT and GRAD (formats), TILE (elements a warp takes at once: 256, or a block of a size that only
 // `by_element` steps), GROUP (tiles that the longest block covers), THREADS, TENSORS and ROWS (most tensors, and
 // different rows of scalars, a launch), TABLE (words of the codecs' tables, then where they lie) and AHEAD (whether the
-// next tile is asked into the second-level cache), READS and WRITES (whether states are read and written).
+// next tile is asked into the second-level cache), READS and WRITES (whether states are read and written), and LIVE
+// (whether scalars lie in memory, where rows.cu has left them, and not in the arguments).
 //
 // A warp takes a unit of eight neighbouring tiles at a time, every warp of a persistent grid in turn, and what is left
 // over group by group. Scales of blocks of 64 elements and more are written when their unit ends: sectors that eight
@@ -31,11 +32,30 @@ struct Args {
     const Tensor* tensors;  // one more than there are: the last only ends the list
     const uint32_t* tables;
     uint32_t units, count;
+#if LIVE
+    const struct Live* live;
+#else
     float scalars[ROWS][16];
     uint64_t random[ROWS];         // the step's word of random bits
+#endif
     unsigned char which[TENSORS];  // row of scalars a tensor
     const char* g[TENSORS];        // 1: skip
 };
+
+#if LIVE
+struct Live { float scalars[16]; uint64_t random, skip; };
+__shared__ Live live[ROWS];
+HD bool skipped(const Args& a) {  // by the whole block
+    for (uint32_t i = threadIdx.x; i < sizeof(live) / 4; i += THREADS) ((uint32_t*)live)[i] = ((const uint32_t*)a.live)[i];
+    __syncthreads();
+    return live[0].skip;
+}
+#define SCALARS(a, row) live[row].scalars
+#define RANDOM_WORD(a, row) live[row].random
+#else
+#define SCALARS(a, row) a.scalars[row]
+#define RANDOM_WORD(a, row) a.random[row]
+#endif
 
 // Where registers are left the tensor's entry is kept in them.
 template <bool CODED> struct Viewed { typedef const Tensor& type; };
@@ -51,8 +71,8 @@ struct Task {  // what a warp knows of its work
     uint64_t key;
     HD static uint32_t row(const Args& a, uint32_t k) { return ROWS == 1 ? 0 : a.which[k]; }
     HD Task(const Args& a, uint32_t k, const Tensor& t, const Shared& shared)
-        : a(a), k(k), lane(shared.lane4 >> 2), g(a.g[k]), s(*(const Scalars*)a.scalars[row(a, k)]), shared(shared),
-          key(WEIGHT::RANDOM ? ::key(a.random[row(a, k)], t.number) + (t.start >> 2) : 0) {}
+        : a(a), k(k), lane(shared.lane4 >> 2), g(a.g[k]), s(*(const Scalars*)SCALARS(a, row(a, k))), shared(shared),
+          key(WEIGHT::RANDOM ? ::key(RANDOM_WORD(a, row(a, k)), t.number) + (t.start >> 2) : 0) {}
 };
 
 // A tile of a tensor. Rows that are not whole blocks come in packs: first the whole tiles of each, then one tile of what
@@ -341,6 +361,9 @@ HD void fill(char* shared, const uint32_t* tables) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) refopt_step(const __grid_constant__ Args a) {
     extern __shared__ char memory[];
     const Shared shared = {memory, (threadIdx.x & 31) * 4};
+#if LIVE
+    if (skipped(a)) return;
+#endif
     if (PLANES + ENCODE > 0) fill(memory, a.tables);
     const uint32_t warps = gridDim.x * (THREADS / 32);
     const uint32_t full = a.units / warps * warps, pieces = full + (a.units - full) * (UNIT / GROUP);

@@ -150,31 +150,30 @@ class Launch:
         table, self.units = self._table(tensors)
         self.count, self.bound = len(tensors), tuple(tensors)
         self.table = cupy.asarray(table.view(np.uint8))
-        self.ways: dict[int, tuple[Any, ...]] = {}
+        self.ways: dict[tuple[int, bool], tuple[Any, ...]] = {}
 
-    def _way(self, rows: int) -> tuple[Any, ...]:
+    def _way(self, rows: int, live: bool = False) -> tuple[Any, ...]:
         """(grid, threads, function, shared bytes, arguments, their bytes) of a kernel for so many rows of scalars."""
-        if rows not in self.ways:
-            kernel = self._kernel(self.size, rows)
+        if (rows, live) not in self.ways:
+            kernel = replace(self._kernel(self.size, rows), live=live)
             function, grid = _compiled(kernel, self.device)
-            args = np.zeros(1, self._args_type(self.size, rows))
-            self.lookup = _tables(replace(kernel, tensors=SIZES[0], rows=1), self.device)
+            args = np.zeros(1, self._args_type(self.size, rows, live))
+            self.lookup = _tables(replace(kernel, tensors=SIZES[0], rows=1, live=False), self.device)
             args["tensors"], args["tables"] = self.table.data.ptr, self.lookup.data.ptr
             args["units"], args["count"] = self.units, self.count
             grid = min(grid, -(-self.units * UNIT // (kernel.threads // 32)))
             words = args.view(f"V{args.nbytes}")  # the same memory: CuPy would describe its fields in every launch
-            self.ways[rows] = ((grid,), (kernel.threads,), function, kernel.shared, args, words)
-        return self.ways[rows]
+            self.ways[rows, live] = ((grid,), (kernel.threads,), function, kernel.shared, args, words)
+        return self.ways[rows, live]
 
     def _kernel(self, tensors: int, rows: int = 1) -> build.Kernel:
         return build.Kernel(self.form, self.codecs, self.weight, self.g_dtype, self.blocks, tensors, rows)
 
     @staticmethod
-    def _args_type(size: int, rows: int) -> np.dtype:
-        fields = [("tensors", "u8"), ("tables", "u8"), ("units", "u4"), ("count", "u4"), ("scalars", "f4", (rows, 16))]
-        return np.dtype(
-            [*fields, ("random", "u8", (rows,)), ("which", "u1", (size,)), ("g", "u8", (size,))], align=True
-        )
+    def _args_type(size: int, rows: int, live: bool = False) -> np.dtype:
+        fields: list[Any] = [("tensors", "u8"), ("tables", "u8"), ("units", "u4"), ("count", "u4")]
+        fields += [("live", "u8")] if live else [("scalars", "f4", (rows, 16)), ("random", "u8", (rows,))]
+        return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
 
     def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
         kept = max(len(self.codecs), 1)
@@ -233,6 +232,19 @@ class Launch:
             args["which"][0, : self.count] = which
         if random is not None:
             args["random"][0, :rows] = random
+        with on_stream(stream):
+            function(grid, threads, (words,), shared_mem=shared)
+
+    def run_live(self, grads: Sequence[int], rows: int, which: Sequence[int] | None, stream: int) -> None:
+        """The same with scalars that `rows_cuda.run` has left at the address `rows`: one row, or with `which` eight."""
+        if len(grads) != self.count:
+            raise ValueError(f"Launch.run_live: {len(grads)} gradients for {self.count} tensors")
+        if not self.units:
+            return
+        grid, threads, function, shared, args, words = self._way(1 if which is None else ROWS, live=True)
+        args["live"], args["g"][0, : self.count] = rows, grads
+        if which is not None:
+            args["which"][0, : self.count] = which
         with on_stream(stream):
             function(grid, threads, (words,), shared_mem=shared)
 

@@ -49,7 +49,8 @@ def entries(kernel: Kernel) -> str:
 
 def functors(kernel: Kernel) -> str:
     """Arithmetic and the rule: plain C++ that g++ compiles as well."""
-    parts = ("kernels/arith.cuh", "codecs/bf16.cuh", f"rules/{kernel.rule.stem}.cuh")
+    rule = getattr(kernel.rule, "source", f"rules/{kernel.rule.stem}.cuh")
+    parts = ("kernels/arith.cuh", "codecs/bf16.cuh", rule)
     return "\n".join(text(part) for part in parts)
 
 

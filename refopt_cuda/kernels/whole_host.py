@@ -61,6 +61,14 @@ def step(
         getattr(work, name[:-1])(int(name[-1]))
 
 
+def square(form: Form, cut: Cut, g: np.ndarray, word: str) -> float:
+    """R over one tensor of what `form` sums of a gradient alone, whose number format is `word`."""
+    flat = _words(g.reshape(-1))
+    work = _Work(form, cut, flat, flat, {}, Rows(np.ones(1, np.float32), np.zeros(0)), _loops(form, word, word))
+    work.sums(0)
+    return _total(work.parts[0])
+
+
 def _checked(
     cut: Cut, sizes: dict[str, int], p: np.ndarray, g: np.ndarray, states: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -113,7 +121,7 @@ class _Work:
         self.k = np.zeros((cut.blocks, 4), np.float32)
         self.parts = np.zeros((2, cut.pieces))
         self.s = tuple(np.float32(v) for v in rows.scalars)
-        self.named = dict(zip(form.module.SCALARS, self.s, strict=True))
+        self.named = dict(zip(form.scalars, self.s, strict=True))
         self.loops = loops
 
     def sums(self, number: int) -> None:

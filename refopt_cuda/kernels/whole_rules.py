@@ -92,6 +92,11 @@ class Form(NamedTuple):
         return self.module.passes(**self.options)
 
     @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the float32 row that a step reads, in order."""
+        return self.module.SCALARS
+
+    @property
     def sums(self) -> int:
         """How many sums of squares are taken of a tensor."""
         return self.module.sums(**self.options)

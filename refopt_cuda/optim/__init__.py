@@ -2,6 +2,7 @@
 
 from refopt_cuda.optim import names, placed, whole
 from refopt_cuda.optim.apollo import APOLLOAdamW
+from refopt_cuda.optim.backward import InBackward, in_backward
 from refopt_cuda.optim.composed import Composed
 from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from refopt_cuda.optim.muon import Muon
@@ -14,7 +15,9 @@ __all__ = [
     "Composed",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
+    "InBackward",
     "Muon",
+    "in_backward",
     *whole.__all__,
     *names.__all__,
     *placed.__all__,

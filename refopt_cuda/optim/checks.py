@@ -64,13 +64,42 @@ def apart(params: Iterable[torch.Tensor], call: str) -> None:
             raise ValueError(f"{call}: two parameters, of shapes {one} and {two}, share memory; pass one of them")
 
 
-def capture(pairs: Iterable[Pair], call: str) -> None:
-    """RuntimeError while a CUDA graph is captured: replays would repeat one learning rate and one step count."""
-    for device in {p.device for p, _ in pairs}:
-        if device.type != "cuda":
-            continue
+REFUSED = {
+    "differentiable": "no kernel records its step for autograd",
+    "capturable": "a CUDA graph captures the steps of element rules alone",
+    "max_grad_norm": "element rules alone clip within the step; torch.nn.utils.clip_grad_norm_ does before it",
+    "gnorm_scale": "element rules alone scale gradients within the step",
+}
+"""Arguments that only some classes take, and why the others do not."""
+
+
+def ways(given: Mapping[str, Any], call: str) -> None:
+    """Of further arguments `foreach` and `fused` mean nothing here. ValueError, TypeError for what would."""
+    for name, value in given.items():
+        off = 1.0 if name == "gnorm_scale" else None
+        if name in REFUSED and value not in (off, False):
+            raise ValueError(f"{call}: {name}={value!r}: {REFUSED[name]}")
+        if name not in (*REFUSED, "foreach", "fused"):
+            raise TypeError(f"{call}: no argument {name!r}")
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph captures what is launched on the current stream."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def capture(pairs: Iterable[Pair], capturable: bool | None, call: str) -> None:
+    """RuntimeError while a CUDA graph is captured, unless devices keep the step counts: replays would repeat one
+    learning rate and one count. What the CPU computes would not be repeated at all. None: the class has no such option.
+    """
+    if not torch.cuda.is_initialized():
+        return
+    if capturable and capturing() and not all(p.is_cuda for p, _ in pairs):
+        raise RuntimeError(f"{call}: a CUDA graph cannot capture the step of parameters on the CPU")
+    for device in {p.device for p, _ in pairs if p.is_cuda and not capturable}:
         with torch.cuda.device(device):
-            if torch.cuda.is_current_stream_capturing():
+            if capturing():
+                more = "" if capturable is None else "capturable=True keeps them on the device, or "
                 raise RuntimeError(
-                    f"{call}: a CUDA graph would repeat one step count and rate; step outside of capture"
+                    f"{call}: a CUDA graph would repeat one step count and rate; {more}step outside of capture"
                 )

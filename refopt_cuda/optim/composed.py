@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, placing, run, settings, states
+from refopt_cuda.optim import checks, live, norms, placing, run, settings, states
+from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
@@ -24,24 +25,29 @@ MEANING: dict[str, dict[str, Any]] = {
 class Composed(torch.optim.Optimizer):
     """An update rule, with a codec for each of its states, over torch parameters on a CPU or on CUDA devices.
 
-    params     tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
-    rule       a stem ("adamw") or a record of `refopt.rules`
-    codecs     a codec for every state, or {role: codec} for states and for `p`, bfloat16 weights: names
-               ("dynamic8", "fp8.e5m2", "q4:64" in blocks of 64) or records of `refopt.codecs`
-    block      elements that share a scale, for all states; by default each codec's own (256; q4 128, compand8 32)
-    min_size   smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
-    maximize   climb instead of descend
-    seed       of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
-    place      "resident", states beside the weights; "paged", states in pinned host memory that pass through three
-               pages of device memory in every step; or "host", states in host memory, whose threads step the weights
-               that come down and go up again. The bits are the same. With the latter two `state[p]` holds CPU tensors,
-               page_bytes (16 MiB) of states travel at a time, one block at least;
-               resident_bytes (0) of states stay on the device, parameters in their order while they fit; "auto": in 0.9
-               of what is free on it at the first step;
-               during_backward steps a page as soon as the gradients of its tensors have arrived: copies are hidden
-               behind backward. Every backward pass is a step then: RuntimeError for a second one before `step()`, and
-               for gradients that were changed in between (clipping, GradScaler)
-    hyper      the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
+    params         tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
+    rule           a stem ("adamw") or a record of `refopt.rules`
+    codecs         a codec for every state, or {role: codec} for states and for `p`, bfloat16 weights: names
+                   ("dynamic8", "fp8.e5m2", "q4:64" in blocks of 64) or records of `refopt.codecs`
+    block          elements that share a scale, for all states; by default each codec's own (256; q4 128, compand8 32)
+    min_size       smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
+    maximize       climb instead of descend
+    seed           of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
+    place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
+                   pages of device memory in every step; or "host", states in host memory, whose threads step the
+                   weights that come down and go up again. The bits are the same. With the latter two `state[p]` holds
+                   CPU tensors, and
+                   page_bytes (16 MiB) of states travel at a time, one block at least;
+                   resident_bytes (0) of states stay on the device, parameters in their order while they fit;
+                   "auto": in 0.9 of what is free on it at the first step;
+                   during_backward steps a page as soon as the gradients of its tensors have arrived: copies
+                   are hidden behind backward. Every backward pass is a step then: RuntimeError for a second one before
+                   `step()`, and for gradients that were changed in between (clipping, GradScaler)
+    max_grad_norm  scale all gradients, within the step, so that their joint norm is this at most; one for all groups
+    gnorm_scale    multiplies every gradient, before its norm is taken (bitsandbytes' name); one for all groups
+    capturable     the device keeps step counts, and a CUDA graph may capture the step; lr may be a tensor there
+    foreach        and `fused`: how torch.optim chooses its ways; taken, and without meaning here
+    hyper          the rule's hyper-parameters in torch's words: lr, betas, eps, weight_decay, momentum ...
 
     States are made in the first step: `state[p]["step"]`, which counts their steps, and for each state either torch's
     own key (exp_avg ...) or "<name>.codes" and "<name>.scales" (one a block); what bfloat16 weights keep beside them is
@@ -50,15 +56,13 @@ class Composed(torch.optim.Optimizer):
     without synchronisation. Gradients with NaN or Inf propagate.
 
     Raises TypeError or ValueError that name the argument, and StateError for a state that was altered; nothing is
-    changed then. Parameters that share memory are refused, and so are steps that a CUDA graph captures.
+    changed then. Parameters that share memory are refused, and so are steps that a CUDA graph captures without
+    `capturable`. torch.amp.GradScaler hands over its scale and found_inf, and nobody waits for them.
     """
 
+    first_number = 0
+    """Of the parameters, which random bits are drawn by."""
     usual_place = "resident"
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Whether GradScaler leaves gradients scaled and says so: steps that began in backward have to refuse."""
-        return self._early is not None
 
     def __init__(
         self,
@@ -74,10 +78,18 @@ class Composed(torch.optim.Optimizer):
         min_size: int = 4096,
         maximize: bool = False,
         seed: int = 0,
+        max_grad_norm: float | None = None,
+        gnorm_scale: float = 1.0,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
         usual: str | None = None,
         **hyper: Any,
     ) -> None:
         call = type(self).__name__
+        checks.ways({"differentiable": differentiable}, call)
+        live.check(gnorm_scale, max_grad_norm, call)
         record = settings.rule_named(rule, call)
         known = settings.torch_words(record)
         for name in hyper:
@@ -89,9 +101,14 @@ class Composed(torch.optim.Optimizer):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
         ours: dict[str, Any] = {"rule": record.stem, "codecs": table, "block": block, "min_size": min_size}
         ours |= {"maximize": bool(maximize), "seed": seed, "format": states.FORMAT}
+        ours |= {"capturable": bool(capturable), "max_grad_norm": max_grad_norm, "gnorm_scale": gnorm_scale}
         settings.check_group(record, ours, call)
-        settings.hyper_of(record, known | hyper, call)
+        checked = settings.hyper_of(record, known | hyper | ours, call)
+        if capturable:
+            live.refuse_schedule(checked, call)
         self._plans: dict[int, run.Plan] = {}
+        self._memory = norms.Memory()
+        placing.refuse(self._placed, capturable, max_grad_norm, call)
         self._home = placing.home(self._placed)
         self._early = Early(self) if during_backward else None
         super().__init__(params, {**known, **hyper, **ours})
@@ -123,6 +140,15 @@ class Composed(torch.optim.Optimizer):
         if self._early is not None:
             self._early.listen(self.param_groups[-1]["params"])
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's, and steps
+        that began in backward have to hear of it to refuse."""
+        if self._early is not None or self._placed.place == "host":
+            return self._early is not None
+        return not any(live.scheduled(group) for group in self.param_groups)
+
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""
@@ -135,17 +161,22 @@ class Composed(torch.optim.Optimizer):
             self._early.check(self, call)
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
         plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
+        scaling, capturing = live.scaling_of(self, call), checks.capturing()
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
-            plan.agree(rule, hyper, group, call)
-        if not self._again(plans, hypers):
-            self._anew(plans, hypers, call)
+            plan.agree(rule, hyper, group, call, scaling)
+        if not scaling.skip and not self._again(plans, hypers, scaling, call):
+            self._anew(plans, hypers, scaling, call)
         if self._early is not None:
             self._early.done()
+        if capturing:
+            self._memory.hold(plans)
         return loss
 
-    def _again(self, plans: list[run.Plan], hypers: list[dict[str, Any]]) -> bool:
+    def _again(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> bool:
         """The step of before with new gradients, if nothing else has changed in any group."""
-        if any(plan.lane is None for plan in plans) or torch.cuda.is_current_stream_capturing():
+        if any(plan.lane is None for plan in plans):
+            return False
+        if checks.capturing() and not all(plan.counting for plan in plans):
             return False
         ready = []
         for plan, group in zip(plans, self.param_groups, strict=True):
@@ -153,9 +184,11 @@ class Composed(torch.optim.Optimizer):
             if found is None:
                 return False
             ready.append(found)
+        if scaling.longest is not None:
+            every = [g for grads, _ in ready for g in grads]
+            scaling = self._memory.norms.measure(every, scaling, call, [plan.lane for plan in plans])
         for plan, hyper, group, (_, addresses) in zip(plans, hypers, self.param_groups, ready, strict=True):
-            lane, form = plan.lane, form_of(self.rule.stem, hyper)
-            lane.step(addresses, plan.row(form, hyper, group, lane.t + 1))  # type: ignore[union-attr]
+            plan.again(form_of(self.rule.stem, hyper), hyper, group, addresses, scaling, call)
         if self._seen:
             self._settle()
         return True
@@ -179,7 +212,7 @@ class Composed(torch.optim.Optimizer):
             if plan.lane is not None:
                 plan.lane.settle()
 
-    def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], call: str) -> None:
+    def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> None:
         """A step in which everything is looked at."""
         self._settle()
         numbers = self._numbers()
@@ -188,13 +221,17 @@ class Composed(torch.optim.Optimizer):
             pairs = checks.gather(group["params"], call)
             ready.append(plan.prepare(self.rule, hyper, group, pairs, self._state, numbers, call))
         self._check_apart(plans, call)
+        if scaling.longest is not None:
+            ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
+            scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
-            plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state)
+            plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state, scaling, call)
         self._state.changed = False
 
     def _numbers(self) -> dict[int, int]:
         """Of each parameter by id; random bits are drawn by them."""
-        return {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        every = (p for group in self.param_groups for p in group["params"])
+        return {id(p): k for k, p in enumerate(every, self.first_number)}
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
         """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""
@@ -255,7 +292,7 @@ class Composed(torch.optim.Optimizer):
         return {**super().__getstate__(), "placed": self._placed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plans, state = {}, dict(state)
+        self._plans, self._memory, state = {}, norms.Memory(), dict(state)
         if "placed" in state:  # of a copy; loading a checkpoint comes this way, too, and changes no place
             self._placed = state.pop("placed")
             self._home = placing.home(self._placed)
@@ -265,3 +302,6 @@ class Composed(torch.optim.Optimizer):
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)
+        for group in self.param_groups:  # of a version that had none of these
+            for name, value in (("capturable", False), ("max_grad_norm", None), ("gnorm_scale", 1.0)):
+                group.setdefault(name, value)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from refopt_cuda.optim import settings
+from refopt_cuda.optim import live, settings
 from refopt_cuda.optim.paging import Book, turn
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
@@ -33,6 +33,7 @@ class Group(NamedTuple):
     hyper: dict[str, Any]
     group: dict[str, Any]
     numbers: dict[int, int]
+    factor: float
     pages: dict[Slot, list[tuple[Book, Page]]]
     works: dict[Slot, Work]
     grads: dict[Slot, torch.Tensor]
@@ -83,7 +84,7 @@ class Early:
         parameter is stepped through a copy."""
         found = self._group(opt, p, call)
         slot = found.plan.slots.get(id(p)) if found else None
-        if found is None or slot is None or slot.copied or slot not in found.pages:
+        if found is None or slot is None or slot.copied or slot not in found.pages or found.plan.counting:
             return None
         if slot.stale(opt._state.get(p), found.numbers[id(p)]) or (g.shape, g.device) != (p.shape, p.device):
             return None
@@ -98,8 +99,8 @@ class Early:
     def _turn(opt: Any, found: Group, book: Book, page: Page) -> None:
         deck = opt._home.deck(page.pieces[0].p.device)
         if book.ring is deck.ring and not page.turned:
-            counts = {found.works[piece.slot].t for piece in page.pieces}
-            rows = {t: found.plan.row(found.form, found.hyper, found.group, t) for t in counts}
+            counts: set[Any] = {found.works[piece.slot].t for piece in page.pieces}
+            rows: Any = {t: found.plan.row(found.form, found.hyper, found.group, t, found.factor) for t in counts}
             with deck.current:
                 deck.begin()
                 turn(deck, found.plan, found.form, page, found.works, found.grads, rows)
@@ -127,7 +128,9 @@ class Early:
                     for slot in dict.fromkeys(piece.slot for piece in page.pieces):
                         of.setdefault(slot, []).append((book, page))
             form = form_of(opt.rule.stem, hyper)
-            self.groups[at] = Group(plan, form, hyper, group, opt._numbers(), of, {}, {})
+            self.groups[at] = Group(
+                plan, form, hyper, group, opt._numbers(), live.scaling_of(opt, call).factor, of, {}, {}
+            )
         return self.groups[at]
 
     def check(self, opt: Any, call: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from refopt_cuda.optim.paging import Book, Deck, Paged
 from refopt_cuda.optim.pieces import Piece
-from refopt_cuda.optim.run import Plan, Rows, Slot, Work, on_host, words
+from refopt_cuda.optim.run import Plan, Slot, Work, on_host, words
 from refopt_cuda.places.host import Move, Staging, Turn
 from refopt_cuda.places.slabs import ALIGN, up
 from refopt_cuda.rules import Form
@@ -63,7 +64,7 @@ class Hosted(Paged):
                 deck.ring = Staging(deck.lanes, deck.memory.data_ptr(), size, BUFFERS)
                 deck.slabs.pin(call)
 
-    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Rows) -> None:
+    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
         """Step these parameters."""
         deck.begin()
         for slot in mine:
@@ -92,7 +93,7 @@ def _turn(
     form: Form,
     mine: Mapping[Slot, Work],
     grads: Mapping[Slot, torch.Tensor],
-    rows: Rows,
+    rows: Any,
 ) -> Turn:
     """One page of a step: what comes down, and what is done with it."""
     start, moves, todo = at % BUFFERS * deck.ring.size, list[Move](), list[Work]()

@@ -9,6 +9,7 @@ import torch
 
 from refopt.spec import Hyper, Rule
 from refopt_cuda.optim import checks, states
+from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.settings import number
 
 
@@ -80,6 +81,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""
@@ -102,7 +104,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
         hyper, work = self._hyper(group, call), []
         pairs = checks.gather(group["params"], call)
-        checks.capture(pairs, call)
+        checks.capture(pairs, None, call)
         for p, g in pairs:
             self._check_param(group, hyper, p, call)
             entry = states.ready(self._layout(group, hyper, p), self.state.get(p), p, call)

@@ -11,7 +11,7 @@ import torch
 from refopt.rules import RULES
 from refopt.spec import Rule
 from refopt_cuda.kernels import muon as kernels
-from refopt_cuda.optim import newton_schulz, states
+from refopt_cuda.optim import checks, newton_schulz, states
 from refopt_cuda.optim.checks import NUMBERS
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work, alike
 
@@ -70,7 +70,9 @@ class Muon(MatrixOptimizer):
         *,
         ns_dtype: str | None = None,
         momentum_dtype: str = "float32",
+        **ways: Any,
     ) -> None:
+        checks.ways(ways, type(self).__name__)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,

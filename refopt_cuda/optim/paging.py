@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt_cuda.optim import states
 from refopt_cuda.optim.pieces import Grid, Page, Piece, pages
-from refopt_cuda.optim.run import Plan, Rows, Slot, Work, on_host
+from refopt_cuda.optim.run import Plan, Slot, Work, on_host
 from refopt_cuda.places import lanes
 from refopt_cuda.places.paged import Ring
 from refopt_cuda.places.slabs import Slabs, up
@@ -184,16 +184,16 @@ class Paged:
         """Whether a slot's states are paged."""
         return bool(slot.kept.all) and not self.resident.get(slot.p, True)
 
-    def step(self, plan: Plan, form: Form, work: Sequence[Work], rows: Rows) -> None:
+    def step(self, plan: Plan, form: Form, work: Sequence[Work], rows: Mapping[torch.device, Any]) -> None:
         """Step these parameters, page by page."""
         for device, book in plan.books.items():
             mine = {w.slot: w for w in work if w.slot.p.device == device}
             if mine:
                 deck = self.deck(device)
                 with deck.current:
-                    self.turn(deck, book, plan, form, mine, rows)
+                    self.turn(deck, book, plan, form, mine, rows[device])
 
-    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Rows) -> None:
+    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
         """Step these parameters, page by page."""
         deck.begin()
         if book.ring is not deck.ring:
@@ -224,7 +224,7 @@ def turn(
     page: Page,
     mine: Mapping[Slot, Work],
     grads: Mapping[Slot, torch.Tensor],
-    rows: Rows,
+    rows: Any,
 ) -> None:
     """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
     todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]

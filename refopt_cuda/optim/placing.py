@@ -41,6 +41,15 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any
     return Placed(place, **given, during_backward=during_backward)
 
 
+def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> None:
+    """ValueError for what a place cannot do: copies are not captured, and early steps and the host know no norm."""
+    if capturable and placed.place != "resident":
+        raise ValueError(f"{call}: capturable is of place='resident', and place is {placed.place!r}")
+    if max_grad_norm is not None and (placed.place == "host" or placed.during_backward):
+        where = "during_backward" if placed.during_backward else "place='host'"
+        raise ValueError(f"{call}: max_grad_norm needs every gradient's norm before a step, got {where}")
+
+
 def home(placed: Placed) -> Any:
     """What keeps the states there; None where nothing does, because they live beside the weights."""
     if placed.place == "resident":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -13,8 +13,9 @@ import torch
 
 from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import checks, settings, states
+from refopt_cuda.optim import checks, live, settings, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.optim.live import PLAIN, Count, Live, Scaling
 from refopt_cuda.optim.watched import Entries, Entry, count
 from refopt_cuda.random import step_word
 from refopt_cuda.rules import Form, row
@@ -94,11 +95,12 @@ class Slot:
 
 
 class Work(NamedTuple):
-    """One parameter's part in a step: the slot, the gradient, and the step count that this step reaches."""
+    """One parameter's part in a step: the slot, the gradient, and the step count that this step reaches, or where a
+    device keeps the one that was reached."""
 
     slot: Slot
     g: torch.Tensor
-    t: int
+    t: Count
 
 
 @dataclass
@@ -108,31 +110,34 @@ class Bucket:
     launch: step_cuda.Launch
     places: dict[Slot, int] = field(default_factory=dict)
 
-    def step(self, work: Sequence[Work], rows: Rows, stream: int) -> None:
+    def step(self, work: Sequence[Work], rows: Rows | Live, stream: int) -> None:
         """Enqueue one step of these parameters: one launch, but where step counts are many."""
         self._hold([w.slot for w in work], stream)
         grads = [w.g.contiguous() for w in work]
         for w in work:
             w.slot.take()
-        for some in _batches(sorted({w.t for w in work})):
-            at = {t: i for i, t in enumerate(some)}
+        for at, made in live.batches(rows, {w.t for w in work}):
             pointers, which = [step_cuda.SKIP] * len(self.places), [0] * len(self.places)
             for w, g in zip(work, grads, strict=True):
                 if w.t in at:
                     place = self.places[w.slot]
                     pointers[place], which[place] = g.data_ptr(), at[w.t]
-            self.run(pointers, [rows[t] for t in some], which if len(some) > 1 else None, stream)
+            self.run(pointers, made, which if len(at) > 1 else None, stream)
         for w in work:
             w.slot.put()
 
-    def run(self, pointers: Sequence[int], rows: Sequence[Row], which: Sequence[int] | None, stream: int) -> None:
-        """One launch."""
+    def run(self, pointers: Sequence[int], rows: Sequence[Row] | int, which: Sequence[int] | None, stream: int) -> None:
+        """One launch; rows that a device has computed come as their address."""
+        if isinstance(rows, int):
+            self.launch.run_live(pointers, rows, which, stream)
+            return
         self.launch.run(pointers, np.stack([r.scalars for r in rows]), which, stream, [r.random for r in rows])
 
     def _hold(self, slots: Sequence[Slot], stream: int) -> None:
         """Bind these slots if one of them is new. Those that have no gradient for once keep their place."""
         if all(slot in self.places for slot in slots):
             return
+        live.refuse_in_capture("tables of parameters")
         new = {id(slot.p) for slot in slots}
         rest = [slot for slot in self.places if id(slot.p) not in new and not slot.stale(slot.state, slot.number)]
         held = [*slots, *rest][: step_cuda.SIZES[-1]]
@@ -154,7 +159,7 @@ class Lane:
     slots: list[Slot]
     kinds: list[torch.dtype]
     buckets: list[tuple[torch.device, Bucket, list[int] | None]]
-    t: int
+    t: Count
     every: list[int]
 
     def __post_init__(self) -> None:
@@ -167,6 +172,7 @@ class Lane:
         for entry in self.entries:
             entry.changed = False
         self.idle = len(self.every) - len(self.params)
+        self.devices = {device for device, *_ in self.buckets}
         self.settled = self.t
 
     @classmethod
@@ -204,18 +210,19 @@ class Lane:
             return None
         return grads, addresses  # type: ignore[return-value]
 
-    def step(self, addresses: Sequence[int], made: Row) -> None:
+    def step(self, addresses: Sequence[int], made: Callable[[torch.device], Sequence[Row] | int]) -> None:
         """Enqueue the launches."""
         for device, bucket, order in self.buckets:
             with torch.cuda.device(device):
                 stream = torch.cuda.current_stream(device).cuda_stream
                 mine = addresses if order is None else [addresses[k] for k in order]
-                bucket.run(mine, [made], None, stream)
-        self.t += 1
+                bucket.run(mine, made(device), None, stream)
+        if isinstance(self.t, int):
+            self.t += 1
 
     def settle(self) -> None:
         """Write the step count where it can be seen."""
-        if self.settled != self.t:
+        if self.settled is not self.t:
             count(self.entries, self.t)
             self.settled = self.t
 
@@ -224,7 +231,8 @@ class Lane:
 class Plan:
     """What one parameter group's steps reuse: a slot a parameter, a bucket a combination, the lane of the last step.
 
-    `apart` says whether the slots' parameters are known to share no memory. `home` keeps states in another place than
+    `apart` says whether the slots' parameters are known to share no memory, `counting` whether their devices keep
+    their step counts; `rooms` is where rows lie that a device computes. `home` keeps states in another place than
     beside their parameters, and `books` are its pages.
     """
 
@@ -235,9 +243,17 @@ class Plan:
     apart: bool = True
     lane: Lane | None = None
     books: dict[Any, Any] = field(default_factory=dict)
+    counting: bool = False
+    rooms: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
-    def agree(self, rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], call: str) -> None:
-        """Begin anew where the group's settings have changed."""
+    def agree(
+        self, rule: Rule, hyper: Mapping[str, Any], group: Mapping[str, Any], call: str, scaling: Scaling = PLAIN
+    ) -> None:
+        """Begin anew where the group's settings have changed. Counts that a device keeps stay there."""
+        if not self.counting and (group["capturable"] or scaling.foreign):
+            self.counting, self.slots, self.lane = True, {}, None
+        if self.counting:
+            live.refuse_schedule(hyper, call)
         first = settings.roles(rule, hyper)
         mode = tuple(first.items()), group["codecs"], group["block"], group["min_size"]
         if mode != self.mode:
@@ -256,19 +272,39 @@ class Plan:
         call: str,
     ) -> list[Work]:
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
-        checks.capture(pairs, call)
+        checks.capture(pairs, group["capturable"], call)
         work = []
         for p, g in pairs:
             slot, number = self.slots.get(id(p)), numbers[id(p)]
             if slot is None or slot.stale(state.get(p), number):
+                live.refuse_in_capture("states")
                 kept = states.layout(rule, hyper, group, p)
-                entry = (self.home or states).ready(kept, state.get(p), p, call)
-                slot = self.slots[id(p)] = Slot(p, kept, Entry.of(entry), number)
+                slot = self.slots[id(p)] = Slot(p, kept, self._entry(kept, state.get(p), p, call), number)
                 self.apart = False
-            work.append(Work(slot, g, slot.state["step"] + 1))
+            counted = self.counting and p.is_cuda
+            work.append(Work(slot, g, slot.state["step"] if counted else slot.state["step"] + 1))
         if self.home:
             self.home.arrange(self, call)
-        return work
+        return self._counted(work, group["params"], state) if self.counting else work
+
+    def _entry(self, kept: states.Layout, have: Any, p: torch.Tensor, call: str) -> Entry:
+        """The entry to step `p` with; a count that its device keeps is not read."""
+        step, ready = have.get("step") if have else None, (self.home or states).ready
+        if not self.counting or not live.kept_by(step, p):
+            return Entry.of(ready(kept, have, p, call))
+        made = Entry(ready(kept, {**have, "step": 0}, p, call))
+        count([made], step)
+        return made
+
+    @staticmethod
+    def _counted(work: list[Work], params: Sequence[torch.Tensor], state: Entries) -> list[Work]:
+        """The same with counts that CUDA devices keep, made where there are none."""
+        ours = [w for w in work if w.slot.p.is_cuda]
+        taken = {id(w.slot.p) for w in ours}
+        rest = [state[p].get("step") for p in params if id(p) not in taken and p in state]
+        counts = live.counters([w.slot.p for w in ours], [w.t for w in ours], rest)
+        place = {id(w.slot): t for w, t in zip(ours, counts, strict=True)}
+        return [w._replace(t=place.get(id(w.slot), w.t)) for w in work]
 
     def run(
         self,
@@ -277,24 +313,34 @@ class Plan:
         group: Mapping[str, Any],
         work: Sequence[Work],
         state: Entries,
+        scaling: Scaling = PLAIN,
+        call: str = "step",
     ) -> None:
         """Step what was prepared, then count the step."""
-        rows = {t: self.row(form, hyper, group, t) for t in {w.t for w in work}}
         kinds: dict[Any, list[Work]] = {}
+        host = [w for w in work if not w.slot.p.is_cuda]
+        factor, skip = scaling.on_host if host else (1.0, False)
+        if skip:  # the scaler said so
+            work, host = [w for w in work if w.slot.p.is_cuda], []
         paged = [w for w in work if self.home and self.home.holds(w.slot)]
         away = {w.slot for w in paged}
         for w in work:
-            if w.slot in away:
-                continue
-            if w.slot.p.is_cuda:
+            if w.slot.p.is_cuda and w.slot not in away:
                 kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
-            else:
-                on_host(form, w, rows[w.t])
+        rows: dict[torch.device, Any] = {}
+        for w in host:
+            made = rows.setdefault(w.slot.p.device, {})
+            made[w.t] = made.get(w.t) or self.row(form, hyper, group, w.t, factor)  # type: ignore[arg-type]
+            if w.slot not in away:
+                on_host(form, w, made[w.t])
+        for device in {w.slot.p.device for w in work if w.slot.p.is_cuda}:
+            counts = [*dict.fromkeys(w.t for w in work if w.slot.p.device == device)]
+            rows[device] = self._rows(form, hyper, group, counts, scaling, device, call)
         launches = {}
         for kind, some in kinds.items():
             for k in range(0, len(some), step_cuda.SIZES[-1]):
                 key = (*kind, form, k)
-                launches[key] = self.launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows)
+                launches[key] = self.launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows[kind[0]])
         if paged:
             self.home.step(self, form, paged, rows)
         for w in work:
@@ -302,28 +348,60 @@ class Plan:
             state.give(w.slot.p, w.slot.state)
         self.lane = Lane.of(work, launches, group["params"]) if launches and not paged else None
 
+    def _rows(
+        self,
+        form: Form,
+        hyper: Mapping[str, Any],
+        group: Mapping[str, Any],
+        counts: Sequence[Count],
+        scaling: Scaling,
+        device: torch.device,
+        call: str,
+    ) -> Rows | Live:
+        """The rows of a step on a CUDA device: computed there where the host cannot."""
+        if not self.counting and scaling.squares is None:
+            return {int(t): self.row(form, hyper, group, int(t), scaling.factor) for t in counts}
+        live.refuse_schedule(hyper, call)
+        return live.rows(form, hyper, group, counts, scaling, device, self.rooms)
+
+    def again(
+        self,
+        form: Form,
+        hyper: Mapping[str, Any],
+        group: Mapping[str, Any],
+        addresses: Sequence[int],
+        scaling: Scaling,
+        call: str,
+    ) -> None:
+        """The lane's step with new gradients."""
+        lane: Any = self.lane
+        if not self.counting and scaling.squares is None:
+            made = [self.row(form, hyper, group, lane.t + 1, scaling.factor)]
+            lane.step(addresses, lambda _: made)
+            return
+        count = lane.t if self.counting else lane.t + 1
+        rows = {d: self._rows(form, hyper, group, [count], scaling, d, call) for d in lane.devices}
+        lane.step(addresses, lambda device: rows[device].address)  # type: ignore[union-attr]
+
     @staticmethod
-    def row(form: Form, hyper: Mapping[str, Any], group: Mapping[str, Any], t: int) -> Row:
-        """The row of step count `t`."""
-        scalars = row(form.stem, t, {**hyper, "maximize": group["maximize"]})
+    def row(form: Form, hyper: Mapping[str, Any], group: Mapping[str, Any], t: int, factor: float = 1.0) -> Row:
+        """The row of step count `t`; gradients are multiplied by `factor`."""
+        scalars = row(
+            form.stem, t, {**hyper, "lr": float(hyper["lr"]), "maximize": group["maximize"], "gscale": factor}
+        )
         return Row(scalars, step_word(group["seed"], t) if "p" in group["codecs"] else 0)
 
-    def launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows) -> Bucket:
+    def launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows | Live) -> Bucket:
         """One launch, bound under `key`: (device, dtype of p, codings, format of weights, dtype of g, ...)."""
         device, p_dtype, codings, weight, g_dtype, *_ = key
         with torch.cuda.device(device):
             if key not in self.buckets:
+                live.refuse_in_capture("kernels")
                 forms, blocks = [c.form for c in codings], [c.block or 256 for c in codings]
                 launch = step_cuda.Launch(form, forms, weight or NUMBERS[p_dtype], NUMBERS[g_dtype], blocks)
                 self.buckets[key] = Bucket(launch)
             self.buckets[key].step(work, rows, torch.cuda.current_stream(device).cuda_stream)
         return self.buckets[key]
-
-
-def _batches(steps: list[int]) -> Iterable[list[int]]:
-    """Step counts in groups that one launch can hold; nearly always one group of one."""
-    for k in range(0, len(steps), step_cuda.ROWS):
-        yield steps[k : k + step_cuda.ROWS]
 
 
 def words(x: torch.Tensor) -> np.ndarray:

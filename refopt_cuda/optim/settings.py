@@ -59,8 +59,9 @@ def hyper_of(rule: Rule, group: Mapping[str, Any], call: str) -> dict[str, Any]:
             if not isinstance(value, tuple | list) or len(value) != f.of:
                 raise ValueError(f"{call}: {f.key} must be {f.of} numbers, got {value!r}")
             value = value[f.at]
-        out[f.name] = number(value, f.key, call)
-        f.hyper.check(call, out[f.name])
+        out[f.name] = number(value, f.key, call, f.key == "lr" and group.get("capturable", False))
+        if not isinstance(out[f.name], torch.Tensor):
+            f.hyper.check(call, out[f.name])
     if rule.together is not None:
         rule.together(call, out)
     return out
@@ -71,13 +72,16 @@ def roles(rule: Rule, hyper: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(x[0]) for name, x in rule.init(ONE, **hyper).items()}
 
 
-def number(value: Any, name: str, call: str) -> Any:
-    """A tensor of one element as a float; one on a GPU would make every step wait for the device."""
+def number(value: Any, name: str, call: str, stays: bool = False) -> Any:
+    """A tensor of one element as a float; one on a GPU would make every step wait for the device, unless it `stays`."""
     if not isinstance(value, torch.Tensor):
         return value
+    if stays and value.numel() == 1 and value.is_cuda and value.dtype in (torch.float32, torch.float64):
+        return value
     if value.numel() != 1 or value.device.type != "cpu":
-        got = f"{tuple(value.shape)} on {value.device}"
-        raise ValueError(f"{call}: {name} must be a number or a CPU tensor of one element, got {got}")
+        got = f"{value.dtype}, {tuple(value.shape)} on {value.device}"
+        more = ", or with capturable=True a float32 or float64 one on the GPU" if name == "lr" else ""
+        raise ValueError(f"{call}: {name} must be a number or a CPU tensor of one element{more}, got {got}")
     return float(value)
 
 

@@ -49,8 +49,8 @@ class Entries(defaultdict):
         dict.__setitem__(self, p, entry)
 
 
-def count(entries: Iterable[Entry], step: int) -> None:
-    """Write the step count, unnoted."""
+def count(entries: Iterable[Entry], step: Any) -> None:
+    """Write the step count, or where a device keeps it, unnoted."""
     put = dict.__setitem__
     for entry in entries:
         put(entry, "step", step)

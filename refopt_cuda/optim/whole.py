@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,12 +20,14 @@ from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
 from refopt_cuda.optim import checks, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.run import words
 from refopt_cuda.optim.settings import number
 
 __all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini"]
 
 Betas = tuple[float, float]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Slot:
@@ -102,6 +105,7 @@ class Whole(torch.optim.Optimizer):
     params    tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
     words     the group's settings under torch's names; `NAMES` says what the rule calls each
     maximize  climb instead of descend
+    ways      further arguments of torch's: foreach and fused are taken, and without meaning here
 
     States are float32, made in the first step: `state[p]["step"]`, which counts their steps, and those of the rule
     under its names or torch's own. Gradients with NaN or Inf propagate.
@@ -114,7 +118,10 @@ class Whole(torch.optim.Optimizer):
     stem: ClassVar[str]
     NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
 
-    def __init__(self, params: Any, words: dict[str, Any], maximize: bool = False) -> None:
+    def __init__(
+        self, params: Any, words: dict[str, Any], maximize: bool = False, ways: Mapping[str, Any] = NOTHING
+    ) -> None:
+        checks.ways(ways, type(self).__name__)
         self._launches: dict[Any, Launch] = {}
         self._slots: dict[torch.Tensor, Slot] = {}
         self._apart: list[tuple[Any, ...]] = []
@@ -171,6 +178,7 @@ class Whole(torch.optim.Optimizer):
         parts = tuple((states.Part(keys[n], shape, torch.float32, 0.0),) for n, shape in shapes.items())
         return tuple(shapes), states.Layout((), parts)
 
+    @eager
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if one is given."""
@@ -183,7 +191,7 @@ class Whole(torch.optim.Optimizer):
         ready = []
         for hyper, group in zip(hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
-            checks.capture(pairs, call)
+            checks.capture(pairs, None, call)
             mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads")
             ready.append([self._ready(pair, hyper, mode, call) for pair in pairs])
         self._check_apart([w.p for work in ready for w in work], call)
@@ -315,6 +323,7 @@ class LAMB(Whole):
         max_unorm: float = 1.0,
         exclude_1d: bool = False,
         maximize: bool = False,
+        **ways: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -324,7 +333,7 @@ class LAMB(Whole):
             "weight_decay": weight_decay,
         }
         words |= {"phi": phi, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
-        super().__init__(params, words, maximize)
+        super().__init__(params, words, maximize, ways)
 
 
 class LARS(Whole):
@@ -360,6 +369,7 @@ class LARS(Whole):
         max_unorm: float = 0.02,
         exclude_1d: bool = False,
         maximize: bool = False,
+        **ways: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -368,7 +378,7 @@ class LARS(Whole):
             "trust_coefficient": trust_coefficient,
         }
         words |= {"eps": eps, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
-        super().__init__(params, words, maximize)
+        super().__init__(params, words, maximize, ways)
 
 
 class Adafactor(Whole):
@@ -409,6 +419,7 @@ class Adafactor(Whole):
         d: float | None = None,
         beta2_decay: float | None = None,
         maximize: bool = False,
+        **ways: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -418,7 +429,7 @@ class Adafactor(Whole):
         }
         words |= {"decay_rate": decay_rate if beta2_decay is None else beta2_decay, "weight_decay": weight_decay}
         words |= {"scale_parameter": scale_parameter, "relative_step": relative_step, "warmup_init": warmup_init}
-        super().__init__(params, words | {"variant": variant}, maximize)
+        super().__init__(params, words | {"variant": variant}, maximize, ways)
 
 
 class CAME(Whole):
@@ -443,6 +454,7 @@ class CAME(Whole):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        **ways: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -451,7 +463,7 @@ class CAME(Whole):
             "betas": betas,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, words, maximize)
+        super().__init__(params, words, maximize, ways)
 
 
 class AdamMini(Whole):
@@ -482,6 +494,7 @@ class AdamMini(Whole):
         blocks: str = "rows",
         heads: int = 1,
         maximize: bool = False,
+        **ways: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -491,4 +504,4 @@ class AdamMini(Whole):
             "blocks": blocks,
             "heads": heads,
         }
-        super().__init__(params, words, maximize)
+        super().__init__(params, words, maximize, ways)

@@ -8,6 +8,7 @@ STEP, TRACE, SCALARS, PAGED, SPEC = "step.py", "trace.py", "scalars.py", "places
 CELLS, LINES, ASSIGN, TREES = "cells.py", "lines.py", "assign.py", "trees.py"
 PAGING = "places.test_paged:test_paging_changes_no_bit"
 STEPS = "step.test_step:test_"
+CLIPPING = "step.test_clipping:test_"
 
 MUTANTS = [
     Mutant(
@@ -62,8 +63,8 @@ MUTANTS = [
     Mutant(
         "second-tensor-uses-the-firsts-t",
         STEP,
-        "self._apply(k, p, g, s, hyper, make)",
-        'self._apply(k, p, g, s | {"t": state[0]["t"]}, hyper, make)',
+        "opt._apply(k, p, g, s, hyper, make)",
+        'opt._apply(k, p, g, s | {"t": state[0]["t"]}, hyper, make)',
         STEPS + "each_tensor_counts_its_own_steps",
     ),
     Mutant(
@@ -135,8 +136,8 @@ MUTANTS = [
     Mutant(
         "maximize-ignored",
         STEP,
-        "f32(-gscale if maximize else gscale)",
-        "f32(gscale)",
+        "float(-gscale if maximize else gscale)",
+        "float(gscale)",
         STEPS + "gscale_and_maximize_act_on_the_gradient_before_all_else",
     ),
     Mutant(
@@ -252,6 +253,41 @@ MUTANTS = [
         "equation = text[number - 1].strip()",
         "equation = text[number - 2].strip()",
         "step.test_trace:test_each_line_of_a_rule_carries_its_source",
+    ),
+    Mutant(
+        "clipping-measures-the-first-gradient",
+        STEP,
+        "squared += total(squares(g))",
+        "squared = squared or total(squares(g))",
+        CLIPPING + "a_clipped_step_is_the_step_of_scaled_gradients",
+    ),
+    Mutant(
+        "clipping-stretches-short-gradients",
+        STEP,
+        "self.factor if cut > 1 else self.factor * cut",
+        "self.factor * cut",
+        CLIPPING + "a_clipped_step_is_the_step_of_scaled_gradients",
+    ),
+    Mutant(
+        "clipping-measures-before-gscale",
+        STEP,
+        "np.abs(self.factor) * np.sqrt(",
+        "np.sqrt(",
+        CLIPPING + "a_clipped_step_is_the_step_of_scaled_gradients",
+    ),
+    Mutant(
+        "clipping-rounds-twice",
+        STEP,
+        "out.gscale = f32(self.factor if cut > 1 else self.factor * cut)",
+        "out.gscale = f32(self.factor) * f32(min(cut, 1))",
+        CLIPPING + "a_clipped_step_is_the_step_of_scaled_gradients",
+    ),
+    Mutant(
+        "trace-forgets-clipping",
+        TRACE,
+        "    opt = opt.clipped([opt.due(g, s)[0] for g, s in zip(gs, state, strict=True)])\n",
+        "",
+        CLIPPING + "a_traced_step_clips_as_well",
     ),
     Mutant(
         "trace-forgets-gscale",

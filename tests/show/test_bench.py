@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from refopt import Optimizer, memory
-from tests.bench import clocks, cpu_optim, gpu_optim, models, moved, record
+from tests.bench import clocks, cpu_optim, gpu_contract, gpu_optim, models, moved, record
 from tests.bench.subjects import OURS, PEERS, Missing, Subject, named
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +207,13 @@ def test_cpu_subjects_take_turns_in_both_orders() -> None:
     found = {(r["subject"], r["metric"]): r for r in rec.rows if "torch AdamW fused" in r["baseline"] + r["subject"]}
     ours, peer = found["AdamW", "faster"], found["torch AdamW fused", "ms"]
     assert float(ours["ratio"]) == pytest.approx(float(peer["value"]) / float(ours["value"]), rel=1e-3)
+
+
+def test_the_script_of_the_contract_sets_every_way_beside_the_plain_step() -> None:
+    words = "--dry --quick --device cpu --smaller 64 --parts llama1b-block --only clipped,scaled".split()
+    rows = gpu_contract.main(words).rows
+    assert {r["subject"] for r in rows} == {"AdamW8bit plain", "AdamW8bit clipped", "AdamW8bit scaled"}
+    assert all(float(r["ratio"]) > 0 and r["baseline"] == "AdamW8bit plain" for r in rows)
 
 
 def test_the_twins_script_runs_in_the_simulator() -> None:

@@ -1,0 +1,143 @@
+"""A CUDA device that is none: tensors of the CPU that say they are on one, and launches that step them on the host.
+
+What is tried is all that stands between an optimizer and its launches. What the kernels do is tried elsewhere: rows of
+scalars come from the host's functions, sums of squares from the oracle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from refopt.reduce import squares, total
+from refopt_cuda import rules
+from refopt_cuda.kernels import arguments, norm, rows_cuda, step_cuda, step_host
+from refopt_cuda.optim import checks
+from refopt_cuda.random import step_word
+
+
+class There(torch.nn.Parameter):
+    """A tensor that says it is on a CUDA device."""
+
+    is_cuda = property(lambda self: True)
+
+
+def there(x: torch.Tensor, grad: bool = False) -> Any:
+    return There(x.detach().clone(), requires_grad=grad)
+
+
+def view(address: int, count: int, dtype: Any) -> np.ndarray:
+    """Memory at an address."""
+    size = count * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype) if size else np.zeros(0, dtype)
+
+
+class Launch:
+    """`step_cuda.Launch` over float32 weights and gradients."""
+
+    made: ClassVar[list[Launch]] = []
+
+    def __init__(self, form: Any, codecs: Sequence[Any], weight: Any, g_dtype: str, blocks: Sequence[int]) -> None:
+        assert (weight, g_dtype) == ("float32", "float32")
+        self.form, self.codecs, self.blocks = form, tuple(codecs), tuple(blocks)
+        self.binds, self.runs, self.table = 0, 0, object()
+        self.made.append(self)
+
+    def bind(self, tensors: Sequence[step_cuda.Tensor]) -> None:
+        self.tensors, self.table, self.binds = list(tensors), object(), self.binds + 1
+
+    def run(self, grads: Any, scalars: np.ndarray, which: Any, stream: int, random: Any) -> None:
+        assert len(grads) == len(self.tensors)
+        self.runs += 1
+        for k, (t, g) in enumerate(zip(self.tensors, grads, strict=True)):
+            if g != step_cuda.SKIP:
+                row = 0 if which is None else which[k]
+                self._step(t, g, scalars[row], int(random[row]))
+
+    def run_live(self, grads: Any, rows: int, which: Any, stream: int) -> None:
+        count = 1 if which is None else step_cuda.ROWS
+        words = view(rows, count * rows_cuda.BYTES, np.uint8).reshape(count, -1)
+        skip = words[:, 72:].view(np.uint64)[:, 0]
+        width = len(rules.RULES[self.form.stem].SCALARS)
+        if not skip[0]:
+            self.run(
+                grads,
+                words[:, :64].copy().view(np.float32)[:, :width],
+                which,
+                stream,
+                words[:, 64:72].copy().view("u8")[:, 0],
+            )
+
+    def _step(self, t: step_cuda.Tensor, g: int, row: np.ndarray, random: int) -> None:
+        cut = arguments.cut(self.codecs, t.shape, self.blocks)
+        kept = []
+        for codec, (codes, scales), (n, blocks) in zip(self.codecs, t.states, cut.counts, strict=True):
+            entry = {"codes": view(codes, n, np.uint8 if codec.scaled else np.float32)}
+            kept.append(entry | ({"scales": view(scales, blocks, np.float32)} if codec.scaled else {}))
+        p, grad = (view(a, cut.size, np.float32) for a in (t.p, g))
+        step_host.step(self.form, self.codecs, p, grad, kept, t.shape, self.blocks, np.ascontiguousarray(row))
+
+
+def rows(
+    form: Any, hyper: Any, counts: Any, place: int, factor: rows_cuda.Factor, device: int, stream: int, **more: Any
+) -> None:
+    """What rows.cu does, in its order."""
+    rate, wide = more.get("rate", (0, False))
+    now = {**hyper, "lr": float(view(rate, 1, np.float64 if wide else np.float32)[0])} if rate else dict(hyper)
+    scale = float(view(factor.scale, 1, np.float32)[0]) if factor.scale else 1.0
+    skip = bool(factor.inf and view(factor.inf, 1, np.float32)[0] != 0)
+    squared = None
+    if factor.squares:
+        squared = 0.0
+        for x in view(factor.squares, factor.measured, np.float64):
+            squared += float(x)
+    gs = norm.gradient_factor(factor.value / scale, squared, factor.longest)
+    for k, (address, step) in enumerate(counts):
+        words = view(place + k * rows_cuda.BYTES, rows_cuda.BYTES, np.uint8)
+        words[72:].view(np.uint64)[0] = skip
+        if skip:
+            continue
+        t = int(view(address, 1, np.int64)[0]) + 1 if address else step
+        made = rules.row(form.stem, t, {**now, "gscale": gs, "maximize": more["maximize"]})
+        words[: 4 * made.size].view(np.float32)[:] = made
+        words[64:72].view(np.uint64)[0] = step_word(more["seed"], t)
+        if address:
+            view(address, 1, np.int64)[0] = t
+
+
+def sums(kind: Any, addresses: Sequence[int]) -> Callable[[Sequence[int], int], None]:
+    """`norm.squares` of float32 gradients."""
+    dtype, shapes = kind
+    assert dtype == "float32"
+
+    def run(grads: Sequence[int], stream: int) -> None:
+        for g, shape, place in zip(grads, shapes, addresses, strict=True):
+            n = int(np.prod(shape))
+            if n:
+                view(place, 1, np.float64)[0] = total(squares(view(g, n, np.float32).reshape(shape)))
+
+    return run
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Stand in for CUDA in every place that an optimizer asks."""
+    Launch.made = []
+    patch.setattr(step_cuda, "Launch", Launch)
+    patch.setattr(step_cuda, "on_stream", lambda handle: nullcontext())
+    patch.setattr(rows_cuda, "run", rows)
+    patch.setattr(norm, "squares", sums)
+    patch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    patch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=0))
+
+
+def capture(patch: pytest.MonkeyPatch, on: bool = True) -> None:
+    """Say that a CUDA graph captures, or no longer."""
+    patch.setattr(checks, "capturing", lambda: on)
+    patch.setattr(torch.cuda, "is_initialized", lambda: on)
