@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from refopt_cuda.optim import names, whole
+from refopt_cuda.optim import names, placed, whole
 from refopt_cuda.optim.apollo import APOLLOAdamW
 from refopt_cuda.optim.backward import InBackward, in_backward
 from refopt_cuda.optim.composed import Composed
@@ -10,6 +10,7 @@ from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
 from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.names import *  # noqa: F403
 from refopt_cuda.optim.overrides import GlobalOptimManager, groups
+from refopt_cuda.optim.placed import *  # noqa: F403
 from refopt_cuda.optim.whole import *  # noqa: F403
 from refopt_cuda.optim.whole_coded import LAMB8bit, LARS8bit
 
@@ -27,6 +28,7 @@ __all__ = [
     "in_backward",
     *whole.__all__,
     *names.__all__,
+    *placed.__all__,
 ]
 
 INSTEAD = {
@@ -38,5 +40,5 @@ INSTEAD = {
 def __getattr__(name: str) -> Any:
     hint = f": take {INSTEAD[name]}" if name in INSTEAD else ""
     if name.removeprefix("Paged") in __all__:
-        hint = f": take {name.removeprefix('Paged')}; no place but the device's memory has a fast path yet"
+        hint = f": take {name.removeprefix('Paged')}; it has no fast path in another place than the device's memory"
     raise AttributeError(f"refopt_cuda.optim has no {name}{hint}", name=name)

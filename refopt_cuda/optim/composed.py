@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, live, moved, norms, overrides, run, settings, states
+from refopt_cuda.optim import checks, live, moved, norms, overrides, placing, run, settings, states
 from refopt_cuda.optim.eager import eager
+from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
 
@@ -31,6 +33,16 @@ class Composed(torch.optim.Optimizer):
     min_size       smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
     maximize       climb instead of descend
     seed           of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
+    place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
+                   pages of device memory in every step; or "host", states in host memory, whose threads step the
+                   weights that come down and go up again. The bits are the same. With the latter two `state[p]` holds
+                   CPU tensors, and
+                   page_bytes (16 MiB) of states travel at a time, one block at least;
+                   resident_bytes (0) of states stay on the device, parameters in their order while they fit;
+                   "auto": in 0.9 of what is free on it at the first step;
+                   during_backward steps a page as soon as the gradients of its tensors have arrived: copies
+                   are hidden behind backward. Every backward pass is a step then: RuntimeError for a second one before
+                   `step()`, and for gradients that were changed in between (clipping, GradScaler)
     max_grad_norm  scale all gradients, within the step, so that their joint norm is this at most; one for all groups
     gnorm_scale    multiplies every gradient, before its norm is taken (bitsandbytes' name); one for all groups
     capturable     the device keeps step counts, and a CUDA graph may capture the step; lr may be a tensor there
@@ -50,6 +62,7 @@ class Composed(torch.optim.Optimizer):
 
     first_number = 0
     """Of the parameters, which random bits are drawn by."""
+    usual_place = "resident"
 
     def __init__(
         self,
@@ -57,7 +70,10 @@ class Composed(torch.optim.Optimizer):
         rule: str | Rule = "adamw",
         codecs: Any = None,
         *,
-        place: str = "resident",
+        place: str | None = None,
+        page_bytes: int | None = None,
+        resident_bytes: int | str | None = None,
+        during_backward: bool = False,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -79,8 +95,7 @@ class Composed(torch.optim.Optimizer):
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
-        if place != "resident":
-            raise ValueError(f"{call}: place must be 'resident', got {place!r}; other places have no fast path yet")
+        self._placed = placing.check(place or self.usual_place, page_bytes, resident_bytes, during_backward, call)
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -93,6 +108,9 @@ class Composed(torch.optim.Optimizer):
             live.refuse_schedule(checked, call)
         self._plans: dict[int, run.Plan] = {}
         self._memory = norms.Memory()
+        placing.refuse(self._placed, capturable, max_grad_norm, call)
+        self._home = placing.home(self._placed)
+        self._early = Early(self) if during_backward else None
         super().__init__(params, {**known, **hyper, **ours})
 
     @property
@@ -121,10 +139,16 @@ class Composed(torch.optim.Optimizer):
         checks.format_of_weights(group, call)
         moved.check(self.rule, parts, type(self).__name__)
         self.param_groups += parts
+        if self._early is not None:
+            for part in parts:
+                self._early.listen(part["params"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's."""
+        """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's, and steps
+        that began in backward have to hear of it to refuse."""
+        if self._early is not None or self._placed.place == "host":
+            return self._early is not None
         return not any(live.scheduled(group) for group in self.param_groups)
 
     @eager
@@ -136,13 +160,17 @@ class Composed(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         call, rule = f"{type(self).__name__}.step", self.rule
+        if self._early is not None:
+            self._early.check(self, call)
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
-        plans = [self._plans.setdefault(k, run.Plan()) for k in range(len(hypers))]
+        plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         scaling, capturing = live.scaling_of(self, call), checks.capturing()
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             plan.agree(rule, hyper, group, call, scaling)
         if not scaling.skip and not self._again(plans, hypers, scaling, call):
             self._anew(plans, hypers, scaling, call)
+        if self._early is not None:
+            self._early.done()
         if capturing:
             self._memory.hold(plans)
         return loss
@@ -172,6 +200,8 @@ class Composed(torch.optim.Optimizer):
     def state(self) -> Any:
         """The states by parameter. From the first look on, every step compares where they lie."""
         self._settle()
+        if self._home is not None:
+            self._home.finish()
         self._seen = True
         return self._state
 
@@ -189,8 +219,7 @@ class Composed(torch.optim.Optimizer):
         """A step in which everything is looked at."""
         self._settle()
         overrides.settle(self, call)
-        every = (p for group in self.param_groups for p in group["params"])
-        numbers = {id(p): k for k, p in enumerate(every, self.first_number)}
+        numbers = self._numbers()
         ready = []
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
@@ -202,6 +231,11 @@ class Composed(torch.optim.Optimizer):
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state, scaling, call)
         self._state.changed = False
+
+    def _numbers(self) -> dict[int, int]:
+        """Of each parameter by id; random bits are drawn by them."""
+        every = (p for group in self.param_groups for p in group["params"])
+        return {id(p): k for k, p in enumerate(every, self.first_number)}
 
     def _check_apart(self, plans: list[run.Plan], call: str) -> None:
         """Once for every set of addresses: over all that has ever been stepped, with a gradient now or not."""
@@ -226,7 +260,7 @@ class Composed(torch.optim.Optimizer):
         Takes the state of the same rule, codecs and block, and a torch.optim state of the same rule where no state is
         coded. Raises StateError or ShapeError, before anything is changed, for any other.
         """
-        states.load(self, state_dict, self._check_saved, self._restore)
+        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self.state))
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
@@ -249,17 +283,29 @@ class Composed(torch.optim.Optimizer):
                     needed = states.layout(self.rule, hyper, ours, p)
                     states.check(known, needed, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         overrides.settle(self, f"{type(self).__name__}.load_state_dict")
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     known = states.layout_of(self.rule.states, group, p)
-                    self._state[p] = states.restore(known, saved["state"][index], p)
+                    entry, restore = saved["state"][index], states.restore
+                    if self._home is not None:
+                        restore = partial(self._home.restore, have=before.get(p))
+                    self._state[p] = restore(known, entry, p)
         self._plans.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "placed": self._placed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._plans, self._memory, state = {}, norms.Memory(), dict(state)
+        if "placed" in state:  # of a copy; loading a checkpoint comes this way, too, and changes no place
+            self._placed = state.pop("placed")
+            self._home = placing.home(self._placed)
+            self._early = Early(self) if self._placed.during_backward else None
+            if self._early is not None:
+                self._early.listen(p for group in state["param_groups"] for p in group["params"])
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)

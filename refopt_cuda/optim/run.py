@@ -46,12 +46,15 @@ class Slot:
     state: Entry
     number: int
 
+    first = 0
+    """The number of the first element in its whole tensor."""
+
     def __post_init__(self) -> None:
         p, self.copied = self.p.detach(), not self.p.is_contiguous()
         self.dense = torch.empty_like(p, memory_format=torch.contiguous_format) if self.copied else p
         self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
         self.beside = self.state[self.kept.beside.key] if self.kept.beside else None
-        self.kind = p.device, p.dtype, self.kept.codings, self.kept.weight
+        self.kind, self.shape = (p.device, p.dtype, self.kept.codings, self.kept.weight), tuple(p.shape)
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         tensors = [(key, self.state[key]) for key in self.kept.keys]
         self.watched: list[tuple[str, torch.Tensor, int]] = [(key, x, x.data_ptr()) for key, x in tensors]
@@ -229,14 +232,17 @@ class Plan:
     """What one parameter group's steps reuse: a slot a parameter, a bucket a combination, the lane of the last step.
 
     `apart` says whether the slots' parameters are known to share no memory, `counting` whether their devices keep
-    their step counts; `rooms` is where rows lie that a device computes.
+    their step counts; `rooms` is where rows lie that a device computes. `home` keeps states in another place than
+    beside their parameters, and `books` are its pages.
     """
 
+    home: Any = None
     mode: Any = None
     slots: dict[int, Slot] = field(default_factory=dict)
     buckets: dict[Any, Bucket] = field(default_factory=dict)
     apart: bool = True
     lane: Lane | None = None
+    books: dict[Any, Any] = field(default_factory=dict)
     counting: bool = False
     rooms: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
@@ -277,14 +283,16 @@ class Plan:
                 self.apart = False
             counted = self.counting and p.is_cuda
             work.append(Work(slot, g, slot.state["step"] if counted else slot.state["step"] + 1))
+        if self.home:
+            self.home.arrange(self, call)
         return self._counted(work, group["params"], state) if self.counting else work
 
     def _entry(self, kept: states.Layout, have: Any, p: torch.Tensor, call: str) -> Entry:
         """The entry to step `p` with; a count that its device keeps is not read."""
-        step = have.get("step") if have else None
+        step, ready = have.get("step") if have else None, (self.home or states).ready
         if not self.counting or not live.kept_by(step, p):
-            return Entry.of(states.ready(kept, have, p, call))
-        made = Entry(states.ready(kept, {**have, "step": 0}, p, call))
+            return Entry.of(ready(kept, have, p, call))
+        made = Entry(ready(kept, {**have, "step": 0}, p, call))
         count([made], step)
         return made
 
@@ -311,41 +319,34 @@ class Plan:
         """Step what was prepared, then count the step."""
         kinds: dict[Any, list[Work]] = {}
         host = [w for w in work if not w.slot.p.is_cuda]
-        if host and self._on_host(form, hyper, group, host, scaling):
-            work = [w for w in work if w.slot.p.is_cuda]
+        factor, skip = scaling.on_host if host else (1.0, False)
+        if skip:  # the scaler said so
+            work, host = [w for w in work if w.slot.p.is_cuda], []
+        paged = [w for w in work if self.home and self.home.holds(w.slot)]
+        away = {w.slot for w in paged}
         for w in work:
-            if w.slot.p.is_cuda:
+            if w.slot.p.is_cuda and w.slot not in away:
                 kinds.setdefault((*w.slot.kind, w.g.dtype), []).append(w)
         rows: dict[torch.device, Any] = {}
-        for device in {device for device, *_ in kinds}:
+        for w in host:
+            made = rows.setdefault(w.slot.p.device, {})
+            made[w.t] = made.get(w.t) or self.row(form, hyper, group, w.t, factor)  # type: ignore[arg-type]
+            if w.slot not in away:
+                on_host(form, w, made[w.t])
+        for device in {w.slot.p.device for w in work if w.slot.p.is_cuda}:
             counts = [*dict.fromkeys(w.t for w in work if w.slot.p.device == device)]
             rows[device] = self._rows(form, hyper, group, counts, scaling, device, call)
         launches = {}
         for kind, some in kinds.items():
             for k in range(0, len(some), step_cuda.SIZES[-1]):
                 key = (*kind, form, k)
-                launches[key] = self._launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows[kind[0]])
+                launches[key] = self.launch(form, key, some[k : k + step_cuda.SIZES[-1]], rows[kind[0]])
+        if paged:
+            self.home.step(self, form, paged, rows)
         for w in work:
             count([w.slot.state], w.t)
             state.give(w.slot.p, w.slot.state)
-        self.lane = Lane.of(work, launches, group["params"]) if launches else None
-
-    def _on_host(
-        self,
-        form: Form,
-        hyper: Mapping[str, Any],
-        group: Mapping[str, Any],
-        work: Sequence[Work],
-        scaling: Scaling,
-    ) -> bool:
-        """Step parameters on the CPU; whether the scaler said to skip them instead."""
-        factor, skip = scaling.on_host
-        if not skip:
-            counts: set[Any] = {w.t for w in work}
-            rows = {t: self.row(form, hyper, group, t, factor) for t in counts}
-            for w in work:
-                on_host(form, w, rows[w.t])
-        return skip
+        self.lane = Lane.of(work, launches, group["params"]) if launches and not paged else None
 
     def _rows(
         self,
@@ -390,7 +391,8 @@ class Plan:
         )
         return Row(scalars, step_word(group["seed"], t) if "p" in group["codecs"] else 0)
 
-    def _launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows | Live) -> Bucket:
+    def launch(self, form: Form, key: Any, work: Sequence[Work], rows: Rows | Live) -> Bucket:
+        """One launch, bound under `key`: (device, dtype of p, codings, format of weights, dtype of g, ...)."""
         device, p_dtype, codings, weight, g_dtype, *_ = key
         with torch.cuda.device(device):
             if key not in self.buckets:
@@ -414,7 +416,8 @@ def on_host(form: Form, work: Work, made: Row) -> None:
     slot.take()
     p, kept, beside = slot.arrays
     forms, blocks = zip(*slot.kept.codings, strict=True) if slot.kept.codings else ((), ())
-    g, shape = words(work.g.contiguous()), tuple(slot.p.shape)
+    g = words(work.g.contiguous())
     more: dict[str, Any] = {"weight": slot.kept.weight, "rest": beside, "random": (made.random, slot.number)}
-    step_host.step(form, forms, p, g, kept, shape, tuple(b or 256 for b in blocks), made.scalars, **more)
+    more["first"] = slot.first
+    step_host.step(form, forms, p, g, kept, slot.shape, tuple(b or 256 for b in blocks), made.scalars, **more)
     slot.put()

@@ -41,6 +41,15 @@ class Part(NamedTuple):
     dtype: torch.dtype
     first: float
 
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Make = Callable[[Part, torch.Tensor], torch.Tensor]
+"""Memory for a part of a parameter's state."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -122,22 +131,37 @@ def _beside(weight: Form, shape: tuple[int, ...]) -> Part | None:
     return None if dtype is None else Part(f"p.{CODECS[weight.stem].parts[1].name}", shape, DTYPES[dtype], 0)
 
 
-def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str) -> dict[str, Any]:
-    """The entry to step `p` with: the one that it has, or a new one where no state has begun.
+def beside(part: Part, p: torch.Tensor) -> torch.Tensor:
+    """Memory for a part of a parameter's state, on the parameter's device."""
+    try:
+        return torch.empty(part.shape, dtype=part.dtype, device=p.device)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{part.key!r} of a parameter of shape {tuple(p.shape)} does not fit on {p.device}; "
+            f'place="paged" keeps states in host memory. {error}'
+        ) from error
+
+
+def begun(kept: Layout, have: Mapping[str, Any] | None) -> bool:
+    """Whether a parameter's entry has what this layout keeps; if not, the states are yet to be made."""
+    return bool(have) and not (kept.keys and have.keys() <= {"step"})  # type: ignore[union-attr]
+
+
+def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str, make: Make = beside) -> dict[str, Any]:
+    """The entry to step `p` with: the one that it has, or a new one, in memory from `make`, where no state has begun.
 
     SGD's momentum may be switched on later: the buffer begins then, and so does the count, as torch.optim has it.
     """
     where = f"{call}: the state of a parameter of shape {tuple(p.shape)}"
-    if not have or (kept.keys and have.keys() <= {"step"}):
-        new = {part.key: torch.full(part.shape, part.first, dtype=part.dtype, device=p.device) for part in kept.all}
-        return {"step": 0, **new}
-    steps = count(have, where)
+    if have is None or not begun(kept, have):
+        return {"step": 0, **{part.key: make(part, p).fill_(part.first) for part in kept.all}}
+    steps, home = count(have, where), p.device if make is beside else torch.device("cpu")
     for part in kept.all:
         x = _fitting(part, have, where)
-        if x.dtype != part.dtype or x.device != p.device or not x.is_contiguous():
+        if x.dtype != part.dtype or x.device != home or not x.is_contiguous():
             raise StateError(
                 f"{where}: {part.key!r} is {x.dtype} on {x.device} of strides {x.stride()}; "
-                f"it must be {part.dtype} on {p.device}, row-major"
+                f"it must be {part.dtype} on {home}, row-major"
             )
     return have if type(have.get("step")) is int else {**have, "step": steps}
 
@@ -161,13 +185,13 @@ def check(known: Layout, needed: Layout, saved: Mapping[str, Any], where: str) -
             raise StateError(f"{where}: {part.key!r} is {x.dtype}, it must be {part.dtype}")
 
 
-def restore(known: Layout, saved: Mapping[str, Any], p: torch.Tensor) -> dict[str, Any]:
-    """A copy of a checked entry in the layout's dtypes on the parameter's device: codes stay codes."""
+def restore(known: Layout, saved: Mapping[str, Any], p: torch.Tensor, make: Make = beside) -> dict[str, Any]:
+    """A copy of a checked entry in the layout's dtypes, in memory from `make`: codes stay codes."""
     have = _present(saved)
     out: dict[str, Any] = {"step": count(saved, "")}
     for part in known.all:
         if part.key in have:
-            out[part.key] = torch.empty(part.shape, dtype=part.dtype, device=p.device).copy_(have[part.key])
+            out[part.key] = make(part, p).copy_(have[part.key])
     return out
 
 
@@ -215,13 +239,14 @@ def load(
 ) -> None:
     """torch's `load_state_dict`: `check` sees what is loaded before anything is changed, `restore` puts states back.
 
-    torch casts states to the weights' dtype; `restore` gets them as they were saved. Settings that the saved groups
-    lack stay. Raises ShapeError where the groups hold other numbers of tensors.
+    torch would cast states to the weights' dtype, on the weights' device: it is shown none, and `restore` gets them as
+    they were saved. Settings that the saved groups lack stay. Raises ShapeError where the groups hold other numbers of
+    tensors.
     """
     mine = [dict(group) for group in opt.param_groups]
     seen: dict[str, Any] = {}
 
-    def look(_: Any, final: dict[str, Any]) -> None:  # after the user's own hooks
+    def look(_: Any, final: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
         theirs, ours = ([len(g["params"]) for g in side] for side in (final["param_groups"], opt.param_groups))
         if theirs != ours:
             call = f"{type(opt).__name__}.load_state_dict"
@@ -230,6 +255,8 @@ def load(
             check_format(group, f"{type(opt).__name__}.load_state_dict: group {k}")
         check(final)
         seen.update(final)
+        ids = {k for group in final["param_groups"] for k in group["params"]}
+        return {**final, "state": {k: v for k, v in final["state"].items() if k not in ids}}
 
     def put_back(_: Any) -> None:  # before the user's own hooks
         for group, ours in zip(opt.param_groups, mine, strict=True):

@@ -51,6 +51,9 @@ def train(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="train with so many seeds, and compare in pairs")] = None,
     samples: Annotated[int | None, typer.Option(help="steps of each run that the NumPy reference takes again")] = None,
+    place: Annotated[
+        str | None, typer.Option(help="where our optimizers keep their states: resident, paged or host [resident]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     deterministic: Annotated[bool | None, typer.Option(help="the same bits every time, on a GPU too [yes]")] = None,
     name: Annotated[str | None, typer.Option(help="the folder in runs/ [date and time]")] = None,
@@ -71,7 +74,7 @@ def train(
         "device": device,
     }
     given |= {"steps": steps, "batch": batch, "context": context, "layers": layers, "width": width, "heads": heads}
-    given |= {"hidden": hidden, "lr": lr, "samples": samples}
+    given |= {"hidden": hidden, "lr": lr, "samples": samples, "place": place}
     if resume:
         for option, value in given.items():
             if value is not None:

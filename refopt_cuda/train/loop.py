@@ -61,10 +61,10 @@ class Run:
     def start(self) -> None:
         """The model with its first weights, or all that the checkpoint holds."""
         self.model: Transformer = build(self.plan.sizes, self.seed, self.plan.device, self.subject.dtype)
-        self.opt = self.subject.make(self.model.parameters(), self.plan.lr)
+        self.opt = self.subject.make(self.model.parameters(), self.plan.lr, self.plan.place)
         self.params = [p for g in self.opt.param_groups for p in g["params"]]
         if self.checkpoint.exists():
-            saved = torch.load(self.checkpoint, map_location=self.plan.device, weights_only=True)
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.model.load_state_dict(saved["model"])
             self.opt.load_state_dict(saved["optimizer"])
             self.record = Record(**saved["record"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from refopt_cuda.optim import placing
 from refopt_cuda.train import data, subjects
 from refopt_cuda.train.errors import InputError
 from refopt_cuda.train.model import Sizes
@@ -36,6 +37,7 @@ class Plan:
     deterministic: bool = True
     text: tuple[str, ...] = ()
     sha256: str = ""
+    place: str = "resident"
 
     @property
     def sizes(self) -> Sizes:
@@ -84,6 +86,8 @@ def make(given: dict[str, Any]) -> Plan:
         least = 0 if name == "samples" else 1
         if getattr(plan, name) < least:
             raise InputError(f"--{name} must be at least {least}, got {getattr(plan, name)}")
+    if plan.place not in placing.KNOWN:
+        raise InputError(f"--place must be one of {', '.join(placing.KNOWN)}, got {plan.place!r}")
     if not 0 < plan.lr < float("inf"):
         raise InputError(f"--lr must be a positive number, got {plan.lr}")
     try:

@@ -69,12 +69,14 @@ class Subject:
         """This rule's learning rate where AdamW's is `lr`."""
         return lr * float(WORDS[self.rule]["rate"])
 
-    def make(self, params: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimizer over these parameters."""
+    def make(self, params: Iterable[torch.nn.Parameter], lr: float, place: str = "resident") -> torch.optim.Optimizer:
+        """The optimizer over these parameters; in this place, if it is one that takes a place."""
         words = {k: v for k, v in WORDS[self.rule].items() if k != "rate"} | {"lr": self.rate(lr)}
         if self.torchs:
             return getattr(torch.optim, self.cls)(params, **words)
-        return getattr(optim, self.cls)(params, **words, **({"codecs": self.codecs} if self.codecs else {}))
+        words |= {"codecs": self.codecs} if self.codecs else {}
+        words |= {"place": place} if issubclass(getattr(optim, self.cls), optim.Composed) else {}
+        return getattr(optim, self.cls)(params, **words)
 
 
 def _rule(cls: str) -> str:

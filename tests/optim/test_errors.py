@@ -38,7 +38,7 @@ ARGUMENTS = [
     ("AdamW8bit", {"codecs": {"u": "f32"}}, ValueError, "'u'.*m, v, w and p"),
     ("AdamW8bit", {"codecs": {"p": "bf16"}}, ValueError, "no kernel for format of weights 'bf16'"),
     ("AdamW8bit", {"codecs": 8}, (TypeError, ValueError), "8"),
-    ("AdamW8bit", {"place": "paged"}, ValueError, "place.*'resident'.*'paged'|place='paged'.*'resident'"),
+    ("AdamW8bit", {"place": "cloud"}, ValueError, "place must be .*'resident'.*'cloud'"),
     ("SGD", {"momentum": 0.9, "lr_at": "insane"}, ValueError, "lr_at must be .*'insane'"),
     ("Lion", {"decay_order": "added"}, ValueError, "decay_order must be .*'added'"),
     ("AdamW8bit", {"codecs": {"p": "bf16_rem"}}, ValueError, "no format of weights 'bf16_rem'.*bf16_rem16"),

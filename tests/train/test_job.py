@@ -50,6 +50,14 @@ def test_a_stopped_job_goes_on_to_the_same_bits(
     assert whole == parts
 
 
+def test_a_place_changes_no_bit_of_the_results(refopt_train: Train, here: Path) -> None:
+    words = f"{SMALL} --text text.txt --optimizers AdamW8bit AdamW:v=int8_linear"
+    for place in ("resident", "paged", "host"):
+        assert refopt_train(f"{words} --name {place} --place {place}") == 0
+    tables = [(here / "runs" / place / "metrics.csv").read_bytes() for place in ("resident", "paged", "host")]
+    assert tables[0] == tables[1] == tables[2]
+
+
 def test_seeds_are_compared_in_pairs(refopt_train: Train, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refopt_train(f"{SMALL} --text text.txt --optimizers AdamW AdamW8bit --seeds 3 --name s") == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -72,6 +80,7 @@ BAD = {
     "steps": ("--steps 0", "--steps must be at least 1"),
     "seeds": ("--seeds 0", "--seeds must be at least 1"),
     "rate": ("--lr nan", "--lr must be a positive number"),
+    "place": ("--place moon", "--place must be one of resident, paged, host"),
     "device": ("--device tpu", "--device must be cpu or cuda"),
     "memory": ("--width 65536 --heads 64 --hidden 200000 --layers 100", "not enough memory"),
     "name": ("--name ../x", "--name must be the name of a folder"),

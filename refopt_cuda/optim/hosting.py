@@ -1,0 +1,113 @@
+"""`place="host"`: states in host memory, stepped by the host's threads; weights and gradients come down in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from refopt_cuda.optim.paging import Book, Deck, Paged
+from refopt_cuda.optim.pieces import Piece
+from refopt_cuda.optim.run import Plan, Slot, Work, on_host, words
+from refopt_cuda.places.host import Move, Staging, Turn
+from refopt_cuda.places.slabs import ALIGN, up
+from refopt_cuda.rules import Form
+
+BUFFERS = 4
+"""Places of the staging memory: two come down, one is stepped, one goes up."""
+
+
+class HostPiece:
+    """A piece of a parameter on the host: weights in the staging place, states where they live."""
+
+    first: int
+    copied = False
+
+    def __init__(self, piece: Piece, dense: torch.Tensor) -> None:
+        self.p, self.kept, self.number, self.state = piece.p, piece.kept, piece.number, piece.state
+        self.first, self.shape, self.dense = piece.first, piece.shape, dense
+        self._spans, self._group = piece.spans, piece.by_state
+
+    def take(self) -> None: ...
+
+    def put(self) -> None: ...
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray | None]:
+        """For the compiled loops."""
+        parts = [words(span.tensor.view(-1)[span.start : span.stop]) for span in self._spans]
+        states, rest = self._group(parts)
+        return words(self.dense), [dict(zip(("codes", "scales"), a, strict=False)) for a in states], rest
+
+
+class Hosted(Paged):
+    """Where an optimizer's states live: in host memory, but for `resident_bytes` of them beside the weights.
+
+    CPU parameters have theirs beside them anyway, and are stepped where they are, unless `rehearsal` says otherwise.
+    """
+
+    rehearsal = False
+
+    def holds(self, slot: Slot) -> bool:
+        return super().holds(slot) and (slot.p.is_cuda or self.rehearsal)
+
+    def room(self, deck: Deck, book: Book, call: str) -> None:
+        """Staging memory for the largest page: its weights, and gradients of at most four bytes."""
+        size = max((sum(_bytes(x) for x in page.pieces) for page in book.pages), default=0)
+        if not isinstance(deck.ring, Staging) or deck.ring.size < size:
+            deck.lanes.finish()
+            deck.memory = torch.from_numpy(deck.slabs.take(BUFFERS * size))
+            with deck.current:
+                deck.ring = Staging(deck.lanes, deck.memory.data_ptr(), size, BUFFERS)
+                deck.slabs.pin(call)
+
+    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
+        """Step these parameters."""
+        deck.begin()
+        for slot in mine:
+            deck.lanes.run(slot.take)
+        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
+        turns: list[Turn] = []
+        for page in book.pages:
+            some = [piece for piece in page.pieces if piece.slot in mine]
+            if some:
+                turns.append(_turn(deck, len(turns), some, form, mine, grads, rows))
+        deck.ring.run(turns)
+        for slot in mine:
+            deck.lanes.run(slot.put)
+        deck.lanes.run(partial(list, grads))  # kept until they have come down
+        deck.lanes.flush()
+
+
+def _bytes(piece: Piece) -> int:
+    return up(piece.dense.nbytes, ALIGN) + up(4 * piece.dense.numel(), ALIGN)
+
+
+def _turn(
+    deck: Deck,
+    at: int,
+    pieces: Sequence[Piece],
+    form: Form,
+    mine: Mapping[Slot, Work],
+    grads: Mapping[Slot, torch.Tensor],
+    rows: Any,
+) -> Turn:
+    """One page of a step: what comes down, and what is done with it."""
+    start, moves, todo = at % BUFFERS * deck.ring.size, list[Move](), list[Work]()
+    place, end = deck.memory[start : start + deck.ring.size], 0
+    for piece in pieces:
+        found = []
+        for x, back in ((piece.dense, True), (piece.of(grads[piece.slot]), False)):
+            moves.append(Move(end, x.data_ptr(), x.nbytes, back))
+            found.append(place[end : end + x.nbytes].view(x.dtype))
+            end += up(x.nbytes, ALIGN)
+        todo.append(Work(HostPiece(piece, found[0]), found[1], mine[piece.slot].t))  # type: ignore[arg-type]
+
+    def step() -> None:
+        for w in todo:
+            on_host(form, w, rows[w.t])
+
+    return Turn(moves, step)

@@ -1,0 +1,248 @@
+"""`place="paged"`: states in pinned host memory, stepped on the device as they pass through a ring of pages."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from refopt_cuda.optim import states
+from refopt_cuda.optim.pieces import Grid, Page, Piece, pages
+from refopt_cuda.optim.run import Plan, Slot, Work, on_host
+from refopt_cuda.places import lanes
+from refopt_cuda.places.paged import Ring
+from refopt_cuda.places.slabs import Slabs, up
+from refopt_cuda.rules import Form
+
+PAGE_BYTES = 1 << 24
+"""Bytes a page unless told otherwise: the link is fastest from here on."""
+BUFFERS = 3
+"""Pages in the ring: one is loaded, one is stepped, one is stored."""
+SPARE = 0.9
+"""How much of the device's free memory `resident_bytes="auto"` takes."""
+
+
+@dataclass(eq=False)
+class Book:
+    """The pages of one parameter group on one device, and the slots and the ring that they were made for."""
+
+    slots: list[Slot] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    ring: Any = None
+
+
+class Deck:
+    """One device's lanes, slabs and ring."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.lanes = lanes.lanes_of(device.type, device.index or 0)
+        self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
+        self.ring: Any = Ring(self.lanes, 0, 0, 0)
+        self.numbered, self.largest, self.spare = 0, 0, -1
+        weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
+
+    @property
+    def current(self) -> Any:
+        """The device as the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def begin(self) -> None:
+        """Steps go to torch's current stream."""
+        self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
+
+    def make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
+        """Memory of the slabs for a part of a state."""
+        return torch.from_numpy(self.slabs.take(part.bytes)).view(part.dtype).view(part.shape)
+
+    def owns(self, entry: Mapping[str, Any]) -> bool:
+        """Whether all tensors of a state lie in the slabs."""
+        return all(self.slabs.owns(x.data_ptr()) for x in entry.values() if isinstance(x, torch.Tensor))
+
+    def widen(self, size: int) -> None:
+        """A ring for pages of this size; the old one goes when its last page is stored."""
+        if self.ring.size < size:
+            self.lanes.finish()
+            size = up(size, 256)
+            self.memory = torch.empty(BUFFERS * size, dtype=torch.uint8, device=self.device)
+            with self.current:
+                self.ring = Ring(self.lanes, self.memory.data_ptr(), size, BUFFERS)
+                if self.device.type == "cuda":  # whoever had this memory before may still be at work
+                    torch.cuda.current_stream().synchronize()
+
+    def bind(self, book: Book) -> None:
+        """Give every page its place."""
+        for page in book.pages:
+            start = page.number % BUFFERS * self.ring.size
+            page.memory = self.memory[start : start + self.ring.size]
+            for piece in page.pieces:
+                piece.__dict__.pop("arrays", None)
+        book.ring = self.ring
+
+
+class Paged:
+    """Where an optimizer's states live: in host memory, but for `resident_bytes` of them beside the weights.
+
+    page_bytes      bytes of states that travel at a time, one block at least
+    resident_bytes  states that stay on the device, parameters in their order while they fit; "auto": in 0.9 of the
+                    memory that is free on it at the first step, after the ring
+    """
+
+    def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
+        self.page_bytes, self.resident_bytes = page_bytes, resident_bytes
+        self.decks: dict[torch.device, Deck] = {}
+        self.resident: Any = WeakTensorKeyDictionary()
+
+    def deck(self, device: torch.device) -> Deck:
+        if device not in self.decks:
+            self.decks[device] = Deck(device)
+        return self.decks[device]
+
+    def ready(self, kept: states.Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str) -> dict[str, Any]:
+        """As `states.ready`; a state that somebody has moved or replaced is brought back to where it belongs."""
+        new = p not in self.resident
+        stays, deck = self._stays(kept, p), self.deck(p.device)
+        if have is not None and states.begun(kept, have) and (new if stays else not deck.owns(have)):
+            states.check(kept, kept, have, f"{call}: the state of a parameter of shape {tuple(p.shape)}")
+            return states.restore(kept, have, p, states.beside if stays else deck.make)
+        return states.ready(kept, have, p, call, states.beside if stays else deck.make)
+
+    def _stays(self, kept: states.Layout, p: torch.Tensor) -> bool:
+        """Whether the states of `p` stay on its device. Decided once a parameter."""
+        if p not in self.resident:
+            size, spare = sum(part.bytes for part in kept.all), self._spare(p.device)
+            deck = self.deck(p.device)
+            self.resident[p] = size <= spare
+            deck.spare = spare - size if size <= spare else spare
+        return bool(self.resident[p])
+
+    def _spare(self, device: torch.device) -> int:
+        """Bytes of the budget that are left on a device."""
+        deck = self.deck(device)
+        if deck.spare < 0 and isinstance(self.resident_bytes, int):
+            deck.spare = self.resident_bytes
+        elif deck.spare < 0:
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 62
+            deck.spare = max(0, int(SPARE * free) - BUFFERS * self.page_bytes)
+        return deck.spare
+
+    def restore(
+        self, known: states.Layout, saved: Mapping[str, Any], p: torch.Tensor, have: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """As `states.restore`, into the memory that the parameter's states have already, if it fits and is not what is
+        loaded."""
+        if self._stays(known, p):
+            return states.restore(known, saved, p)
+        deck = self.deck(p.device)
+        own = any(deck.slabs.owns(x.data_ptr()) for x in saved.values() if isinstance(x, torch.Tensor))
+
+        def make(part: states.Part, p: torch.Tensor) -> torch.Tensor:
+            x = None if own or have is None else have.get(part.key)
+            if isinstance(x, torch.Tensor) and (x.shape, x.dtype) == (part.shape, part.dtype) and deck.owns({"": x}):
+                return x
+            return deck.make(part, p)
+
+        return states.restore(known, saved, p, make)
+
+    def arrange(self, plan: Plan, call: str) -> None:
+        """Make the pages of a group whose slots have changed, and room for them; nothing is written."""
+        by_device: dict[torch.device, list[Slot]] = {}
+        for slot in plan.slots.values():
+            if self.holds(slot):
+                by_device.setdefault(slot.p.device, []).append(slot)
+        for device, slots in by_device.items():
+            book, deck = plan.books.setdefault(device, Book()), self.deck(device)
+            if book.slots != slots:
+                self._extend(deck, book, slots, call)
+            self.room(deck, book, call)
+
+    def room(self, deck: Deck, book: Book, call: str) -> None:
+        """Memory for what passes through, and pins for what the device reads."""
+        deck.largest = max([deck.largest, *(page.size for page in book.pages)])
+        with deck.current:
+            deck.widen(deck.largest)
+            deck.slabs.pin(call)
+
+    def _extend(self, deck: Deck, book: Book, slots: list[Slot], call: str) -> None:
+        """Pages for new slots behind those that there are, or all pages anew where a slot is gone."""
+        known, have = set(book.slots), set(slots)
+        if not known <= have:
+            if any(page.turned for page in book.pages):
+                raise RuntimeError(f"{call}: a parameter or a state was replaced between backward() and step()")
+            known, book.pages = set(), []
+        grids = [Grid(slot) for slot in slots if slot not in known]
+        new = pages(grids, self.page_bytes, deck.numbered)
+        book.slots, book.pages, book.ring = slots, book.pages + new, None
+        deck.numbered += len(new)
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether a slot's states are paged."""
+        return bool(slot.kept.all) and not self.resident.get(slot.p, True)
+
+    def step(self, plan: Plan, form: Form, work: Sequence[Work], rows: Mapping[torch.device, Any]) -> None:
+        """Step these parameters, page by page."""
+        for device, book in plan.books.items():
+            mine = {w.slot: w for w in work if w.slot.p.device == device}
+            if mine:
+                deck = self.deck(device)
+                with deck.current:
+                    self.turn(deck, book, plan, form, mine, rows[device])
+
+    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
+        """Step these parameters, page by page."""
+        deck.begin()
+        if book.ring is not deck.ring:
+            deck.ring.settle()
+            deck.bind(book)
+            plan.buckets = {key: b for key, b in plan.buckets.items() if not isinstance(key[-1], Page)}
+        for slot in mine:
+            deck.lanes.run(slot.take)
+        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
+        for page in book.pages:
+            if not page.turned:
+                turn(deck, plan, form, page, mine, grads, rows)
+        for slot in mine:
+            deck.lanes.run(slot.put)
+        deck.lanes.flush()
+
+    def finish(self) -> None:
+        """Wait until every state is back in host memory."""
+        for deck in self.decks.values():
+            with deck.current:
+                deck.lanes.finish()
+
+
+def turn(
+    deck: Deck,
+    plan: Plan,
+    form: Form,
+    page: Page,
+    mine: Mapping[Slot, Work],
+    grads: Mapping[Slot, torch.Tensor],
+    rows: Any,
+) -> None:
+    """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
+    todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
+    kinds: dict[Any, list[Work]] = {}
+    for w, piece in todo:
+        some = kinds.setdefault((*piece.kind, w.g.dtype), [])
+        some.append(Work(piece, piece.of(grads[piece.slot]), w.t))  # type: ignore[arg-type]
+
+    def step() -> None:
+        for kind, some in kinds.items():
+            if deck.device.type == "cuda":
+                plan.launch(form, (*kind, form, page), some, rows)
+            else:
+                for w in some:
+                    on_host(form, w, rows[w.t])
+
+    if todo:
+        deck.ring.turn(page.number, page.copies, step)
+
+
+__all__ = ["BUFFERS", "PAGE_BYTES", "Paged", "Piece"]

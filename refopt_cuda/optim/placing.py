@@ -1,0 +1,57 @@
+"""The places that an optimizer's states may live in, and what each takes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from refopt_cuda.optim.hosting import Hosted
+from refopt_cuda.optim.paging import PAGE_BYTES, Paged
+
+
+class Placed(NamedTuple):
+    """A place and its options."""
+
+    place: str
+    page_bytes: int = PAGE_BYTES
+    resident_bytes: int | str = 0
+    during_backward: bool = False
+
+
+HOMES = {"paged": Paged, "host": Hosted}
+KNOWN = ("resident", *HOMES)
+
+
+def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str) -> Placed:
+    """What was asked for; ValueError names the argument."""
+    if not isinstance(during_backward, bool):
+        raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
+    if during_backward and place != "paged":
+        raise ValueError(f"{call}: during_backward is of place='paged', and place is {place!r}")
+    if place not in KNOWN:
+        raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
+    given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if place == "resident":
+            raise ValueError(f"{call}: {name} is of place='paged' or 'host', and place is 'resident'")
+        low, auto = (1, False) if name == "page_bytes" else (0, True)
+        if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            words = ' or "auto"' if auto else ""
+            raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
+    return Placed(place, **given, during_backward=during_backward)
+
+
+def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> None:
+    """ValueError for what a place cannot do: copies are not captured, and early steps and the host know no norm."""
+    if capturable and placed.place != "resident":
+        raise ValueError(f"{call}: capturable is of place='resident', and place is {placed.place!r}")
+    if max_grad_norm is not None and (placed.place == "host" or placed.during_backward):
+        where = "during_backward" if placed.during_backward else "place='host'"
+        raise ValueError(f"{call}: max_grad_norm needs every gradient's norm before a step, got {where}")
+
+
+def home(placed: Placed) -> Any:
+    """What keeps the states there; None where nothing does, because they live beside the weights."""
+    if placed.place == "resident":
+        return None
+    return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)

@@ -1,0 +1,116 @@
+"""`place="host"`: the bits of the resident step, states and arithmetic on the host, weights on their device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import refopt_cuda as rc
+from refopt_cuda.codecs import WEIGHTS
+from refopt_cuda.optim.hosting import Hosted
+from refopt_cuda.places import lanes
+from tests.kernels.covering import words_of
+from tests.optim.pairs import CASES, Case, weights
+from tests.optim.shuffled import ShuffledLanes
+from tests.optim.test_paged import ADAMW, ADAMW8, PAGES, SMALL, alike, owned, params_of, step
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
+every_page = pytest.mark.parametrize("size", PAGES.values(), ids=PAGES)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU weights go down and up as a GPU's would."""
+    monkeypatch.setattr(Hosted, "rehearsal", True)
+
+
+def pair(case: Case, shapes: Any, dtype: torch.dtype, device: str, size: int = 4000, **options: Any) -> tuple[Any, Any]:
+    one, two = weights(shapes, dtype, device), weights(shapes, dtype, device)
+    return case.make(one, **options), case.make(two, **options, place="host", page_bytes=size)
+
+
+@every_page
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_stepping_on_the_host_changes_no_bit(case: Case, size: int, device: str) -> None:
+    one, two = pair(case, SMALL, torch.float32, device, size, min_8bit_size=1000)
+    alike(one, two)
+    assert all(owned(two))
+
+
+@pytest.mark.parametrize("weight", words_of(WEIGHTS))
+def test_stepping_on_the_host_changes_no_bit_of_any_format_of_weights(weight: str, device: str) -> None:
+    options = {"codecs": {"p": weight, "v": "q4:64"}, "min_8bit_size": 1000, "seed": 5}
+    alike(*pair(ADAMW, SMALL, torch.bfloat16, device, 3000, **options), steps=2)
+
+
+@every_page
+def test_any_order_that_the_events_allow_gives_the_same_bits(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Staging places are NaN as soon as their weights have gone up."""
+    for seed in range(4):
+        monkeypatch.setattr(lanes, "lanes_of", lambda kind, device, seed=seed: ShuffledLanes(seed, lanes.IN))
+        alike(*pair(ADAMW8, [(64, 80), (33, 300), (40,)], torch.bfloat16, "cpu", size), 4)
+
+
+@pytest.mark.parametrize("lane", [lanes.IN, lanes.OUT, lanes.STEP])
+def test_an_event_that_is_not_waited_for_shows(lane: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(ShuffledLanes):
+        def wait(self, of: int, event: Any) -> None:
+            if of != lane:
+                super().wait(of, event)
+
+        def meet(self, event: Any) -> None:
+            if lane != lanes.IN:
+                super().meet(event)
+
+    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(2, lanes.IN))
+    with pytest.raises(AssertionError, match="tensor"):
+        alike(*pair(ADAMW8, [(64, 80), (33, 300), (40,)], torch.bfloat16, "cpu", 1), 4)
+
+
+def test_weights_that_somebody_has_changed_are_stepped_as_they_are(device: str) -> None:
+    """The host keeps no copy of them that could be old."""
+    opts = pair(ADAMW8, [(64, 80), (40,)], torch.bfloat16, device)
+    alike(*opts)
+    for opt in opts:
+        with torch.no_grad():
+            params_of(opt)[0].mul_(0.5)
+    alike(*opts, steps=1, start=5)
+
+
+def test_weights_on_the_cpu_are_stepped_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hosted, "rehearsal", False)
+    one, two = pair(ADAMW8, [(64, 80), (40,)], torch.float32, "cpu")
+    alike(one, two)
+    assert not any(plan.books for plan in two._plans.values())
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "Adagrad"])
+def test_the_names_are_the_rules_on_the_host(name: str, device: str) -> None:
+    one, two = weights([(64, 80), (40,)], torch.float32, device), weights([(64, 80), (40,)], torch.float32, device)
+    alike(getattr(rc.optim, name)(one), opt := getattr(rc.optim, f"CPU{name}")(two))
+    assert opt._placed.place == "host" and all(owned(opt))
+
+
+def test_loading_keeps_the_place_and_moves_between_places(device: str) -> None:
+    one, two = pair(ADAMW8, SMALL, torch.bfloat16, device)
+    alike(one, two)
+    one.load_state_dict(two.state_dict())
+    two.load_state_dict(one.state_dict())
+    alike(one, two, 2, start=7)
+    assert all(owned(two))
+
+
+@pytest.mark.gpu
+def test_no_state_and_no_stage_is_on_the_device() -> None:
+    params = [torch.nn.Parameter(torch.ones(2048, 2048, device="cuda", dtype=torch.bfloat16)) for _ in range(4)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt = rc.optim.CPUAdamW(params, codecs={"p": "bf16_rem16"})
+    before = torch.cuda.memory_allocated()
+    opt.step()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+    assert all(x.device.type == "cpu" for s in opt.state.values() for x in s.values() if torch.is_tensor(x))
+    step(opt, 1)
