@@ -19,8 +19,6 @@ REMOVED = {
     "skip_zeros": (False, "gradients are dense: each element is stepped"),
 }
 """Arguments of older bitsandbytes: the value that means what is done here, and a word on any other."""
-LOOPS = ("foreach", "fused")
-"""How torch.optim runs its loops. Here is one way, with the same result whatever these say."""
 
 
 def once(key: str, text: str) -> None:
@@ -62,11 +60,6 @@ def settings(call: str, given: Mapping[str, Any], args: Any = None, is_paged: An
         if value is not None and value != neutral:
             raise ValueError(f"{call}: {name} must be {neutral!r} or left out, got {value!r}: {why}")
         once(name, f"{call}: {name} has no effect and can be left out: {why}")
-    for name in LOOPS:
-        out.pop(name, None)
-    for name in ("differentiable", "capturable"):
-        if out.get(name) is False:
-            del out[name]
     if not isinstance(is_paged, bool):
         raise ValueError(f"{call}: is_paged must be True or False, got {is_paged!r}")
     if is_paged:

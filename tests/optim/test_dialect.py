@@ -112,7 +112,7 @@ REFUSED = [
     ("AdamW", {"percentile_clipping": 5}, "percentile_clipping must be 100 or left out, got 5"),
     ("AdamW", {"block_wise": False}, "block_wise must be True or left out, got False"),
     ("AdamW", {"skip_zeros": True}, "skip_zeros must be False or left out, got True"),
-    ("AdamW", {"differentiable": True}, "differentiable must be False"),
+    ("AdamW", {"differentiable": True}, "AdamW: differentiable=True: "),
     ("AdamW", {"is_paged": 1}, "is_paged must be True or False, got 1"),
     ("LAMB", {"amsgrad": True}, "LAMB: amsgrad must be False, got True"),
     ("LAMB", {"adam_w_mode": False}, "LAMB: adam_w_mode must be True, got False"),
