@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,3 +61,11 @@ def gxx() -> str:
     if reason := no_gxx():
         (pytest.fail if REQUIRE_GXX else pytest.skip)(reason)
     return str(shutil.which("g++"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests recorded to be printed: how many cases they ran."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in getattr(report, "user_properties", []):
+            if name == "printed" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}: {value}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from refopt.spec import ShapeError
+from refopt_cuda.optim import sharded
 
 NUMBERS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """Dtypes of parameters and gradients, as the kernels call them."""
@@ -20,6 +21,7 @@ def param(p: torch.Tensor, call: str) -> None:
         raise TypeError(f"{call}: parameters must be dense float32, bfloat16 or float16, got {p.dtype}, {p.layout}")
     if p.device.type not in ("cpu", "cuda"):
         raise TypeError(f"{call}: parameters must be on a CPU or a CUDA device, got {p.device}")
+    sharded.check(p, call)
 
 
 def format_of_weights(group: Mapping[str, Any], call: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, live, moved, norms, overrides, placing, run, settings, states
+from refopt_cuda.optim import checks, live, moved, norms, overrides, placing, run, settings, sharded, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.watched import Entries
@@ -165,6 +165,8 @@ class Composed(torch.optim.Optimizer):
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
         plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         scaling, capturing = live.scaling_of(self, call), checks.capturing()
+        if scaling.longest is not None:
+            sharded.refuse_norm((p for group in self.param_groups for p in group["params"]), call)
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             plan.agree(rule, hyper, group, call, scaling)
         if not scaling.skip and not self._again(plans, hypers, scaling, call):
@@ -225,6 +227,10 @@ class Composed(torch.optim.Optimizer):
             pairs = checks.gather(group["params"], call)
             ready.append(plan.prepare(self.rule, hyper, group, pairs, self._state, numbers, call))
         self._check_apart(plans, call)
+        if not self._state and sharded.initial():
+            for plan, work in zip(plans, ready, strict=True):
+                plan.keep(work, self._state)
+            return
         if scaling.longest is not None:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
             scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
@@ -242,7 +248,7 @@ class Composed(torch.optim.Optimizer):
         if all(plan.apart for plan in plans):
             return
         known = zip(plans, self.param_groups, strict=True)
-        checks.apart((p for plan, group in known for p in group["params"] if id(p) in plan.slots), call)
+        checks.apart((sharded.local(p) for plan, group in known for p in group["params"] if id(p) in plan.slots), call)
         for plan in plans:
             plan.apart = True
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from refopt.spec import Hyper, Rule
-from refopt_cuda.optim import checks, overrides, states
+from refopt_cuda.optim import checks, gathered, overrides, sharded, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.settings import number
 
@@ -90,16 +90,26 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        only = not self.state and sharded.initial()
+        if gathered.any_sharded(self):
+            gathered.step(self, lambda: self._step(only), lambda p: None)
+        else:
+            self._step(only)
+        return loss
+
+    def _step(self, only: bool) -> None:
+        """One step of whole parameters; `only`: the states that it would begin with, and no step."""
         call = f"{type(self).__name__}.step"
         ready = [self._prepare(group, call) for group in self.param_groups]
         self._check_apart((w.p for _, work in ready for w in work), call)
         for group, (hyper, work) in zip(self.param_groups, ready, strict=True):
             for w in work:
                 self.state[w.p] = w.state
+            if only:
+                continue
             self._run(group, hyper, [w for w in work if w.p.numel()])
             for w in work:
                 w.state["step"] = w.t
-        return loss
 
     def _prepare(self, group: dict[str, Any], call: str) -> tuple[dict[str, Any], list[Work]]:
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""

@@ -13,7 +13,7 @@ import torch
 
 from refopt.spec import Rule
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import checks, live, settings, states
+from refopt_cuda.optim import checks, live, settings, sharded, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.optim.live import PLAIN, Count, Live, Scaling
 from refopt_cuda.optim.watched import Entries, Entry, count
@@ -45,40 +45,40 @@ class Slot:
     kept: states.Layout
     state: Entry
     number: int
-
-    first = 0
+    first: int = 0
     """The number of the first element in its whole tensor."""
 
     def __post_init__(self) -> None:
-        p, self.copied = self.p.detach(), not self.p.is_contiguous()
+        self.here = p = sharded.local(self.p).detach()
+        self.copied = not p.is_contiguous()
         self.dense = torch.empty_like(p, memory_format=torch.contiguous_format) if self.copied else p
-        self.tensors = [[self.state[part.key] for part in parts] for parts in self.kept.parts]
-        self.beside = self.state[self.kept.beside.key] if self.kept.beside else None
+        self.tensors = [[sharded.local(self.state[part.key]) for part in parts] for parts in self.kept.parts]
+        self.beside = sharded.local(self.state[self.kept.beside.key]) if self.kept.beside else None
         self.kind, self.shape = (p.device, p.dtype, self.kept.codings, self.kept.weight), tuple(p.shape)
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         tensors = [(key, self.state[key]) for key in self.kept.keys]
-        self.watched: list[tuple[str, torch.Tensor, int]] = [(key, x, x.data_ptr()) for key, x in tensors]
+        self.watched: list[tuple[str, torch.Tensor, int]] = [(key, x, address(sharded.local(x))) for key, x in tensors]
 
     def stale(self, state: object, number: int) -> bool:
         """Whether the parameter or a state tensor is not what and where it was; `x.data = ...` keeps the identity."""
-        p = self.p
+        p = sharded.local(self.p)
         moved = (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place
         if state is not self.state or number != self.number or moved:
             return True
         for key, x, where in self.watched:
-            if self.state.get(key) is not x or x.data_ptr() != where:
+            if self.state.get(key) is not x or address(sharded.local(x)) != where:
                 return True
         return False
 
     def take(self) -> None:
         """A parameter that is not row-major is stepped through a copy."""
         if self.copied:
-            self.dense.copy_(self.p)
+            self.dense.copy_(self.here)
 
     def put(self) -> None:
         """Bring the copy back."""
         if self.copied:
-            self.p.copy_(self.dense)
+            self.here.copy_(self.dense)
 
     @cached_property
     def arrays(self) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray | None]:
@@ -91,7 +91,8 @@ class Slot:
         """A CUDA parameter and its states, as the kernels take them."""
         pairs = tuple((ts[0].data_ptr(), ts[1].data_ptr() if len(ts) > 1 else 0) for ts in self.tensors)
         beside = 0 if self.beside is None else self.beside.data_ptr()
-        return step_cuda.Tensor(self.dense.data_ptr(), pairs, tuple(self.p.shape), beside, self.number)
+        shape = tuple(self.here.shape)
+        return step_cuda.Tensor(self.dense.data_ptr(), pairs, shape, beside, self.number, self.first)
 
 
 class Work(NamedTuple):
@@ -164,11 +165,13 @@ class Lane:
 
     def __post_init__(self) -> None:
         self.params = [slot.p for slot in self.slots]
+        self.unwrap = sharded.locals_of(self.params)
+        self.specs = sharded.specs([p.grad for p in self.params]) if self.unwrap else []  # type: ignore[misc]
         self.entries = [slot.state for slot in self.slots]
         self.held = [x for slot in self.slots for _, x, _ in slot.watched]
         self.places = [slot.place[0] for slot in self.slots]
         self.homes = [a for slot in self.slots for *_, a in slot.watched]
-        self.sizes = [slot.p.numel() for slot in self.slots]
+        self.sizes = [slot.here.numel() for slot in self.slots]
         for entry in self.entries:
             entry.changed = False
         self.idle = len(self.every) - len(self.params)
@@ -181,11 +184,13 @@ class Lane:
         buckets = list(launches.values())
         index = {w.slot: k for k, w in enumerate(work)}
         simple = len({w.t for w in work}) == 1 and not any(w.slot.copied for w in work)
+        simple &= all(sharded.local(w.slot.p.grad) is w.g for w in work)  # type: ignore[arg-type]
         if not simple or sum(len(b.places) for b in buckets) != len(work):
             return None
         orders = [[index[slot] for slot in b.places] for b in buckets]
         alone = orders == [[*range(len(work))]]
-        rows = [(next(iter(b.places)).p.device, b, None if alone else o) for b, o in zip(buckets, orders, strict=True)]
+        devices = [next(iter(b.places)).here.device for b in buckets]
+        rows = [(d, b, None if alone else o) for d, b, o in zip(devices, buckets, orders, strict=True)]
         return cls([w.slot for w in work], [w.g.dtype for w in work], rows, work[0].t, [*map(id, every)])
 
     def gradients(
@@ -197,18 +202,29 @@ class Lane:
         """
         if [*map(id, params)] != self.every or (self.idle and sum(p.grad is None for p in params) != self.idle):
             return None
-        grads = [p.grad for p in self.params]
+        if self.unwrap is None:
+            grads, here = [p.grad for p in self.params], self.params
+        else:
+            with sharded.plainly():
+                grads, here = [p.grad for p in self.params], self.unwrap(self.params)
+                if sharded.specs(grads) != self.specs:  # type: ignore[arg-type]
+                    return None
+                grads = self.unwrap(grads)  # type: ignore[assignment, arg-type]
         try:
             addresses = [*map(address, grads)]  # type: ignore[arg-type]
         except (TypeError, RuntimeError):  # there is none, or it is not dense
             return None
         if [g.dtype for g in grads] != self.kinds or [*map(size, grads)] != self.sizes:  # type: ignore[arg-type, union-attr]
             return None
-        if not all(map(contiguous, grads)) or [*map(address, self.params)] != self.places:  # type: ignore[arg-type]
+        if not all(map(contiguous, grads)) or [*map(address, here)] != self.places:  # type: ignore[arg-type]
             return None
-        if state.changed or any(map(changed, self.entries)) or (seen and [*map(address, self.held)] != self.homes):
+        if state.changed or any(map(changed, self.entries)) or (seen and self._moved()):
             return None
         return grads, addresses  # type: ignore[return-value]
+
+    def _moved(self) -> bool:
+        held = self.held if self.unwrap is None else self.unwrap(self.held)
+        return [*map(address, held)] != self.homes
 
     def step(self, addresses: Sequence[int], made: Callable[[torch.device], Sequence[Row] | int]) -> None:
         """Enqueue the launches."""
@@ -279,9 +295,13 @@ class Plan:
             if slot is None or slot.stale(state.get(p), number):
                 live.refuse_in_capture("states")
                 kept = states.layout(rule, hyper, group, p)
-                slot = self.slots[id(p)] = Slot(p, kept, self._entry(kept, state.get(p), p, call), number)
+                sharded.say_uncoded(p, group, call)
+                drawn = kept.weight is not None and kept.weight.module.RANDOM
+                where = sharded.first(p, call) if drawn else 0
+                slot = self.slots[id(p)] = Slot(p, kept, self._entry(kept, state.get(p), p, call), number, where)
                 self.apart = False
             counted = self.counting and p.is_cuda
+            g = sharded.gradient(p, g, call)
             work.append(Work(slot, g, slot.state["step"] if counted else slot.state["step"] + 1))
         if self.home:
             self.home.arrange(self, call)
@@ -289,6 +309,8 @@ class Plan:
 
     def _entry(self, kept: states.Layout, have: Any, p: torch.Tensor, call: str) -> Entry:
         """The entry to step `p` with; a count that its device keeps is not read."""
+        if self.home:
+            sharded.refuse_place(p, call)
         step, ready = have.get("step") if have else None, (self.home or states).ready
         if not self.counting or not live.kept_by(step, p):
             return Entry.of(ready(kept, have, p, call))
@@ -382,6 +404,11 @@ class Plan:
         count = lane.t if self.counting else lane.t + 1
         rows = {d: self._rows(form, hyper, group, [count], scaling, d, call) for d in lane.devices}
         lane.step(addresses, lambda device: rows[device].address)  # type: ignore[union-attr]
+
+    @staticmethod
+    def keep(work: Sequence[Work], state: Entries) -> None:
+        """The states that a step would begin with, and no step."""
+        state.update((w.slot.p, w.slot.state) for w in work)
 
     @staticmethod
     def row(form: Form, hyper: Mapping[str, Any], group: Mapping[str, Any], t: int, factor: float = 1.0) -> Row:

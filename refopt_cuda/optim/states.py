@@ -16,6 +16,7 @@ import torch
 from refopt.codecs import CODECS, blocks
 from refopt.spec import Rule, ShapeError, State, StateError
 from refopt_cuda.codecs import Form, named
+from refopt_cuda.optim import sharded
 from refopt_cuda.optim.settings import WORDS, Coding, coding, eligible, of_param, roles
 
 ZEROS: Mapping[str, float] = MappingProxyType({})
@@ -84,7 +85,7 @@ def layout_of(
 ) -> Layout:
     """These states of `p` under its group's codecs, block and min_size, or its own."""
     group = of_param(group, p)
-    coded, shape = eligible(p, group["min_size"]), tuple(p.shape)
+    coded, shape = eligible(p, group["min_size"]) and sharded.whole_blocks(p), tuple(p.shape)
     codings, parts = [], []
     for state in kept:
         found = coding(group["codecs"][state.name] if coded else "f32", group["block"], state.nonnegative)
@@ -134,7 +135,7 @@ def _beside(weight: Form, shape: tuple[int, ...]) -> Part | None:
 def beside(part: Part, p: torch.Tensor) -> torch.Tensor:
     """Memory for a part of a parameter's state, on the parameter's device."""
     try:
-        return torch.empty(part.shape, dtype=part.dtype, device=p.device)
+        return sharded.empty(part.shape, part.dtype, p)
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{part.key!r} of a parameter of shape {tuple(p.shape)} does not fit on {p.device}; "
@@ -154,14 +155,14 @@ def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str,
     """
     where = f"{call}: the state of a parameter of shape {tuple(p.shape)}"
     if have is None or not begun(kept, have):
-        return {"step": 0, **{part.key: make(part, p).fill_(part.first) for part in kept.all}}
+        return {"step": 0, **{part.key: sharded.filled(make(part, p), part.first) for part in kept.all}}
     steps, home = count(have, where), p.device if make is beside else torch.device("cpu")
     for part in kept.all:
         x = _fitting(part, have, where)
-        if x.dtype != part.dtype or x.device != home or not x.is_contiguous():
+        if x.dtype != part.dtype or x.device != home or not sharded.fits(x, p):
             raise StateError(
                 f"{where}: {part.key!r} is {x.dtype} on {x.device} of strides {x.stride()}; "
-                f"it must be {part.dtype} on {home}, row-major"
+                f"it must be {part.dtype} on {home}, row-major and sharded as its parameter is"
             )
     return have if type(have.get("step")) is int else {**have, "step": steps}
 
@@ -191,7 +192,7 @@ def restore(known: Layout, saved: Mapping[str, Any], p: torch.Tensor, make: Make
     out: dict[str, Any] = {"step": count(saved, "")}
     for part in known.all:
         if part.key in have:
-            out[part.key] = make(part, p).copy_(have[part.key])
+            out[part.key] = sharded.fill(make(part, p), have[part.key])
     return out
 
 

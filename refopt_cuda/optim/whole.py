@@ -18,7 +18,7 @@ from refopt.spec import Rule
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.step_cuda import on_stream
 from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
-from refopt_cuda.optim import checks, dialect, overrides, states
+from refopt_cuda.optim import checks, dialect, gathered, overrides, sharded, states
 from refopt_cuda.optim.checks import NUMBERS, Pair
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.run import words
@@ -186,6 +186,15 @@ class Whole(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        only = not self.state and sharded.initial()
+        if gathered.any_sharded(self):
+            gathered.step(self, lambda: self._step(only), lambda p: self._slots.pop(p, None))
+        else:
+            self._step(only)
+        return loss
+
+    def _step(self, only: bool) -> None:
+        """One step of whole parameters; `only`: the states that it would begin with, and no step."""
         call = f"{type(self).__name__}.step"
         hypers = [self.hyper(group, call) for group in self.param_groups]
         ready = []
@@ -196,8 +205,10 @@ class Whole(torch.optim.Optimizer):
             ready.append([self._ready(pair, hyper, mode, call) for pair in pairs])
         self._check_apart([w.p for work in ready for w in work], call)
         for k, (hyper, group, work) in enumerate(zip(hypers, self.param_groups, ready, strict=True)):
-            self._run(k, hyper | {"maximize": group["maximize"]}, work)
-        return loss
+            if only:
+                self.state.update((w.p, w.slot.entry) for w in work)
+            else:
+                self._run(k, hyper | {"maximize": group["maximize"]}, work)
 
     def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, call: str) -> Work:
         p, g = pair

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from refopt_cuda.train import plan as plans
-from refopt_cuda.train import report
+from refopt_cuda.train import report, sharded
 from refopt_cuda.train.errors import InputError
 from refopt_cuda.train.job import Job, Result, Stop, folder_for, folder_to_resume
 from refopt_cuda.train.loop import Stopped
@@ -57,6 +58,9 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     deterministic: Annotated[bool | None, typer.Option(help="the same bits every time, on a GPU too [yes]")] = None,
     name: Annotated[str | None, typer.Option(help="the folder in runs/ [date and time]")] = None,
+    shard: Annotated[
+        bool, typer.Option("--sharded", help="under torchrun: weights, gradients and states over all ranks (FSDP2)")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped job: the newest, or --name")] = False,
 ) -> None:
     """Train a small transformer on real text, once per optimizer: the same first weights, the same batches.
@@ -75,20 +79,26 @@ def train(
     }
     given |= {"steps": steps, "batch": batch, "context": context, "layers": layers, "width": width, "heads": heads}
     given |= {"hidden": hidden, "lr": lr, "samples": samples, "place": place}
+    ranks = sharded.begin(device) if shard else 0
+    alike = sharded.same if ranks else lambda make: make()
+    if ranks:
+        given |= {"ranks": ranks, "samples": samples or 0}
     if resume:
         for option, value in given.items():
-            if value is not None:
+            if value is not None and not (ranks and option in ("ranks", "samples", "device")):
                 raise InputError(f"--resume goes on with the plan of the run; leave out --{option}")
-        job = Job.resumed(folder_to_resume(name))
+        job = Job.resumed(alike(lambda: folder_to_resume(name)))
+        if job.plan.ranks and not ranks:
+            raise InputError("--resume: the run is sharded; go on under torchrun, with --sharded")
+        job.plan = replace(job.plan, ranks=ranks)
     else:
-        folder = folder_for(name)
-        job = Job(folder, plans.make(given))
+        job = Job(*alike(lambda: (folder_for(name), plans.make(given))))
     raise typer.Exit(carry_out(job))
 
 
 def carry_out(job: Job) -> int:
     """Train, print, write the report; returns the exit code."""
-    console = Console()
+    console = Console(quiet=not sharded.first())
     _determine(job.plan)
     try:
         job.begin()
@@ -104,6 +114,8 @@ def carry_out(job: Job) -> int:
         except Stopped:
             console.print(f"Saved in {job.folder}. Go on with: refopt train --resume --name {job.folder.name}")
             return INTERRUPTED
+    if not sharded.first():
+        return 0
     job.write_metrics(results)
     report.show(console, job, results)
     return 0
@@ -129,4 +141,6 @@ def main(argv: list[str]) -> int:
         print("refopt train: the GPU has not enough free memory; try a smaller --batch", file=sys.stderr)
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        sharded.end()
     return 2

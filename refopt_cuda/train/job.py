@@ -153,7 +153,7 @@ class Job:
             task = bar.add_task("", total=len(self.plan.runs) * self.plan.steps)
             for k, (seed, subject) in enumerate(self.plan.runs):
                 name = subject.name if len(self.plan.seeds) == 1 else f"{subject.name}, seed {seed}"
-                run = loop.Run(self.plan, seed, subject, (self.train, self.held), self.place(seed, subject))
+                run = self.kind(self.plan, seed, subject, (self.train, self.held), self.place(seed, subject))
                 run.start()
 
                 def tick(r: loop.Record, k: int = k, name: str = name) -> None:
@@ -165,6 +165,15 @@ class Job:
                 del run
                 gc.collect()
                 yield Result(seed, subject, record, self.plan)
+
+    @property
+    def kind(self) -> type[loop.Run]:
+        """How a run is carried out: by this process alone, or by all ranks."""
+        if not self.plan.ranks:
+            return loop.Run
+        from refopt_cuda.train import sharded
+
+        return sharded.Run
 
     def place(self, seed: int, subject: subjects.Subject) -> Path:
         """Where a run's checkpoint lies."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from refopt_cuda.train import clock, data
 from refopt_cuda.train.model import Transformer, build
@@ -89,11 +90,11 @@ class Run:
             if r.step == first:
                 self.watch.read()  # compilers ran in it
             tick(r)
-            if stop():
+            if self._agreed(stop()):
                 self._measure()
                 self.save()
                 raise Stopped
-            if time.monotonic() - saved > 120:
+            if self._agreed(time.monotonic() - saved > 120):
                 self._measure()
                 self.save()
                 saved = time.monotonic()
@@ -102,7 +103,7 @@ class Run:
 
     def _step(self, step: int) -> None:
         plan, r = self.plan, self.record
-        at = data.starts(len(self.text), plan.context, plan.batch, self.seed, step)
+        at = self._mine(data.starts(len(self.text), plan.context, plan.batch, self.seed, step))
         x, y = (t.to(plan.device, non_blocking=True) for t in data.windows(self.text, at, plan.context))
         with self._precision():
             loss = self.model.loss(x, y)
@@ -121,7 +122,19 @@ class Run:
         if step % max(1, plan.steps // 20) == 0 or step == plan.steps:
             with self.watch.aside():
                 held = self.held_out(self.at[:: max(1, len(self.at) // CURVE)])
-                r.rows.append({"step": step, "train": float(loss.detach()), "heldout": held})
+                r.rows.append({"step": step, "train": self._mean(loss), "heldout": held})
+
+    def _mine(self, at: np.ndarray) -> np.ndarray:
+        """The sequences of a batch that this process takes."""
+        return at
+
+    def _mean(self, loss: Tensor) -> float:
+        """The loss of the whole batch."""
+        return float(loss.detach())
+
+    def _agreed(self, flag: bool) -> bool:
+        """What all processes of a run do if one of them wants it."""
+        return flag
 
     def _replay(self, step: int) -> Replay | None:
         if step not in self.sampled:

@@ -38,6 +38,8 @@ class Plan:
     text: tuple[str, ...] = ()
     sha256: str = ""
     place: str = "resident"
+    ranks: int = 0
+    """Of a sharded job; 0: it is not sharded."""
 
     @property
     def sizes(self) -> Sizes:
@@ -94,6 +96,10 @@ def make(given: dict[str, Any]) -> Plan:
         plan.sizes  # noqa: B018
     except ValueError as error:
         raise InputError(f"--{error}") from None
+    if plan.ranks and plan.place != "resident":
+        raise InputError(f"--sharded: states of sharded weights live beside them, got --place {plan.place}")
+    if plan.ranks and plan.batch % plan.ranks:
+        raise InputError(f"--sharded: --batch must be a multiple of the {plan.ranks} ranks, got {plan.batch}")
     subjects.parse_all(plan.optimizers)
     check_memory(plan)
     return plan
@@ -117,8 +123,9 @@ def load_text(plan: Plan) -> data.Text:
 
 def need_bytes(plan: Plan) -> int:
     """About what training takes: weights, gradients, two float32 states, and what the backward pass keeps."""
-    kept = plan.batch * plan.context * plan.layers * (14 * plan.width + 4 * plan.hidden) * 4
-    return 16 * plan.sizes.parameters() + kept + 4 * 4 * plan.batch * plan.context * 256
+    ranks = max(1, plan.ranks)
+    kept = plan.batch // ranks * plan.context * plan.layers * (14 * plan.width + 4 * plan.hidden) * 4
+    return 16 * plan.sizes.parameters() // ranks + kept + 4 * 4 * plan.batch // ranks * plan.context * 256
 
 
 def free_bytes(device: str) -> int:

@@ -13,7 +13,7 @@ import torch
 import refopt
 from refopt_cuda import optim
 from refopt_cuda.codecs import STATES, WEIGHTS
-from refopt_cuda.optim import settings, states
+from refopt_cuda.optim import settings, sharded, states
 from refopt_cuda.optim.whole import Whole
 from refopt_cuda.train.errors import InputError
 
@@ -132,13 +132,13 @@ def parse_all(names: Iterable[str]) -> list[Subject]:
 
 
 def state_bytes(opt: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor that the optimizer keeps; a step count is no tensor of a size, and not counted.
+    """Bytes of every tensor that the optimizer keeps, on this rank; a step count has no size and is not counted.
 
     What is saved is looked at: from a look at `opt.state` on, every step would compare where its tensors lie.
     """
     kept = opt.state_dict()["state"].values()
     tensors = [x for state in kept for x in state.values() if isinstance(x, torch.Tensor) and x.ndim]
-    return sum(x.numel() * x.element_size() for x in tensors)
+    return sum(x.numel() * x.element_size() for x in map(sharded.local, tensors))
 
 
 def bytes_for(subject: Subject, shapes: Iterable[tuple[int, ...]]) -> int:
