@@ -77,8 +77,8 @@ def per_step(step: Callable[[], Any], finish: Callable[[], Any], times: int, rou
 
 
 def duplex(device: str, total: int, page: int) -> tuple[float, float, float]:
-    """Bytes a second: each way with both busy, in alone, out alone; copies of `page` bytes of pinned memory, none across
-    the end of a registration."""
+    """Bytes a second: each way with both busy, in alone, out alone; copies of `page` bytes of pinned memory, none of
+    them across the end of a registration."""
     line = lanes.lanes_of(device, 0)
     pool = slabs.Slabs(line)
     sources = [pool.take(total) for _ in range(2)]
