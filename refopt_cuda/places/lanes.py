@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Protocol
 
 IN, STEP, OUT = range(3)
@@ -84,6 +85,15 @@ class HostLanes:
     def unpin(self, address: int) -> None: ...
 
 
+@cache
+def _streams(device: int) -> tuple[Any, Any]:
+    """Of copies in and out; all optimizers of a device share them."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        return cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+
+
 class CudaLanes:
     """Streams and events of one CUDA device, which must be current when they are used."""
 
@@ -91,8 +101,7 @@ class CudaLanes:
         import cupy
 
         self.device, self._cuda, self._run = device, cupy.cuda, cupy.cuda.runtime
-        with cupy.cuda.Device(device):
-            self._streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+        self._streams = _streams(device)
         self.handles = [self._streams[0].ptr, 0, self._streams[1].ptr]
         self._kinds = [self._run.memcpyHostToDevice, self._run.memcpyDeviceToDevice, self._run.memcpyDeviceToHost]
 

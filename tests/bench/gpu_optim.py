@@ -218,7 +218,7 @@ def first_of(b: Bench, subject: Subject) -> None:
     with tempfile.TemporaryDirectory() as cache:
         for metric in ("first_cold", "first_warm"):
             found = in_fresh_process(b, subject, cache)
-            baseline = f"CuPy imported in {found['cupy']:.2f} s"
+            baseline = f"CuPy imported in {found['cupy']:.2f} s, torch SGD's first step {found['torch']:.2f} s"
             b.rec.add("llama1b", subject.name, metric, found["seconds"], "s", baseline)
 
 

@@ -569,7 +569,8 @@ def test_fifty_optimizers_leave_nothing_on_the_device() -> None:
         step(opt, 0)
         opt.state_dict()
 
-    once()
+    for _ in range(5):  # what the driver keeps for itself is there then
+        once()
     gc.collect()
     torch.cuda.synchronize()
     free, held = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
