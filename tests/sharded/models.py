@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 import refopt_cuda as rc
 from refopt_cuda.train import loop, sharded, subjects
@@ -60,6 +60,18 @@ def swapped(world: World) -> None:
             want = piece(x, world.mesh, world.rows)
             world.report.compare("whole into shards", cut[key].to_local(), want, f"{key} rank {world.rank}")
             world.report.compare("shards into whole", joined[key], x, f"{key} rank {world.rank}")
+
+    saved = other.state_dict()
+    entry = saved["state"][0]
+    for key, x in entry.items():
+        if isinstance(x, torch.Tensor):
+            entry[key] = world.cut(x, None, (Shard(1),))
+    into.load_state_dict(saved)
+    (cut,) = into.state.values()
+    for key, x in other.state[q].items():
+        if isinstance(x, torch.Tensor):
+            want = piece(x, world.mesh, world.rows)
+            world.report.compare("columns into rows", cut[key].to_local(), want, f"{key} rank {world.rank}")
 
 
 def _train(
