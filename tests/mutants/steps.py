@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-STEP, TRACE, SCALARS, PAGED, SPEC = "step.py", "trace.py", "scalars.py", "places/paged.py", "spec.py"
+STEP, TRACE, LINES, SCALARS, PAGED, SPEC = "step.py", "trace.py", "lines.py", "scalars.py", "places/paged.py", "spec.py"
 CELLS, LINES, ASSIGN, TREES = "cells.py", "lines.py", "assign.py", "trees.py"
 PAGING = "places.test_paged:test_paging_changes_no_bit"
 STEPS = "step.test_step:test_"
@@ -249,7 +249,7 @@ MUTANTS = [
     ),
     Mutant(
         "trace-shows-the-line-before",
-        TRACE,
+        LINES,
         "equation = text[number - 1].strip()",
         "equation = text[number - 2].strip()",
         "step.test_trace:test_each_line_of_a_rule_carries_its_source",

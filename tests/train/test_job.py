@@ -51,7 +51,7 @@ def test_a_stopped_job_goes_on_to_the_same_bits(
 
 
 def test_a_place_changes_no_bit_of_the_results(refopt_train: Train, here: Path) -> None:
-    words = f"{SMALL} --text text.txt --optimizers AdamW8bit AdamW:v=int8_linear"
+    words = f"{SMALL} --text text.txt --optimizers AdamW8bit"
     for place in ("resident", "paged", "host"):
         assert refopt_train(f"{words} --name {place} --place {place}") == 0
     tables = [(here / "runs" / place / "metrics.csv").read_bytes() for place in ("resident", "paged", "host")]
