@@ -189,7 +189,7 @@ def convergence(rows: Sequence[Row]) -> Figure | None:
     right.set_yticks(range(len(ends)), list(ends))
     right.invert_yaxis()
     right.set_xlabel("nats a byte")
-    right.set_title("Where each seed ended; mean ± deviation")
+    right.set_title("Where each seed ended, mean, deviation", loc="right")
     caption(figure, [r for seeds in ends.values() for r in seeds.values()])
     return figure
 
