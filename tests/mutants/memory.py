@@ -72,8 +72,8 @@ MUTANTS = [
     Mutant(
         "no-live-block-under-checkpoints",
         MEMORY,
-        "tokens * h + block if checkpoint",
-        "tokens * h if checkpoint",
+        "tokens * model.hidden + block if checkpoint",
+        "tokens * model.hidden if checkpoint",
         ACTIVATIONS,
     ),
     Mutant("grouped-keys-forgotten", MODELS, "(kv_heads or heads) * head", "heads * head", PUBLISHED),
