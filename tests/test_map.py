@@ -162,6 +162,7 @@ def test_all_drop_ins_are_documented() -> None:
         "LAMB8bit",
         "LARS8bit",
         "Muon",
+        "SM3",
     ]
     for file in ("names", "placed", "whole"):
         tree = ast.parse((ROOT / f"refopt_cuda/optim/{file}.py").read_text("utf-8"))

@@ -11,6 +11,7 @@ from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.names import *  # noqa: F403
 from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.placed import *  # noqa: F403
+from refopt_cuda.optim.sm3 import SM3
 from refopt_cuda.optim.whole import *  # noqa: F403
 from refopt_cuda.optim.whole_coded import LAMB8bit, LARS8bit
 
@@ -24,6 +25,7 @@ __all__ = [
     "LAMB8bit",
     "LARS8bit",
     "Muon",
+    "SM3",
     "groups",
     "in_backward",
     *whole.__all__,
