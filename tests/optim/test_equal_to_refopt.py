@@ -20,8 +20,11 @@ def test_every_class_steps_as_the_reference(case: Case, dtype: torch.dtype, devi
     walk(case, weights(SHAPES, dtype, device), 3)
 
 
-@pytest.mark.parametrize("g_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("p_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("p_dtype", "g_dtype"),
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)],
+    ids=str,
+)
 def test_a_gradient_may_have_another_dtype(p_dtype: torch.dtype, g_dtype: torch.dtype, device: str) -> None:
     params = weights([(64, 80), (50,)], p_dtype, device)
     opt, mirrors = ADAMW8.make(params), [Mirror(ADAMW8, p) for p in params]

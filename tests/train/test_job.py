@@ -59,9 +59,9 @@ def test_a_place_changes_no_bit_of_the_results(refopt_train: Train, here: Path) 
 
 
 def test_seeds_are_compared_in_pairs(refopt_train: Train, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refopt_train(f"{SMALL} --text text.txt --optimizers AdamW AdamW8bit --seeds 3 --name s") == 0
+    assert refopt_train(f"{SMALL} --text text.txt --optimizers AdamW AdamW8bit --seeds 2 --name s") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"AdamW8bit − AdamW: [+-]0\.\d{4} ± \d\.\d{4} bits \(.*, .*, .*\): (within|beyond) noise", out)
+    assert re.search(r"AdamW8bit − AdamW: [+-]0\.\d{4} ± \d\.\d{4} bits \(.*, .*\): (within|beyond) noise", out)
 
 
 def test_students_t_has_the_published_quantiles() -> None:
