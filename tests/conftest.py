@@ -1,5 +1,7 @@
 """What every test shares: hypothesis profiles, and what to do where there is no GPU or no g++.
 
+Where CI=true the modules in BY_TURNS take half of their cases a day, the other half the next; REFOPT_ALL=1 takes all.
+
 `HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true
 or REFOPT_REQUIRE_GXX=1, a missing GPU where REFOPT_REQUIRE_GPU=1; elsewhere both are skips that say why.
 """
@@ -10,7 +12,9 @@ import ctypes
 import importlib.util
 import os
 import shutil
+from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,14 @@ from hypothesis import HealthCheck, settings
 CI = os.environ.get("CI", "").lower() in ("true", "1")
 REQUIRE_GXX = CI or os.environ.get("REFOPT_REQUIRE_GXX") == "1"
 REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
+TURNS = 2 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
+DAY = int(os.environ.setdefault("REFOPT_DAY", str(datetime.now(UTC).toordinal())))  # one for all workers
+BY_TURNS = {
+    "kernels": ("test_nvrtc", "test_schedule_free", "test_whole_host", "test_whole_nvrtc"),
+    "optim": ("test_equal_to_refopt", "test_every_codec", "test_hosted", "test_paged", "test_whole"),
+    "twins": ("test_host",),
+}
+"""Large products of rules, codecs and formats, most of whose time compilers take."""
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("quick", max_examples=20, deadline=None, suppress_health_check=SLOW)
@@ -47,6 +59,23 @@ def no_gpu() -> str:
 def no_gxx() -> str:
     """Why the tests that build the CUDA functors for the host cannot run, or ""."""
     return "" if shutil.which("g++") else "needs g++ on PATH, which builds the CUDA functors for the host"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each module in BY_TURNS every second case, by the number of the day."""
+    seen: dict[Path, int] = {}
+    left = []
+    for item in items:
+        path = item.path
+        large = path.stem in BY_TURNS.get(path.parent.name, ())
+        if TURNS > 1 and large and not item.get_closest_marker("gpu"):
+            seen[path] = seen.get(path, -1) + 1
+            if (seen[path] + DAY) % TURNS:
+                left.append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        gone = set(left)
+        items[:] = [item for item in items if item not in gone]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
