@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from refopt_cuda.optim import names, placed, whole
+from refopt_cuda.optim import names, placed, whole_names
 from refopt_cuda.optim.apollo import APOLLOAdamW
 from refopt_cuda.optim.backward import InBackward, in_backward
 from refopt_cuda.optim.composed import Composed
@@ -12,8 +12,8 @@ from refopt_cuda.optim.names import *  # noqa: F403
 from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.placed import *  # noqa: F403
 from refopt_cuda.optim.sm3 import SM3
-from refopt_cuda.optim.whole import *  # noqa: F403
 from refopt_cuda.optim.whole_coded import LAMB8bit, LARS8bit
+from refopt_cuda.optim.whole_names import *  # noqa: F403
 
 __all__ = [
     "APOLLOAdamW",
@@ -28,7 +28,7 @@ __all__ = [
     "SM3",
     "groups",
     "in_backward",
-    *whole.__all__,
+    *whole_names.__all__,
     *names.__all__,
     *placed.__all__,
 ]

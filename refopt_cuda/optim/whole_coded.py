@@ -9,7 +9,8 @@ import torch
 
 from refopt_cuda.optim import overrides, states
 from refopt_cuda.optim.settings import Coding
-from refopt_cuda.optim.whole import LAMB, LARS, Slot, Whole, Work
+from refopt_cuda.optim.whole import Slot, Whole, Work
+from refopt_cuda.optim.whole_names import LAMB, LARS
 from refopt_cuda.quantization import Quantized, dequantize, quantize
 
 __all__ = ["LAMB8bit", "LARS8bit"]

@@ -15,7 +15,7 @@ import refopt
 from refopt.spec import ShapeError, StateError
 from refopt_cuda.kernels import whole_cuda
 from refopt_cuda.kernels.whole_rules import form_of, rows
-from refopt_cuda.optim import whole
+from refopt_cuda.optim import whole, whole_names
 from tests.bits import same_bits
 from tests.kernels.whole_emulator import Emulated
 from tests.optim.pairs import exact, give, parameter, weights
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     hyper: dict[str, Any]
 
     def make(self, params: Any, **more: Any) -> Any:
-        return getattr(whole, self.name)(params, **(self.words | more))
+        return getattr(whole_names, self.name)(params, **(self.words | more))
 
     def __str__(self) -> str:
         return "-".join([self.name, *(str(v) for v in self.words.values() if isinstance(v, str))])
@@ -198,7 +198,7 @@ def test_a_launch_is_bound_once_and_steps_as_the_loops_of_the_cpu(
 
 def test_groups_of_adam_mini_have_blocks_of_their_own(device: str) -> None:
     a, b = weights([(6, 40), (40,)], torch.float32, device)
-    opt = whole.AdamMini([{"params": [a], "blocks": "heads", "heads": 3}, {"params": [b], "blocks": "whole"}])
+    opt = whole_names.AdamMini([{"params": [a], "blocks": "heads", "heads": 3}, {"params": [b], "blocks": "whole"}])
     give([a, b], 0)
     opt.step()
     assert [tuple(opt.state[p]["v"].shape) for p in (a, b)] == [(3,), ()]
@@ -212,7 +212,7 @@ def test_a_parameter_that_is_not_row_major_is_stepped_in_place(device: str) -> N
     give([p], 0)
     q.grad = p.grad.clone()
     for x in (p, q):
-        whole.CAME([x]).step()
+        whole_names.CAME([x]).step()
     assert torch.equal(p, q)
 
 
@@ -235,15 +235,15 @@ def test_nothing_changes_where_a_step_is_refused(device: str) -> None:
 def test_arguments_are_checked_under_their_names() -> None:
     p = [parameter(torch.ones(3, 4))]
     wrong: list[tuple[type[Exception], str, Any]] = [
-        (ValueError, r"LAMB: betas\[1\] must be in", lambda: whole.LAMB(p, betas=(0.9, 1.5))),
-        (ValueError, "LAMB: betas must be 2 numbers", lambda: whole.LAMB(p, betas=(0.9,))),  # type: ignore[arg-type]
-        (ValueError, "LARS: weight_decay must be", lambda: whole.LARS(p, weight_decay=-1.0)),
-        (ValueError, "lr must be None with relative_step=True", lambda: whole.Adafactor(p, lr=1e-3)),
-        (ValueError, "CAME: lr must be > 0", lambda: whole.CAME(p, lr=0.0)),
-        (ValueError, "AdamMini: blocks must be one of", lambda: whole.AdamMini(p, blocks="columns")),
-        (TypeError, "maximize must be True or False", lambda: whole.LAMB(p, maximize=1)),  # type: ignore[arg-type]
-        (ShapeError, "needs two axes", lambda: whole.AdamMini([parameter(torch.ones(3))])),
-        (TypeError, "must be dense float32", lambda: whole.CAME([parameter(torch.ones(3), torch.float64)])),
+        (ValueError, r"LAMB: betas\[1\] must be in", lambda: whole_names.LAMB(p, betas=(0.9, 1.5))),
+        (ValueError, "LAMB: betas must be 2 numbers", lambda: whole_names.LAMB(p, betas=(0.9,))),  # type: ignore[arg-type]
+        (ValueError, "LARS: weight_decay must be", lambda: whole_names.LARS(p, weight_decay=-1.0)),
+        (ValueError, "lr must be None with relative_step=True", lambda: whole_names.Adafactor(p, lr=1e-3)),
+        (ValueError, "CAME: lr must be > 0", lambda: whole_names.CAME(p, lr=0.0)),
+        (ValueError, "AdamMini: blocks must be one of", lambda: whole_names.AdamMini(p, blocks="columns")),
+        (TypeError, "maximize must be True or False", lambda: whole_names.LAMB(p, maximize=1)),  # type: ignore[arg-type]
+        (ShapeError, "needs two axes", lambda: whole_names.AdamMini([parameter(torch.ones(3))])),
+        (TypeError, "must be dense float32", lambda: whole_names.CAME([parameter(torch.ones(3), torch.float64)])),
     ]
     for error, words, make in wrong:
         with pytest.raises(error, match=words):
@@ -251,7 +251,10 @@ def test_arguments_are_checked_under_their_names() -> None:
 
 
 def test_the_state_of_another_shape_is_refused() -> None:
-    one, other = whole.Adafactor([parameter(torch.ones(3, 4))]), whole.Adafactor([parameter(torch.ones(4, 4))])
+    one, other = (whole_names.Adafactor([parameter(torch.ones(n, 4))]) for n in (3, 4))
+        whole_names.Adafactor([parameter(torch.ones(3, 4))]),
+        whole_names.Adafactor([parameter(torch.ones(4, 4))]),
+    )
     one.param_groups[0]["params"][0].grad = torch.ones(3, 4)
     one.step()
     with pytest.raises(ShapeError, match="row_var"):
