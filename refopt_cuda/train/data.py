@@ -52,21 +52,24 @@ def standard_library() -> Text:
 
 def read(paths: Sequence[Path]) -> Text:
     """UTF-8 files, one after the other. Raises InputError that names the file at fault."""
-    parts = []
-    for path in paths:
-        try:
-            data = path.read_bytes()
-            data.decode("utf-8")
-        except IsADirectoryError:
-            raise InputError(f"--text {path}: is a folder; name the files in it") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"--text {path}: is not UTF-8 text (byte {error.start})") from None
-        except OSError as error:
-            raise InputError(f"--text {path}: {(error.strerror or str(error)).lower()}") from None
-        if not data:
-            raise InputError(f"--text {path}: is empty")
-        parts.append(data)
+    parts = [utf8(path, "--text") for path in paths]
     return Text(", ".join(path.name for path in paths), _bytes(b"\n".join(parts)))
+
+
+def utf8(path: Path, option: str) -> bytes:
+    """The bytes of a file of text. Raises InputError that names the option, the file and what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        data.decode("utf-8")
+    except IsADirectoryError:
+        raise InputError(f"{option} {path}: is a folder; name the files in it") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{option} {path}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{option} {path}: {(error.strerror or str(error)).lower()}") from None
+    if not data:
+        raise InputError(f"{option} {path}: is empty")
+    return data
 
 
 def _bytes(data: bytes) -> np.ndarray:

@@ -42,7 +42,7 @@ def load(text: Sequence[str], chat: Sequence[str], tokenizer: Any, context: int)
         rows = list(of_text(bytes(found.data).decode("utf-8"), tokenizer, context))
         name, digest, option = found.name, found.sha256, "--text"
     else:
-        whole = b"".join(_bytes(Path(p)) for p in chat)
+        whole = b"".join(texts.utf8(Path(p), "--chat") for p in chat)
         rows = [row for p in chat for row in of_chats(Path(p), tokenizer, context)]
         name, digest, option = ", ".join(Path(p).name for p in chat), hashlib.sha256(whole).hexdigest(), "--chat"
     if len(rows) < EVERY:
@@ -61,7 +61,7 @@ def of_text(text: str, tokenizer: Any, context: int) -> Iterator[dict[str, torch
 
 def of_chats(path: Path, tokenizer: Any, context: int) -> Iterator[dict[str, torch.Tensor]]:
     """One block a chat, cut or padded to the context; the labels are the assistant's messages."""
-    for number, line in enumerate(_bytes(path).decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(texts.utf8(path, "--chat").decode("utf-8").splitlines(), 1):
         if line.strip():
             yield block(messages(line, f"--chat {path}: line {number}"), tokenizer, context)
 
@@ -103,18 +103,3 @@ def _rendered(chat: list[dict[str, str]], tokenizer: Any, prompted: bool = False
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompted))
     end = tokenizer.eos_token or ""
     return "".join(f"{m['role']}: {m['content']}{end}\n" for m in chat) + ("assistant: " if prompted else "")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        data.decode("utf-8")
-    except IsADirectoryError:
-        raise InputError(f"--chat {path}: is a folder; name the files in it") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"--chat {path}: is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"--chat {path}: {(error.strerror or str(error)).lower()}") from None
-    if not data:
-        raise InputError(f"--chat {path}: is empty")
-    return data
