@@ -146,7 +146,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=lambda text: tuple(map(int, names(text))), default=(0, 1, 2))
     parser.add_argument("--limit", type=float, default=560, help="seconds; no run begins that would not end by then")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    for name, usual in (("steps", 400), ("batch", 64), ("context", 256), ("layers", 12), ("width", 768)):
+    for name, usual in (("steps", 400), ("batch", 32), ("context", 256), ("layers", 12), ("width", 768)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--samples", type=int, default=2, help="steps of each run that the reference takes again")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of AdamW")
