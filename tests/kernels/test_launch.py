@@ -170,6 +170,7 @@ def test_what_32_bits_cannot_count_is_refused(shapes: list[Shape], block: int, w
         ("q4", 128, 1000, True),
         ("q4", 128, 896, False),  # its end has one block, other tiles have two
         ("q4", 128, 904, True),
+        ("q4", 128, 1128, False),  # likewise, in rows that are not whole blocks
     ],
 )
 def test_rows_that_end_with_a_shorter_tile_of_as_many_blocks_are_even(codec, block, row, even):

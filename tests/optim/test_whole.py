@@ -252,9 +252,6 @@ def test_arguments_are_checked_under_their_names() -> None:
 
 def test_the_state_of_another_shape_is_refused() -> None:
     one, other = (whole_names.Adafactor([parameter(torch.ones(n, 4))]) for n in (3, 4))
-        whole_names.Adafactor([parameter(torch.ones(3, 4))]),
-        whole_names.Adafactor([parameter(torch.ones(4, 4))]),
-    )
     one.param_groups[0]["params"][0].grad = torch.ones(3, 4)
     one.step()
     with pytest.raises(ShapeError, match="row_var"):
