@@ -224,3 +224,32 @@ def test_a_schedule_is_refused_where_the_device_computes() -> None:
     both.opt.found_inf = there(torch.tensor(0.0))
     with pytest.raises(ValueError, match=r"^AdEMAMix\.step: t_alpha schedules"):
         both.opt.step()
+
+
+def _replaced(state: Any, p: Any) -> None:
+    state[p]["exp_avg"] = state[p]["exp_avg"] * 2
+
+
+def _moved(state: Any, p: Any) -> None:
+    state[p]["exp_avg"].data = state[p]["exp_avg"].data * 2
+
+
+def _another_entry(state: Any, p: Any) -> None:
+    state[p] = {k: x * 2 if k == "exp_avg" else x for k, x in state[p].items()}
+
+
+def _another_count(state: Any, p: Any) -> None:
+    state[p]["step"] = 9
+
+
+@pytest.mark.parametrize("change", [_replaced, _moved, _another_entry, _another_count])
+def test_a_step_in_the_lane_sees_what_was_changed_in_the_state(change: Any) -> None:
+    both = Twins("AdamW")
+    for t in range(4):
+        if t == 3:
+            change(both.opt.state, both.there[0]), change(both.other.state, both.host[0])
+        both.give(t)
+        both.opt.step()
+        both.other.step()
+        both.same()
+        assert t != 2 or all(plan.lane is not None for plan in both.opt._plans.values())
