@@ -2,13 +2,18 @@
 
     compute-sanitizer --tool memcheck python -m tests.kernels.small
 
-Whole tiles and rows' ends, blocks within a tile and of several, one element at a time, codes of 4 bits, scales of 16,
-weights with a rest and random bits, quantize and dequantize. Prints one line a case; a wrong bit is an error.
+Whole tiles and rows' ends, even rows, blocks within a tile and of several, one element at a time, codes of 4 bits,
+scales of 16, weights with a rest and random bits, quantize and dequantize; through the optimizers counts that the
+device keeps, clipping, rules of two and three passes, Muon, pages, and a 4-bit layer. Prints one line a case; a wrong
+bit is an error.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 
 import refopt_cuda as rc
 from refopt import codecs
@@ -25,6 +30,18 @@ CASES: list[tuple[tuple[str, str], str, str, int | tuple[int, int]]] = [
     (("f32", "bf16"), "bf16_ecc.8", "float32", 256),
     (("dynamic8", "q4"), "float16", "float16", 100),
 ]
+MATRICES = [(48, 264), (16, 1000), (33, 64), (2500,), (7,), ()]
+OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
+    ("AdamW8bit", {"capturable": True, "min_8bit_size": 0}),
+    ("AdamW8bit", {"max_grad_norm": 0.5, "min_8bit_size": 0}),
+    ("Lion", {"capturable": True, "max_grad_norm": 0.5}),
+    ("PagedAdamW8bit", {"min_8bit_size": 0}),
+    *((name, {}) for name in ("LAMB", "LAMB8bit", "LARS", "CAME", "AdamMini", "SM3")),
+    ("Adafactor", {"relative_step": False}),
+    *((name, {}) for name in ("Muon", "GaLoreAdamW", "APOLLOAdamW")),
+]
+INEXACT = ("Muon", "GaLoreAdamW", "APOLLOAdamW")
+"""Rules whose matrix products are a library's."""
 
 
 def main() -> None:
@@ -36,6 +53,39 @@ def main() -> None:
             pair.step([np.asarray(rng.standard_normal(s), np.float32) for s in SHAPES], shift)
         print(f"adamw {'+'.join(states)} {weight} {grad} {block}: equal", flush=True)
     quantized(rng)
+    for name, words in OPTIMIZERS:
+        optimizer(name, words)
+    linear()
+
+
+def optimizer(name: str, words: dict[str, Any]) -> None:
+    """Three steps on the device and on the host: the same bits where the rule promises them."""
+    torch.manual_seed(0)
+    start = [torch.randn(s) for s in MATRICES if len(s) == 2 or name not in ("Muon", "AdamMini")]
+    sides = {device: [torch.nn.Parameter(x.to(device)) for x in start] for device in ("cuda", "cpu")}
+    beside = {k: v for k, v in words.items() if k not in ("capturable", "place", "page_bytes")}
+    opts = {"cuda": getattr(rc.optim, name)(sides["cuda"], lr=0.01, **words)}
+    opts["cpu"] = getattr(rc.optim, name)(sides["cpu"], lr=0.01, **beside)
+    for _ in range(3):
+        for p, q in zip(*sides.values(), strict=True):
+            q.grad = torch.randn(q.shape)
+            p.grad = q.grad.to("cuda")
+        for opt in opts.values():
+            opt.step()
+    apart = max(float((p.cpu() - q).abs().max()) for p, q in zip(*sides.values(), strict=True))
+    if apart > (1e-4 if name in INEXACT else 0.0):
+        raise AssertionError(f"{name} {words}: the device and the host are {apart} apart")
+    print(f"{name} {words}: {'close' if name in INEXACT else 'equal'}", flush=True)
+
+
+def linear() -> None:
+    """A 4-bit layer forward and back."""
+    for bias in (True, False):
+        layer = rc.nn.Linear4bit.of(torch.nn.Linear(264, 96, bias=bias), device="cuda")
+        x = torch.randn(5, 264, device="cuda", requires_grad=True)
+        layer(x).square().sum().backward()
+        assert x.grad is not None and bool(x.grad.isfinite().all())
+    print("Linear4bit: finite", flush=True)
 
 
 def quantized(rng: np.random.Generator) -> None:
