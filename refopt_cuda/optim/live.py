@@ -173,7 +173,7 @@ def rows(
     need = rows_cuda.room(len(counts))
     if device not in rooms or rooms[device].numel() < need:
         refuse_in_capture("rows of scalars")
-        rooms[device] = torch.empty(need, dtype=torch.uint8, device=device)
+        rooms[device] = torch.zeros(need, dtype=torch.uint8, device=device)
     factor, near = scaling.on(device)
     more: dict[str, Any] = {"maximize": group["maximize"], "seed": group["seed"]}
     if isinstance(hyper["lr"], torch.Tensor):

@@ -47,7 +47,7 @@ def test_a_parameter_of_32_bits_stays_so_among_those_of_8(late: bool) -> None:
 
 def test_its_bits_are_those_of_a_group_of_its_own(device: str) -> None:
     p, q = two(device)
-    one, other = (parameter(x.detach().clone()) for x in (p, q))
+    one, other = (parameter(x.detach().clone(), device=device) for x in (p, q))
     manager.override_config([q], key_value_dict={"optim_bits": 8, "min_8bit_size": 0, "block": 128, "lr": 0.5})
     opt = bnb.optim.AdamW([p, q], lr=0.01)
     group = {"params": [other], "lr": 0.5, "codecs": "dynamic8", "min_size": 0, "block": 128}

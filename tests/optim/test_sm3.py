@@ -13,7 +13,7 @@ import refopt
 import refopt_cuda as rc
 from refopt.spec import StateError
 
-SHAPES = [(), (7,), (0,), (12, 20), (3, 4, 5), (1, 9), (2, 3, 4, 5)]
+SHAPES = [(), (7,), (0,), (12, 20), (32, 64), (3, 4, 5), (1, 9), (2, 3, 4, 5)]
 CASES: list[dict[str, Any]] = [
     {"lr": 0.07},
     {"lr": 0.07, "momentum": 0.0, "eps": 1e-8},
