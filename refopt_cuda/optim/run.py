@@ -152,7 +152,9 @@ class Lane:
     """The step that was just taken, ready to be taken again: parameters of one count, all in known launches.
 
     What could have changed is compared all at once, in lists that are made by C: where weights lie, formats of
-    gradients, notes of changes in the optimizer's state and, if somebody has seen it, where its tensors lie. Only a
+    gradients, notes of changes in the optimizer's state and, if somebody has seen it, where its tensors lie. Parts of
+    DTensors, which nobody else moves without replacing them, are known by identity until then, the first by where it
+    lies, too: to look at all would cost more than all else that is particular to them. Only a
     step that differs in nothing but the gradients' addresses goes this way. Entries learn their step count from
     `settle`.
     """
@@ -167,6 +169,7 @@ class Lane:
         self.params = [slot.p for slot in self.slots]
         self.unwrap = sharded.locals_of(self.params)
         self.specs = sharded.specs([p.grad for p in self.params]) if self.unwrap else []  # type: ignore[misc]
+        self.parts = [sharded.here(p) for p in self.params] if all(map(sharded.is_sharded, self.params)) else []
         self.entries = [slot.state for slot in self.slots]
         self.held = [x for slot in self.slots for _, x, _ in slot.watched]
         self.places = [slot.place[0] for slot in self.slots]
@@ -200,27 +203,39 @@ class Lane:
 
         seen    somebody may hold tensors of the state, and have moved them
         """
-        if [*map(id, params)] != self.every or (self.idle and sum(p.grad is None for p in params) != self.idle):
+        found = self._found(params)
+        if found is None:
             return None
-        if self.unwrap is None:
-            grads, here = [p.grad for p in self.params], self.params
-        else:
-            with sharded.plainly():
-                grads, here = [p.grad for p in self.params], self.unwrap(self.params)
-                if sharded.specs(grads) != self.specs:  # type: ignore[arg-type]
-                    return None
-                grads = self.unwrap(grads)  # type: ignore[assignment, arg-type]
+        grads, here = found
         try:
             addresses = [*map(address, grads)]  # type: ignore[arg-type]
         except (TypeError, RuntimeError):  # there is none, or it is not dense
             return None
-        if [g.dtype for g in grads] != self.kinds or [*map(size, grads)] != self.sizes:  # type: ignore[arg-type, union-attr]
+        if [g.dtype for g in grads] != self.kinds or [*map(size, grads)] != self.sizes:
             return None
-        if not all(map(contiguous, grads)) or [*map(address, here)] != self.places:  # type: ignore[arg-type]
+        if here is self.parts and not seen:
+            here = here[:1]
+        if not all(map(contiguous, grads)) or [*map(address, here)] != self.places[: len(here)]:
             return None
         if state.changed or any(map(changed, self.entries)) or (seen and self._moved()):
             return None
-        return grads, addresses  # type: ignore[return-value]
+        return grads, addresses
+
+    def _found(self, params: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+        """The gradients and the weights that lie here; None where there are other parameters, or others have none."""
+        if self.parts and not self.idle:
+            quick = sharded.gradients(params, self.params, self.parts, self.specs)
+            if quick is not None:
+                return quick, self.parts
+        if [*map(id, params)] != self.every or (self.idle and sum(p.grad is None for p in params) != self.idle):
+            return None
+        if self.unwrap is None:
+            return [p.grad for p in self.params], self.params  # type: ignore[misc]
+        with sharded.plainly():
+            grads = [p.grad for p in self.params]
+            if sharded.specs(grads) != self.specs:  # type: ignore[arg-type]
+                return None
+            return self.unwrap(grads), self.unwrap(self.params)  # type: ignore[arg-type]
 
     def _moved(self) -> bool:
         held = self.held if self.unwrap is None else self.unwrap(self.held)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from refopt.spec import ShapeError
 from refopt_cuda.optim.settings import coding, eligible
 
 here: Callable[[Any], torch.Tensor] = attrgetter("_local_tensor")
@@ -52,6 +53,22 @@ def specs(grads: Iterable[torch.Tensor]) -> list[Any]:
         return [*map(spec_of, grads)]
     except AttributeError:
         return [getattr(g, "_spec", None) for g in grads]
+
+
+def gradients(
+    params: Sequence[Any], noted: Sequence[Any], parts: Sequence[torch.Tensor], specs: Sequence[Any]
+) -> list[torch.Tensor] | None:
+    """This rank's parts of the gradients of DTensors, in one pass.
+
+    None where a parameter or its part is not the one noted, or a gradient has not the very mesh and placements noted.
+    """
+    rows = zip(params, noted, parts, specs, strict=False)
+    try:
+        with plainly():
+            out = [g._local_tensor for p, q, x, s in rows if p is q and p._local_tensor is x and (g := p.grad)._spec is s]
+    except AttributeError:  # there is no gradient, or it is no DTensor
+        return None
+    return out if len(out) == len(params) == len(noted) else None
 
 
 def placed(p: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -101,30 +118,28 @@ def check(p: torch.Tensor, call: str) -> None:
         raise ValueError(f"{call}: a parameter's placements must be shards or replicas, got {_placements(p)}")
 
 
-def refuse_norm(params: Iterable[torch.Tensor], call: str) -> None:
-    """ValueError where a norm of whole gradients is asked for and a rank has parts of them."""
-    if any(map(is_sharded, params)):
+def refuse_early(params: Iterable[torch.Tensor], call: str) -> None:
+    """ValueError for a sharded parameter that backward should step: its gradient arrives on streams of FSDP's own."""
+    for p in filter(is_sharded, params):
         raise ValueError(
-            f"{call}: max_grad_norm would measure one rank's parts of sharded gradients; "
-            "torch.nn.utils.clip_grad_norm_, before the step, measures all"
-        )
-
-
-def refuse_place(p: torch.Tensor, call: str) -> None:
-    """ValueError for a sharded parameter whose states should live elsewhere."""
-    if is_sharded(p):
-        raise ValueError(
-            f"{call}: states of sharded parameters live beside them (place='resident'), got a parameter of shape "
-            f"{tuple(p.shape)} on {_placements(p)}"
+            f"{call}: during_backward is of parameters that are not sharded, got one of shape {tuple(p.shape)} on "
+            f"{_placements(p)}; place='paged' without it steps shards"
         )
 
 
 def gradient(p: torch.Tensor, g: torch.Tensor, call: str) -> torch.Tensor:
     """This rank's part of a gradient, brought to the placements of its parameter.
 
-    ValueError where one of the two is a DTensor and the other is not, or on another mesh.
+    ValueError where one of the two is a DTensor and the other is not, or on another mesh; ShapeError where its part
+    has not the shape of the parameter's.
     """
-    return local(agree(p, g, call))
+    mine = local(agree(p, g, call))
+    if mine.shape != local(p).shape:
+        raise ShapeError(
+            f"{call}: this rank's part of a gradient has shape {tuple(mine.shape)}, that of its parameter has "
+            f"{tuple(local(p).shape)}"
+        )
+    return mine
 
 
 def agree(p: torch.Tensor, g: torch.Tensor, call: str) -> torch.Tensor:
@@ -160,12 +175,26 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, p: torch.Tensor) -> torch.
 
     shape    that of the whole
     """
-    rows = shape == tuple(p.shape) or (len(shape) == p.ndim and shape[:-1] == p.shape[:-1] and whole_blocks(p))
-    if not (is_sharded(p) and rows):
-        return torch.empty(shape, dtype=dtype, device=local(p).device)
+    return as_part(torch.empty(part_shape(shape, p), dtype=dtype, device=local(p).device), shape, p)
+
+
+def part_shape(shape: tuple[int, ...], p: torch.Tensor) -> tuple[int, ...]:
+    """The shape of what a rank keeps of a state of `p` that has this shape as a whole."""
+    if not _cut(shape, p):
+        return shape
     mine = tuple(here(p).shape)
-    size = mine if shape == tuple(p.shape) else (*mine[:-1], shape[-1])
-    return _wrap(torch.empty(size, dtype=dtype, device=here(p).device), shape, p)
+    return mine if shape == tuple(p.shape) else (*mine[:-1], shape[-1])
+
+
+def as_part(x: torch.Tensor, shape: tuple[int, ...], p: torch.Tensor) -> torch.Tensor:
+    """`x`, wherever it lies, as this rank's part of a state of `p`: a DTensor of this whole shape if that is sharded."""
+    return _wrap(x, shape, p) if _cut(shape, p) else x
+
+
+def _cut(shape: tuple[int, ...], p: torch.Tensor) -> bool:
+    """Whether a state of `p` with this shape is sharded as `p` is: where it has its rows."""
+    rows = shape == tuple(p.shape) or (len(shape) == p.ndim and shape[:-1] == p.shape[:-1] and whole_blocks(p))
+    return is_sharded(p) and rows
 
 
 def fits(x: torch.Tensor, p: torch.Tensor) -> bool:
@@ -202,13 +231,12 @@ def initial() -> bool:
 
 
 def _wrap(x: torch.Tensor, shape: tuple[int, ...], p: Any) -> torch.Tensor:
-    """A DTensor of this part with the mesh and placements of `p`; from_local moves a part to the mesh's device."""
+    """A DTensor of this part with the mesh and placements of `p`; from_local would move it to the mesh's device."""
     from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-    out = DTensor.from_local(
-        x, p.device_mesh, p.placements, run_check=False, shape=torch.Size(shape), stride=_strides(shape)
-    )
-    return out if here(out).device == x.device else out.to(x.device)
+    meta = TensorMeta(torch.Size(shape), _strides(shape), x.dtype)
+    return DTensor(x, DTensorSpec(p.device_mesh, tuple(p.placements), tensor_meta=meta), requires_grad=False)  # type: ignore[call-arg]
 
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:

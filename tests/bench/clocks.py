@@ -9,7 +9,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,19 @@ def wall_ms(run: Run, device: str, times: int = 20, warm: int = 3, before: Run =
             taken.append(1e3 * (time.perf_counter() - start))
     synchronize(device)
     return statistics.median(taken)
+
+
+def by_turns(
+    runs: Mapping[str, Run], device: str, times: int = 20, warm: int = 3, before: Run = nothing
+) -> dict[str, float]:
+    """As `wall_ms`, of several calls that are made one after the other in every round."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for k in range(warm + times):
+        for name, run in runs.items():
+            ms = wall_ms(run, device, 1, 0, before)
+            if k >= warm:
+                taken[name].append(ms)
+    return {name: statistics.median(some) for name, some in taken.items()}
 
 
 def device_ms(run: Run, device: str, times: int = 20, warm: int = 3, before: Run = nothing, ahead: float = 0) -> float:

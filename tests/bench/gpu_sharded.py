@@ -6,8 +6,8 @@ ms          of the device, between events, of the slowest rank
 wall_ms     until step() returns
 state       bytes of states a device, against the row of `refopt.memory.train(ranks=N, stage=3)`
 allocated   what the first step left allocated on the device, against the same
-unwrapping  wall_ms over the 448 adapters of a 7B model as DTensors, against plain tensors of the same parts, whose
-            gradients are new in every step
+unwrapping  wall_ms over the 448 adapters of a 7B model as DTensors, against plain tensors of the same parts: steps by
+            turns, before each of which all gradients of both are new, so that the host's caches are in one state
 
 Without torchrun it is one rank alone. Every rank measures; the first records.
 """
@@ -169,13 +169,9 @@ def unwrapping(rec: Recorder, mesh: DeviceMesh, work: Work, subject: Subject, de
         q = torch.nn.Parameter(p.detach()._local_tensor.clone())
         q.grad = p.grad._local_tensor.clone()  # type: ignore[union-attr]
         plain.append(q)
-    wall = {}
-    for kind, params in (("plain", plain), ("sharded", cut)):
-        opt = subject.make(params)
-        opt.step()
-        wall[kind] = slowest(
-            clocks.wall_ms(opt.step, device, times, before=lambda params=params: renew(params)), device
-        )
+    opts = {"plain": subject.make(plain), "sharded": subject.make(cut)}
+    taken = clocks.by_turns({k: o.step for k, o in opts.items()}, device, times, before=lambda: renew(plain + cut))
+    wall = {kind: slowest(ms, device) for kind, ms in taken.items()}
     where = f"{work.name}/{mesh.size()}"
     rec.add(where, subject.name, "wall_ms plain", wall["plain"], "ms")
     baseline = f"plain tensors {wall['plain']:.4g} ms"
