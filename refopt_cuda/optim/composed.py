@@ -138,6 +138,8 @@ class Composed(torch.optim.Optimizer):
                 checks.param(p, call)
         checks.format_of_weights(group, call)
         moved.check(self.rule, parts, type(self).__name__)
+        if self._early is not None:
+            sharded.refuse_early(group["params"], call)
         self.param_groups += parts
         if self._early is not None:
             for part in parts:
@@ -162,11 +164,10 @@ class Composed(torch.optim.Optimizer):
         call, rule = f"{type(self).__name__}.step", self.rule
         if self._early is not None:
             self._early.check(self, call)
+            sharded.refuse_early((p for group in self.param_groups for p in group["params"]), call)
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
         plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         scaling, capturing = live.scaling_of(self, call), checks.capturing()
-        if scaling.longest is not None:
-            sharded.refuse_norm((p for group in self.param_groups for p in group["params"]), call)
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             plan.agree(rule, hyper, group, call, scaling)
         if not scaling.skip and not self._again(plans, hypers, scaling, call):
@@ -191,7 +192,9 @@ class Composed(torch.optim.Optimizer):
             ready.append(found)
         if scaling.longest is not None:
             every = [g for grads, _ in ready for g in grads]
-            scaling = self._memory.norms.measure(every, scaling, call, [plan.lane for plan in plans])
+            lanes: Any = [plan.lane for plan in plans]
+            params = [p for lane in lanes for p in lane.params]
+            scaling = self._memory.norms.measure(every, scaling, call, params, lanes)
         for plan, hyper, group, (_, addresses) in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.again(form_of(self.rule.stem, hyper), hyper, group, addresses, scaling, call)
         if self._seen:
@@ -233,7 +236,8 @@ class Composed(torch.optim.Optimizer):
             return
         if scaling.longest is not None:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
-            scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
+            every = [w for work in ready for w in work]
+            scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.slot.p for w in every])
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state, scaling, call)
         self._state.changed = False

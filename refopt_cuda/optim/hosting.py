@@ -49,7 +49,7 @@ class Hosted(Paged):
     CPU parameters have theirs beside them anyway, and are stepped where they are, unless `rehearsal` says otherwise.
     """
 
-    rehearsal = False
+    rehearsal, shards = False, True
 
     def holds(self, slot: Slot) -> bool:
         return super().holds(slot) and (slot.p.is_cuda or self.rehearsal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from refopt_cuda.optim import states
+from refopt_cuda.optim import sharded, states
 from refopt_cuda.optim.pieces import Grid, Page, Piece, pages
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host
 from refopt_cuda.places import lanes
@@ -57,12 +58,18 @@ class Deck:
         self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
 
     def make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
-        """Memory of the slabs for a part of a state."""
-        return torch.from_numpy(self.slabs.take(part.bytes)).view(part.dtype).view(part.shape)
+        """Memory of the slabs for a part of a state, as much as this rank keeps of it."""
+        shape = sharded.part_shape(part.shape, p)
+        x = torch.from_numpy(self.slabs.take(part.dtype.itemsize * math.prod(shape)))
+        return sharded.as_part(x.view(part.dtype).view(shape), part.shape, p)
 
     def owns(self, entry: Mapping[str, Any]) -> bool:
         """Whether all tensors of a state lie in the slabs."""
-        return all(self.slabs.owns(x.data_ptr()) for x in entry.values() if isinstance(x, torch.Tensor))
+        return all(map(self.keeps, entry.values()))
+
+    def keeps(self, x: Any) -> bool:
+        """Whether a tensor lies in the slabs, or `x` is none."""
+        return not isinstance(x, torch.Tensor) or self.slabs.owns(sharded.local(x).data_ptr())
 
     def widen(self, size: int) -> None:
         """A ring for pages of this size; the old one goes when its last page is stored."""
@@ -91,7 +98,11 @@ class Paged:
     page_bytes      bytes of states that travel at a time, one block at least
     resident_bytes  states that stay on the device, parameters in their order while they fit; "auto": in 0.9 of the
                     memory that is free on it at the first step, after the ring
+
+    Of sharded parameters it is each rank's shards that live here, as DTensors whose parts are host memory.
     """
+
+    shards = True
 
     def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
         self.page_bytes, self.resident_bytes = page_bytes, resident_bytes
@@ -115,7 +126,8 @@ class Paged:
     def _stays(self, kept: states.Layout, p: torch.Tensor) -> bool:
         """Whether the states of `p` stay on its device. Decided once a parameter."""
         if p not in self.resident:
-            size, spare = sum(part.bytes for part in kept.all), self._spare(p.device)
+            sizes = [part.dtype.itemsize * math.prod(sharded.part_shape(part.shape, p)) for part in kept.all]
+            size, spare = sum(sizes), self._spare(p.device)
             deck = self.deck(p.device)
             self.resident[p] = size <= spare
             deck.spare = spare - size if size <= spare else spare
@@ -139,12 +151,13 @@ class Paged:
         if self._stays(known, p):
             return states.restore(known, saved, p)
         deck = self.deck(p.device)
-        own = any(deck.slabs.owns(x.data_ptr()) for x in saved.values() if isinstance(x, torch.Tensor))
+        own = any(isinstance(x, torch.Tensor) and deck.keeps(x) for x in saved.values())
 
         def make(part: states.Part, p: torch.Tensor) -> torch.Tensor:
             x = None if own or have is None else have.get(part.key)
-            if isinstance(x, torch.Tensor) and (x.shape, x.dtype) == (part.shape, part.dtype) and deck.owns({"": x}):
-                return x
+            same = isinstance(x, torch.Tensor) and (x.shape, x.dtype) == (part.shape, part.dtype)
+            if same and sharded.fits(x, p) and deck.keeps(x):  # type: ignore[arg-type]
+                return x  # type: ignore[return-value]
             return deck.make(part, p)
 
         return states.restore(known, saved, p, make)

@@ -113,7 +113,8 @@ class Piece:
 
     def __init__(self, grid: Grid, begin: int, end: int, page: Page) -> None:
         slot = grid.slot
-        self.slot, self.page, self.first, self.shape = slot, page, begin, grid.shape(begin, end)
+        self.slot, self.page, self.shape = slot, page, grid.shape(begin, end)
+        self.begin, self.first = begin, slot.first + begin
         self.p, self.kept, self.kind, self.number, self.state = slot.p, slot.kept, slot.kind, slot.number, slot.state
         self.dense, self.end = slot.dense.view(-1)[begin:end], end
         self.spans = []
@@ -132,7 +133,7 @@ class Piece:
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """This piece of a row-major tensor of the parameter's shape."""
-        return whole.view(-1)[self.first : self.end]
+        return whole.view(-1)[self.begin : self.end]
 
     def by_state(self, parts: Sequence[Any]) -> tuple[list[Sequence[Any]], Any]:
         """What belongs to each state, and what belongs to the weights."""

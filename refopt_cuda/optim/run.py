@@ -325,7 +325,7 @@ class Plan:
     def _entry(self, kept: states.Layout, have: Any, p: torch.Tensor, call: str) -> Entry:
         """The entry to step `p` with; a count that its device keeps is not read."""
         if self.home:
-            sharded.refuse_place(p, call)
+            sharded.refuse_place(p, self.home, call)
         step, ready = have.get("step") if have else None, (self.home or states).ready
         if not self.counting or not live.kept_by(step, p):
             return Entry.of(ready(kept, have, p, call))

@@ -65,7 +65,9 @@ def gradients(
     rows = zip(params, noted, parts, specs, strict=False)
     try:
         with plainly():
-            out = [g._local_tensor for p, q, x, s in rows if p is q and p._local_tensor is x and (g := p.grad)._spec is s]
+            out = [
+                g._local_tensor for p, q, x, s in rows if p is q and p._local_tensor is x and (g := p.grad)._spec is s
+            ]
     except AttributeError:  # there is no gradient, or it is no DTensor
         return None
     return out if len(out) == len(params) == len(noted) else None
@@ -124,6 +126,15 @@ def refuse_early(params: Iterable[torch.Tensor], call: str) -> None:
         raise ValueError(
             f"{call}: during_backward is of parameters that are not sharded, got one of shape {tuple(p.shape)} on "
             f"{_placements(p)}; place='paged' without it steps shards"
+        )
+
+
+def refuse_place(p: torch.Tensor, home: Any, call: str) -> None:
+    """ValueError for a sharded parameter in a place whose class does not say of itself that it keeps shards."""
+    if is_sharded(p) and not vars(type(home)).get("shards", False):
+        raise ValueError(
+            f"{call}: this place does not keep states of sharded parameters (place='resident', 'paged' and 'host' do), "
+            f"got a parameter of shape {tuple(p.shape)} on {_placements(p)}"
         )
 
 
@@ -187,7 +198,7 @@ def part_shape(shape: tuple[int, ...], p: torch.Tensor) -> tuple[int, ...]:
 
 
 def as_part(x: torch.Tensor, shape: tuple[int, ...], p: torch.Tensor) -> torch.Tensor:
-    """`x`, wherever it lies, as this rank's part of a state of `p`: a DTensor of this whole shape if that is sharded."""
+    """`x`, wherever it lies, as this rank's part of a state of `p`: a DTensor of this whole shape, or itself."""
     return _wrap(x, shape, p) if _cut(shape, p) else x
 
 

@@ -66,6 +66,12 @@ def element_works() -> list[Work]:
     return out + [Work(case, whole, {}, str(case)) for case in CASES]
 
 
+def clipped_works() -> list[Work]:
+    """With a norm over all gradients that is less than theirs."""
+    words = {"codecs": {"p": "bf16_rem16", "m": "dynamic8", "v": "dynamic8"}, "max_grad_norm": 0.5}
+    return [Work(ADAMW, torch.bfloat16, words, "AdamW-clipped")]
+
+
 def whole_works() -> list[Work]:
     """Rules that see whole tensors: T1, over shapes of every number of axes, and T2, over matrices."""
     seen: dict[str, Any] = {str(case): case for case in WHOLE}

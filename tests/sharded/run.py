@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.sharded import checkpoints, lane, models, steps
-from tests.sharded.cases import Reference, element_works, whole_works
+from tests.sharded import checkpoints, lane, models, steps, within
+from tests.sharded.cases import Reference, clipped_works, element_works, whole_works
 from tests.sharded.world import Report, World, ranks
 
 RESHARDED = (
@@ -45,8 +45,9 @@ class Steps:
     """Ten steps of everything, in shards and whole."""
 
     def __init__(self, device: str) -> None:
-        self.works, self.whole = element_works(), whole_works()
-        self.references = {w.label: Reference(w, device, steps.LOOKS) for w in self.works + self.whole}
+        self.works, self.whole, self.clipped = element_works(), whole_works(), clipped_works()
+        every = self.works + self.whole + self.clipped
+        self.references = {w.label: Reference(w, device, steps.LOOKS) for w in every}
 
     def rank(self, world: World) -> None:
         """What one rank does."""
@@ -56,6 +57,10 @@ class Steps:
         steps.meshes(world, some, self.references)
         steps.last_dimension(world, some[0])
         steps.refusals(world)
+        within.places(world, some, self.references)
+        within.norm(world, self.clipped, self.references)
+        within.scaled(world, some[-1])
+        within.captured(world, some[0])
 
     def forked(self, sizes: Sequence[int], folder: Path) -> dict[int, list[Any]]:
         return {n: ranks(n, folder, self.rank) for n in sizes}

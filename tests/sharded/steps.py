@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from refopt.spec import StateError
+from refopt.spec import ShapeError, StateError
 from tests.sharded.cases import STEPS, Reference, Work, gradients
 from tests.sharded.world import World
 
@@ -84,11 +84,19 @@ def refusals(world: World) -> None:
     entry["m.codes"] = kept
     for key, was in before.items():
         world.report.compare("refusals", entry[key].to_local(), was, key)
-    for more, text in (
-        ({"max_grad_norm": 1.0}, "AdamW8bit.step: max_grad_norm would measure one rank's parts"),
-        ({"place": "paged"}, "AdamW8bit.step: states of sharded parameters live beside them"),
-    ):
-        _raises(world, rc.optim.AdamW8bit([p], **more).step, text)
+    early = {"place": "paged", "during_backward": True}
+    text = "AdamW8bit.add_param_group: during_backward is of parameters that are not sharded"
+    _raises(world, lambda: rc.optim.AdamW8bit([p], **early), text)
+    opt = rc.optim.AdamW8bit([torch.nn.Parameter(torch.ones(8, 512))], **early)
+    opt.param_groups[0]["params"] = [p]  # as accelerate does
+    _raises(world, opt.step, "AdamW8bit.step: during_backward is of parameters that are not sharded")
+    opt = rc.optim.AdamW8bit([p], place="paged")
+    opt._home.__class__ = type("Elsewhere", (type(opt._home),), {})
+    _raises(world, opt.step, "AdamW8bit.step: this place does not keep states of sharded parameters")
+    opt, kept = rc.optim.AdamW8bit([p]), p.grad
+    p.grad = DTensor(kept._local_tensor[:, :1], kept._spec, requires_grad=False)  # type: ignore[union-attr, call-arg]
+    _raises(world, opt.step, "AdamW8bit.step: this rank's part of a gradient has shape")
+    p.grad = kept
     if world.size > 1:
         q = world.parameter(torch.ones(8, 6 * world.size, 16, dtype=torch.bfloat16), None, (Shard(1),))
         opt = rc.optim.AdamW([q], codecs={"p": "bf16_sr"})
@@ -99,7 +107,7 @@ def refusals(world: World) -> None:
 def _raises(world: World, call: Any, text: str) -> None:
     try:
         call()
-    except (ValueError, TypeError, StateError) as error:
+    except (ValueError, TypeError, ShapeError, StateError) as error:
         world.report.holds("refusals", str(error).startswith(text), str(error))
     else:
         world.report.holds("refusals", False, f"nothing was raised: {text}")

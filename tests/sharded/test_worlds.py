@@ -50,6 +50,9 @@ def test_every_rule_and_codec_has_the_bits_of_one_rank(say: Any) -> None:
         counts = cases[str(n)]
         assert counts["rows in shards"] == n * cases["1"]["rows in shards"] > 5000 * n
         assert counts["put together"] == n * cases["1"]["put together"] > 400 * n
+        for claim in ("paged shards", "host shards", "a norm over all ranks", "a loss scale"):
+            assert counts[claim] == n * cases["1"][claim] > 0
+    assert cases["4"]["a norm over a mesh"] > 0
     assert cases["4"]["replicated shards"] == cases["4"]["shards of shards"] > 1000
 
 
