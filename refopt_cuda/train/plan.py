@@ -16,6 +16,8 @@ from refopt_cuda.train.errors import InputError
 from refopt_cuda.train.model import Sizes
 
 GIB = 1 << 30
+SHARDED = ("resident", "paged", "host")
+"""Places that keep states of sharded weights."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def make(given: dict[str, Any]) -> Plan:
         plan.sizes  # noqa: B018
     except ValueError as error:
         raise InputError(f"--{error}") from None
-    if plan.ranks and plan.place != "resident":
-        raise InputError(f"--sharded: states of sharded weights live beside them, got --place {plan.place}")
+    if plan.ranks and plan.place not in SHARDED:
+        raise InputError(f"--sharded: --place must be one of {', '.join(SHARDED)}, got {plan.place}")
     if plan.ranks and plan.batch % plan.ranks:
         raise InputError(f"--sharded: --batch must be a multiple of the {plan.ranks} ranks, got {plan.batch}")
     subjects.parse_all(plan.optimizers)

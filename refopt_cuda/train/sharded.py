@@ -76,7 +76,7 @@ class Run(loop.Run):
             fully_shard(block, mesh=self.mesh)
         fully_shard(self.model, mesh=self.mesh)
         self.model.to(self.plan.device)
-        self.opt = self.subject.make(self.model.parameters(), self.plan.lr)
+        self.opt = self.subject.make(self.model.parameters(), self.plan.lr, self.plan.place)
         self.params = [p for g in self.opt.param_groups for p in g["params"]]
         self._load()
 

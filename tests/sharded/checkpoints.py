@@ -24,6 +24,7 @@ from tests.sharded.cases import Reference, Work, gradients
 from tests.sharded.world import World
 
 SAVED, END = 3, 8
+LARGE = (4096, 1024)
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 FULL = StateDictOptions(full_state_dict=True)
 
@@ -79,6 +80,28 @@ def save(world: World, works: Sequence[Work], folder: Path) -> None:
     whole["model"] = get_model_state_dict(first.model, options=FULL)
     if world.rank == 0:
         torch.save(whole, folder / f"of{world.size}.pt")
+
+
+def paged(work: Work) -> Work:
+    """The same with states in host memory, in small pages."""
+    return work._replace(label=f"{work}-paged", options=work.options | {"place": "paged", "page_bytes": 3000})
+
+
+def save_from_the_host(world: World, work: Work, folder: Path) -> None:
+    """Paged states are written from host memory, and read into it: a device holds no copy of them meanwhile."""
+    if world.device != "cuda":
+        return
+    run, claim = Run(world, work._replace(shapes=(LARGE,))), "saved from the host"
+    run.steps(0, 1)
+    torch.cuda.synchronize()
+    before, size = torch.cuda.memory_allocated(), 2 * LARGE[0] * LARGE[1] // world.size
+    torch.cuda.reset_peak_memory_stats()
+    state = {"optim": get_optimizer_state_dict(run.model, run.opt)}
+    dcp.save(state, checkpoint_id=folder / f"host{world.size}")
+    dcp.load(state, checkpoint_id=folder / f"host{world.size}")
+    set_optimizer_state_dict(run.model, run.opt, state["optim"])
+    rise = torch.cuda.max_memory_allocated() - before
+    world.report.holds(claim, rise < size // 8, f"{rise} bytes on the device for {size} of states")
 
 
 def load(world: World, works: Sequence[Work], references: Mapping[str, Reference], folder: Path, saved: int) -> None:

@@ -90,6 +90,7 @@ class Checkpoints:
     def __init__(self, device: str) -> None:
         works = [w._replace(shapes=FEWER) for w in element_works()] + whole_works()
         self.works = [w for w in works if w.label in RESHARDED]
+        self.works.append(checkpoints.paged(self.works[0]))
         self.references = {w.label: Reference(w, device, (checkpoints.SAVED, checkpoints.END)) for w in self.works}
 
     def rank(self, world: World, folder: Path | None = None) -> None:
@@ -102,6 +103,7 @@ class Checkpoints:
 
     def save(self, world: World, folder: Path) -> None:
         checkpoints.save(world, self.works, folder)
+        checkpoints.save_from_the_host(world, self.works[-1], folder)
         for work in self.works:
             checkpoints.fresh(world, work, self.references[work.label])
 
