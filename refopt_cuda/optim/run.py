@@ -208,7 +208,7 @@ class Lane:
             return None
         grads, here = found
         try:
-            addresses = [*map(address, grads)]  # type: ignore[arg-type]
+            addresses = [*map(address, grads)]
         except (TypeError, RuntimeError):  # there is none, or it is not dense
             return None
         if [g.dtype for g in grads] != self.kinds or [*map(size, grads)] != self.sizes:

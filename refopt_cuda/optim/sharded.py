@@ -247,7 +247,7 @@ def _wrap(x: torch.Tensor, shape: tuple[int, ...], p: Any) -> torch.Tensor:
     from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
     meta = TensorMeta(torch.Size(shape), _strides(shape), x.dtype)
-    return DTensor(x, DTensorSpec(p.device_mesh, tuple(p.placements), tensor_meta=meta), requires_grad=False)  # type: ignore[call-arg]
+    return DTensor(x, DTensorSpec(p.device_mesh, tuple(p.placements), tensor_meta=meta), requires_grad=False)
 
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""All that shards must show on several GPUs, in one call: what ran, how long it took, and what each number of ranks found.
+"""All that shards must show on several GPUs, in one call, and what each number of ranks found.
 
-    python -m tests.sharded.gpus [--parts suites,checkpoints,bench,train,examples] [--commit HASH --out FILE] [--limit 520]
+    python -m tests.sharded.gpus [--parts suites,checkpoints,...] [--commit HASH] [--out FILE] [--limit 520]
 
 suites       every rule and codec beside whole tensors, models under fully_shard, on all GPUs and on two
 checkpoints  saved by two ranks, loaded by one and by all, and every other pair of these

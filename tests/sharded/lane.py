@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate
 
 import refopt_cuda as rc
 from refopt_cuda.optim import checks, run, settings
@@ -54,6 +55,15 @@ def checked(world: World) -> None:
     _refused(world, lane, opt, "another state tensor")
     opt._state.changed = False
     lane = made(opt)
+    for p in params:
+        spec = p.grad._spec
+        p.grad = DTensor(p.grad._local_tensor, copy.copy(spec), requires_grad=False)  # type: ignore[call-arg]
+    same = lane.gradients(params, opt._state, False) is not None
+    world.report.holds(CLAIM, same, "gradients with a mesh and placements that are equal were not taken")
+    params[0]._local_tensor.data = params[0]._local_tensor.clone()
+    _refused(world, lane, opt, "weights that all moved", False)
+    opt.step()
+    lane = made(opt)
     entry["m.codes"]._local_tensor = entry["m.codes"]._local_tensor.clone()
     _refused(world, lane, opt, "a state tensor that moved")
     lane = made(opt)
@@ -71,6 +81,6 @@ def _give(world: World, params: Any) -> None:
         p.grad = world.cut(torch.full(tuple(p.shape), 0.5))
 
 
-def _refused(world: World, lane: run.Lane, opt: Any, why: str) -> None:
-    found = lane.gradients(opt.param_groups[0]["params"], opt._state, True)
+def _refused(world: World, lane: run.Lane, opt: Any, why: str, seen: bool = True) -> None:
+    found = lane.gradients(opt.param_groups[0]["params"], opt._state, seen)
     world.report.holds(CLAIM, found is None, f"{why}: went through the lane")
