@@ -3,10 +3,12 @@
 A DTensor is stepped through the tensor that lies on this rank, and its states are DTensors with its mesh and
 placements. Which states are coded is decided by the shape of the whole, and blocks lie along the last dimension, so
 that no cut along another one splits a block: every rank keeps the bytes that one rank alone would keep of its rows.
+Where rows are cut, too (2-D, tensor parallel), states are coded if the parts are equal and of whole blocks.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +28,8 @@ plainly = torch._C.DisableTorchFunctionSubclass
 INITIAL = "_init_optim_state"
 """torch's function that steps an optimizer with zero gradients, so that there are states to load into."""
 DEEP = 12
+ROW = 16
+"""Elements of the shortest rows that are blocked by themselves."""
 
 
 def is_sharded(x: Any) -> bool:
@@ -98,18 +102,37 @@ def first(p: torch.Tensor, call: str) -> int:
     return sum(a * s for a, s in zip(offset, _strides(p.shape), strict=True))
 
 
-def whole_blocks(p: torch.Tensor) -> bool:
-    """Whether sharding leaves every block on one rank: not along the last dimension, so never of a vector."""
-    return not is_sharded(p) or not any(_dim(q, p.ndim) == p.ndim - 1 for q in p.placements)  # type: ignore[attr-defined]
+def _last(p: torch.Tensor) -> int:
+    """Into how many parts the last dimension is cut."""
+    if not is_sharded(p):
+        return 1
+    cuts = zip(p.placements, p.device_mesh.shape, strict=True)  # type: ignore[attr-defined]
+    return math.prod(n for q, n in cuts if _dim(q, p.ndim) == p.ndim - 1)
+
+
+def whole_blocks(p: torch.Tensor, group: Mapping[str, Any]) -> bool:
+    """Whether sharding leaves every block on one rank: rows are not cut, or into equal parts of whole blocks; never
+    those of a vector."""
+    parts = _last(p)
+    if parts == 1 or p.ndim < 2:
+        return parts == 1
+    blocks = _blocks(group)
+    return p.shape[-1] >= parts * ROW and all(p.shape[-1] % (parts * block) == 0 for block in blocks or [1])
+
+
+def _blocks(group: Mapping[str, Any]) -> list[int]:
+    """Elements that share a scale, of each state that this group codes in blocks."""
+    found = [coding(text, group["block"], False) for role, text in group["codecs"].items() if role != "p"]
+    return [c.block for c in found if c.form.scaled]
 
 
 def say_uncoded(p: torch.Tensor, group: Mapping[str, Any], call: str) -> None:
     """A warning where states of `p` would be coded, were its blocks not cut."""
-    coded = any(coding(text, None, False).form.scaled for role, text in group["codecs"].items() if role != "p")
-    if coded and not whole_blocks(p) and eligible(p, group["min_size"]):
+    if _blocks(group) and not whole_blocks(p, group) and eligible(p, group["min_size"]):
         warnings.warn(
             f"{call}: a parameter of shape {tuple(p.shape)} is sharded along its last dimension, "
-            f"{_placements(p)}, where blocks would be cut: its states are kept in float32",
+            f"{_placements(p)}, where blocks would be cut: its states are kept in float32. Parts of whole blocks, "
+            f"multiples of {max(_blocks(group))} elements, are coded",
             stacklevel=5,
         )
 
@@ -194,7 +217,7 @@ def part_shape(shape: tuple[int, ...], p: torch.Tensor) -> tuple[int, ...]:
     if not _cut(shape, p):
         return shape
     mine = tuple(here(p).shape)
-    return mine if shape == tuple(p.shape) else (*mine[:-1], shape[-1])
+    return mine if shape == tuple(p.shape) else (*mine[:-1], shape[-1] // _last(p))
 
 
 def as_part(x: torch.Tensor, shape: tuple[int, ...], p: torch.Tensor) -> torch.Tensor:
@@ -203,9 +226,13 @@ def as_part(x: torch.Tensor, shape: tuple[int, ...], p: torch.Tensor) -> torch.T
 
 
 def _cut(shape: tuple[int, ...], p: torch.Tensor) -> bool:
-    """Whether a state of `p` with this shape is sharded as `p` is: where it has its rows."""
-    rows = shape == tuple(p.shape) or (len(shape) == p.ndim and shape[:-1] == p.shape[:-1] and whole_blocks(p))
-    return is_sharded(p) and rows
+    """Whether a state of `p` with this shape is sharded as `p` is: where it has its rows, and what is cut of them is
+    cut into equal parts."""
+    if not is_sharded(p) or shape == tuple(p.shape):
+        return is_sharded(p)
+    parts = _last(p)
+    rows = len(shape) == p.ndim >= (1 if parts == 1 else 2) and shape[:-1] == p.shape[:-1]
+    return rows and (parts == 1 or (p.shape[-1] % parts == 0 and shape[-1] % parts == 0))
 
 
 def fits(x: torch.Tensor, p: torch.Tensor) -> bool:

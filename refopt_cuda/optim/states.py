@@ -85,7 +85,7 @@ def layout_of(
 ) -> Layout:
     """These states of `p` under its group's codecs, block and min_size, or its own."""
     group = of_param(group, p)
-    coded, shape = eligible(p, group["min_size"]) and sharded.whole_blocks(p), tuple(p.shape)
+    coded, shape = eligible(p, group["min_size"]) and sharded.whole_blocks(p, group), tuple(p.shape)
     codings, parts = [], []
     for state in kept:
         found = coding(group["codecs"][state.name] if coded else "f32", group["block"], state.nonnegative)

@@ -56,6 +56,7 @@ class Steps:
         steps.every_whole_rule(world, self.whole, self.references)
         steps.meshes(world, some, self.references)
         steps.last_dimension(world, some[0])
+        steps.columns(world, [w for w in some if "bf16_sr" not in w.label])
         steps.refusals(world)
         within.places(world, some, self.references)
         within.norm(world, self.clipped, self.references)

@@ -56,6 +56,21 @@ def meshes(world: World, works: Sequence[Work], references: Mapping[str, Referen
             walk(world, "middle shards", some, Reference(some, world.device, LOOKS), mesh, (Shard(1), Shard(0)))
 
 
+def columns(world: World, works: Sequence[Work]) -> None:
+    """Rows that are cut into equal parts of whole blocks: coded, with the bits of one rank; alone and in two
+    dimensions, as tensor parallel layers under fully_shard are."""
+    if world.size == 1:
+        return
+    for work in works:
+        some = work._replace(shapes=((8, 512 * world.size), (9, 256 * world.size)))
+        reference = Reference(some, world.device, LOOKS)
+        walk(world, "columns of whole blocks", some, reference, None, (Shard(1),))
+        if world.size == 4:
+            mesh = init_device_mesh(world.device, (2, 2))
+            for placements in ((Shard(0), Shard(1)), (Replicate(), Shard(1)), (Shard(1), Shard(1))):
+                walk(world, "columns and rows", some, reference, mesh, placements)
+
+
 def last_dimension(world: World, work: Work) -> None:
     """Blocks that would be cut are not made: the states are float32 then, on every rank, and it is said once."""
     if world.size == 1:
