@@ -12,6 +12,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import refopt_cuda as rc
 from refopt_cuda.train import loop, sharded, subjects
@@ -29,6 +30,8 @@ def trained(world: World) -> None:
     if world.size == 4:
         two = init_device_mesh(world.device, (2, 2), mesh_dim_names=("replicate", "shard"))
         _train(world, "fully_shard HSDP", two, rc.optim.AdamW8bit, torch.float32)
+        both = init_device_mesh(world.device, (2, 2), mesh_dim_names=("shard", "tensor"))
+        _train(world, "fully_shard of tensor parallel", both, rc.optim.AdamW8bit, torch.float32, max_grad_norm=0.1)
     if world.device == "cuda":
         offload = {"offload_policy": CPUOffloadPolicy(pin_memory=True)}
         _train(world, "fully_shard on the host", one, rc.optim.AdamW8bit, torch.float32, offload)
@@ -78,12 +81,19 @@ def _train(
     world: World, claim: str, mesh: Any, make: Any, dtype: torch.dtype, policy: Any = None, **options: Any
 ) -> None:
     torch.manual_seed(0)
+    parallel = "tensor" in (mesh.mesh_dim_names or ())
     layers = [torch.nn.Linear(96, 128), torch.nn.LayerNorm(128), torch.nn.GELU(), torch.nn.Linear(128, 33)]
     if make is rc.optim.Muon:
         layers = [torch.nn.Linear(96, 128, bias=False), torch.nn.GELU(), torch.nn.Linear(128, 33, bias=False)]
+    if parallel:
+        layers = [torch.nn.Linear(96, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 33)]
     model = torch.nn.Sequential(*layers).to(world.device, dtype)
     twin = copy.deepcopy(model)
     more = policy or {"mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
+    if parallel:
+        styles = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(model, mesh["tensor"], styles)
+        mesh = mesh["shard"]
     for layer in (model[0], model[-1], model):
         fully_shard(layer, mesh=mesh, **more)
     opt, other = (make(m.parameters(), lr=1e-2, **options) for m in (model, twin))
@@ -92,7 +102,7 @@ def _train(
     for _ in range(STEPS):
         x = torch.randn(8, 96, generator=draw).to(world.device, dtype)
         model(x).float().square().mean().backward()
-        if policy is None:
+        if policy is None and "max_grad_norm" not in options:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             q.grad = _whole(p.grad, q.device)

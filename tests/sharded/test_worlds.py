@@ -61,7 +61,7 @@ def test_a_model_under_fully_shard_has_the_bits_of_its_twin(say: Any) -> None:
     cases = run("models")
     say(cases)
     assert all(cases[str(n)]["fully_shard"] == n * cases["1"]["fully_shard"] > 0 for n in WORLDS)
-    assert cases["4"]["fully_shard HSDP"] > 0
+    assert cases["4"]["fully_shard HSDP"] > 0 < cases["4"]["fully_shard of tensor parallel"]
 
 
 def test_a_checkpoint_of_any_number_of_ranks_goes_on_at_any_other(say: Any) -> None:

@@ -100,13 +100,15 @@ class World:
 
 
 def piece(whole: torch.Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> torch.Tensor:
-    """This rank's part, by torch's own rule: `chunk`, along one dimension of the mesh after the other."""
+    """This rank's part, by torch's own rule: `chunk`, along one dimension of the mesh after the other; those of
+    fully_shard, whose placements are strided where tensor parallel layers are cut already, come last."""
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
-    for placement, at, size in zip(placements, coordinate, mesh.shape, strict=True):
+    cuts = [*zip(placements, coordinate, mesh.shape, strict=True)]
+    for placement, at, size in sorted(cuts, key=lambda cut: type(cut[0]).__name__ == "_StridedShard"):
         if isinstance(placement, Replicate):
             continue
-        assert isinstance(placement, Shard)
+        assert placement.is_shard() or type(placement).__name__ == "_StridedShard"
         parts = torch.chunk(whole, size, placement.dim)
         whole = parts[at] if at < len(parts) else whole.narrow(placement.dim, 0, 0)
     return whole
