@@ -70,7 +70,7 @@ class Outcome:
 def run(job: Job, seconds: float) -> Outcome:
     """Run a job and all that it starts for so long at most."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env, start = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "4"} | job.env, time.monotonic()
+    env, start = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "4", "COLUMNS": "200"} | job.env, time.monotonic()
     with tempfile.TemporaryFile("w+") as out:
         child = subprocess.Popen(
             job.command, cwd=job.cwd, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
