@@ -91,28 +91,28 @@ class Stop:
             signal.signal(signal.SIGINT, before)
 
 
-def folder_for(name: str | None) -> Path:
-    """A new folder under runs/. Raises InputError where it exists or cannot be made."""
+def folder_for(name: str | None, command: str = "train") -> Path:
+    """A new folder under runs/ for `refopt COMMAND`. Raises InputError where it exists or cannot be made."""
     if name is not None and (not name or Path(name).name != name):
         raise InputError(f"--name must be the name of a folder in {RUNS}, got {name!r}")
     folder = RUNS / (name or datetime.now().strftime("%Y-%m-%d-%H%M%S"))
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"--name: {folder} exists; continue it with `refopt train --resume --name {folder.name}`")
+        raise InputError(f"--name: {folder} exists; continue it with `refopt {command} --resume --name {folder.name}`")
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{folder} cannot be written: no permission in {parent.resolve()}")
     return folder
 
 
-def folder_to_resume(name: str | None) -> Path:
-    """The folder of that name, or the newest one. Raises InputError where there is nothing to go on with."""
+def folder_to_resume(name: str | None, plan: str = PLAN) -> Path:
+    """The folder of that name, or the newest one, with a plan in it. Raises InputError where there is none."""
     if name is None:
-        found = sorted(RUNS.glob(f"*/{PLAN}"), key=lambda f: f.stat().st_mtime)
+        found = sorted(RUNS.glob(f"*/{plan}"), key=lambda f: f.stat().st_mtime)
         if not found:
             raise InputError(f"--resume: {RUNS.resolve()} holds no run")
         return found[-1].parent
-    if not (RUNS / name / PLAN).is_file():
-        raise InputError(f"--resume: {RUNS / name} holds no {PLAN}; there is nothing to go on with")
+    if not (RUNS / name / plan).is_file():
+        raise InputError(f"--resume: {RUNS / name} holds no {plan}; there is nothing to go on with")
     return RUNS / name
 
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 import transformers
 
+from refopt.__main__ import main
 from refopt_cuda import optim
 from refopt_cuda.nn import checkpoint
+from refopt_cuda.train import job as jobs
+from refopt_cuda.train.cli import INTERRUPTED
 from refopt_cuda.train.errors import InputError
 from refopt_cuda.train.finetune import data, methods, plan
 from tests.finetune.conftest import SMALL, tokenizer
@@ -39,7 +42,8 @@ def test_all_methods_learn_from_the_same_blocks_and_are_saved(
     assert again.peft_config["default"].r == 4
     assert transformers.AutoModelForCausalLM.from_pretrained(folder / "full").config.hidden_size == 32
     report = (here / "runs/x/report.md").read_text("utf-8")
-    assert "| qlora | frozen |" in report and "sha256" in report and '"rank": 4' in report
+    assert "| qlora | frozen weights |" in report and "sha256" in report and '"rank": 4' in report
+    assert "(loss_and_bytes.png)" in report and (here / "runs/x/loss_and_bytes.png").stat().st_size > 10_000
 
 
 def test_what_is_counted_is_what_was_predicted(model: Path) -> None:
@@ -86,23 +90,73 @@ def test_every_tenth_block_is_held_out(here: Path) -> None:
     assert blocks.tokens == 68 * 16 and all(torch.equal(r["labels"], r["input_ids"]) for r in blocks.train)
 
 
-def test_the_same_seed_gives_the_same_losses(finetune: Callable[[str], int], here: Path) -> None:
-    for name in ("x", "y"):
-        assert finetune(f"--text text.txt --name {name} {SMALL}") == 0
-    first, second = ((here / f"runs/{n}/metrics.csv").read_text("utf-8") for n in ("x", "y"))
-    assert first == second
+def test_the_same_seed_stopped_and_resumed_gives_the_same_bits(
+    finetune: Callable[[str], int], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Within the first method and, after a second start, within the second; losses, adapters and weights, to the bit."""
+    words = f"--text text.txt --qlora --full {SMALL}"
+    assert finetune(f"{words} --name whole") == 0
+    calls = iter(range(1000))
+    monkeypatch.setattr(jobs.Stop, "__call__", lambda self: next(calls) in (1, 4))
+    assert finetune(f"{words} --name parts") == INTERRUPTED
+    assert "--resume --name parts" in " ".join(capsys.readouterr().out.split())
+    assert again("--resume --name parts") == INTERRUPTED
+    (here / "runs/parts/seed0/full/checkpoint-9").mkdir()  # begun, and not whole
+    assert again("--resume") == 0
+    whole, parts = (here / "runs" / n for n in ("whole", "parts"))
+    assert (whole / "metrics.csv").read_bytes() == (parts / "metrics.csv").read_bytes()
+    for name in ("qlora/adapter_model.safetensors", "full/model.safetensors"):
+        assert (whole / "seed0" / name).read_bytes() == (parts / "seed0" / name).read_bytes(), name
+    assert not list(parts.glob("seed0/*/checkpoint-*"))
+
+
+def again(words: str) -> int:
+    """`refopt finetune ...` without a model."""
+    return main(["finetune", *words.split()])
+
+
+def test_what_cannot_be_resumed_is_named(
+    finetune: Callable[[str], int], here: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refused(code: int, says: str) -> None:
+        assert code == 2
+        printed = capsys.readouterr().err
+        assert says in printed and printed.count("\n") == 1
+
+    refused(again(""), "name MODEL, a folder of transformers, or go on with --resume")
+    refused(again("--resume"), "holds no run")
+    refused(again("--resume --name x"), "runs/x holds no finetune.json")
+    monkeypatch.setattr(jobs.Stop, "__call__", lambda self: True)
+    assert finetune(f"--text text.txt --name x {SMALL}") == INTERRUPTED
+    capsys.readouterr()
+    refused(finetune(f"--text text.txt --name x {SMALL}"), "`refopt finetune --resume --name x`")
+    refused(again("--resume --steps 9"), "--resume goes on with the plan of the run; leave out --steps")
+    refused(again("--resume --lora"), "leave out --qlora, --lora and --full")
+    refused(again(f"{model} --resume"), "leave out MODEL")
+    (here / "text.txt").write_text("the moment " * 1000, "utf-8")
+    refused(again("--resume"), "(their sha256 differs)")
+    (here / "text.txt").unlink()
+    refused(again("--resume"), "--text text.txt: no such file")
+    (here / "runs/x/finetune.json").write_text('{"model": "m", "colour": 3}')
+    refused(again("--resume"), "is not readable")
 
 
 BAD = [
     ("", "name the data: --text FILE"),
     ("--text text.txt --chat chats.jsonl", "one of the two"),
     ("--text nowhere.txt", "--text nowhere.txt: no such file"),
+    ("--text empty.txt", "--text empty.txt: is empty"),
+    ("--text binary.bin", "--text binary.bin: is not UTF-8 text (byte 0)"),
+    ("--chat text.txt", "--chat text.txt: line 1 is not JSON"),
     ("--chat .", "--chat .: is a folder"),
     ("--text text.txt --steps 0", "--steps must be at least 1, got 0"),
     ("--text text.txt --rank 33", "--rank must be at most 32, the model's width, got 33"),
     ("--text text.txt --context 4", "--context must be at least 8"),
     ("--text text.txt --context 4000", "gives 0 blocks of 4000 tokens"),
     ("--text text.txt --lr -1", "--lr must be a positive number"),
+    ("--text text.txt --lr nan", "--lr must be a positive number, got nan"),
+    ("--text text.txt --alpha inf", "--alpha must be a finite number, got inf"),
+    ("--text text.txt --batch 0", "--batch must be at least 1, got 0"),
     ("--text text.txt --dropout 1", "--dropout must be at least 0 and below 1"),
     ("--text text.txt --quant-type int4", "--quant-type must be nf4 or fp4"),
     ("--text text.txt --optimizer AdamW9bit", "did you mean AdamW8bit"),
@@ -117,6 +171,8 @@ BAD = [
 def test_bad_input_is_one_sentence_and_makes_nothing(
     finetune: Callable[[str], int], here: Path, words: str, says: str, capsys: Any
 ) -> None:
+    (here / "empty.txt").write_bytes(b"")
+    (here / "binary.bin").write_bytes(b"\xff\xfe\x00")
     assert finetune(words if "--rank" in words else f"{words} --rank 4") == 2
     printed = capsys.readouterr().err
     assert says in printed and printed.startswith("refopt finetune: ") and printed.count("\n") == 1
@@ -136,6 +192,23 @@ def test_a_folder_that_is_no_model_is_named(here: Path, model: Path) -> None:
     (empty / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"no \*\.safetensors"):
         plan.make({"model": str(empty), "text": ("text.txt",)})
+
+
+def test_typer_s_own_words_stand_for_options_that_are_none(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
+    for words, says in (("--stepz 3", "No such option"), ("--steps many", "Invalid value for '--steps'")):
+        assert finetune(f"--text text.txt {words}") == 2
+        assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_cannot_be_written_is_refused(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
+    (here / "runs").write_text("a file")
+    assert finetune("--text text.txt --rank 4 --device cpu") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_ends_the_run(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
+    assert finetune(f"--text text.txt --full --name x {SMALL} --lr 1e30") == 2
+    assert "try a smaller --lr" in capsys.readouterr().err
 
 
 LINES = [

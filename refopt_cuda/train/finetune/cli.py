@@ -16,21 +16,24 @@ import torch
 import transformers
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from refopt_cuda.train.cli import INTERRUPTED, many
 from refopt_cuda.train.errors import InputError
-from refopt_cuda.train.finetune import data, report
-from refopt_cuda.train.finetune.plan import METHODS, OPTIMIZER, Plan, make
-from refopt_cuda.train.finetune.run import Result, run
-from refopt_cuda.train.job import folder_for
+from refopt_cuda.train.finetune import report
+from refopt_cuda.train.finetune.job import PLAN, Job
+from refopt_cuda.train.finetune.plan import METHODS, OPTIMIZER, make
+from refopt_cuda.train.finetune.run import Result
+from refopt_cuda.train.job import Stop, folder_for, folder_to_resume
+from refopt_cuda.train.loop import Stopped
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def finetune(
-    model: Annotated[str, typer.Argument(help="a folder of transformers: config.json, *.safetensors, tokenizer")],
+    model: Annotated[
+        str | None, typer.Argument(help="a folder of transformers: config.json, *.safetensors, tokenizer")
+    ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="UTF-8 files")] = None,
     chat: Annotated[
         list[Path] | None, typer.Option(help='JSON lines: {"messages": [{"role": ..., "content": ...}]}')
@@ -51,12 +54,14 @@ def finetune(
     seeds: Annotated[int | None, typer.Option(help="train with so many seeds [1]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     name: Annotated[str | None, typer.Option(help="the folder in runs/ [date and time]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a stopped job: the newest, or --name")] = False,
 ) -> None:
     """Fine-tune a causal language model on your own text or chats: 4-bit weights, adapters of rank 64, paged AdamW.
 
     With more than one of --qlora, --lora and --full each is trained on the same blocks and compared. Ends with the
-    held-out loss before and after, the bytes of every part, counted and predicted, runs/NAME/report.md, metrics.csv,
-    and adapters in peft's format (the whole model for --full).
+    held-out loss before and after, the bytes of every part, counted and predicted, runs/NAME/report.md with a picture,
+    metrics.csv, and adapters in peft's format (the whole model for --full). Ctrl-C saves; --resume goes on to the same
+    bits.
     """
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
@@ -65,39 +70,35 @@ def finetune(
     given |= {"text": tuple(map(str, text or ())), "chat": tuple(map(str, chat or ())), "methods": asked or None}
     given |= {"optimizer": optimizer, "rank": rank, "alpha": alpha, "dropout": dropout, "quant_type": quant_type}
     given |= {"checkpointing": checkpointing, "seeds": tuple(range(seeds)) if seeds else None, "device": device}
-    plan, folder = make(given), folder_for(name)
-    carry_out(plan, folder)
+    raise typer.Exit(carry_out(resumed(name, given) if resume else Job(folder_for(name, "finetune"), make(given))))
 
 
-def carry_out(plan: Plan, folder: Path) -> list[Result]:
-    """Train every method with every seed, print, write the report."""
-    console = Console()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(plan.model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"MODEL {plan.model}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
-    blocks = data.load(plan.text, plan.chat, tokenizer, plan.context)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
-    runs = [(method, seed) for seed in plan.seeds for method in plan.methods]
-    console.print(f"{plan.model}: {len(runs)} runs of {plan.steps} steps on {plan.device}, {plan.optimizer} → {folder}")
-    results = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("", total=len(runs) * plan.steps)
-        for k, (method, seed) in enumerate(runs):
+def resumed(name: str | None, given: dict[str, Any]) -> Job:
+    """The job in the folder; its plan is its own."""
+    for option, value in given.items():
+        if value not in (None, ()):
+            word = {"model": "MODEL", "methods": "--qlora, --lora and --full"}.get(option, f"--{option}".replace("_", "-"))
+            raise InputError(f"--resume goes on with the plan of the run; leave out {word}")
+    return Job.resumed(folder_to_resume(name, PLAN))
 
-            def tick(step: int, loss: float, k: int = k, label: str = f"{method}, seed {seed}") -> None:
-                bar.update(task, completed=k * plan.steps + step, description=f"{label:<14} loss {loss:.3f}")
 
-            bar.update(task, description=f"{method}, seed {seed}: weights")
-            made = run(plan, method, seed, blocks, folder / f"seed{seed}" / method, tokenizer, tick)
-            results.append(made)
-            console.print(f"{method:<6} seed {seed}: held-out loss {made.before:.4f} before, {made.after:.4f} after")
-    report.show(console, plan, blocks, results, folder)
-    return results
+def carry_out(job: Job) -> int:
+    """Train every method with every seed, print, write the report; returns the exit code."""
+    console, plan, stop, results = Console(), job.plan, Stop(), list[Result]()
+    job.begin()
+    what = f"{len(plan.runs)} runs of {plan.steps} steps on {plan.device}, {plan.optimizer}"
+    console.print(f"{plan.model}: {what} → {job.folder}")
+    with stop.listening():
+        try:
+            for made in job.run(console, stop):
+                results.append(made)
+                change = f"held-out loss {made.before:.4f} before, {made.after:.4f} after"
+                console.print(f"{made.method:<6} seed {made.seed}: {change}")
+        except Stopped:
+            console.print(f"Saved in {job.folder}. Go on with: refopt finetune --resume --name {job.folder.name}")
+            return INTERRUPTED
+    report.show(console, plan, job.blocks, results, job.folder)
+    return 0
 
 
 def main(argv: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from torch import nn
 
 import refopt
 from refopt import memory, models
-from refopt_cuda.nn import checkpoint
+from refopt_cuda.nn import checkpoint, scratch
 from refopt_cuda.nn import peft as adapters
-from refopt_cuda.train import subjects
+from refopt_cuda.train import clock, subjects
 from refopt_cuda.train.finetune.plan import Plan
 
 CODECS = {"8bit": "dynamic8", "4bit": "q4", "Fp8": "fp8"}
@@ -51,7 +50,8 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def counted(model: nn.Module, opt: torch.optim.Optimizer, gradients: int) -> dict[str, int]:
-    """Bytes of weights that train, of those that do not, of gradients at the step, and of states."""
+    """Bytes of weights that train, of those that do not, of gradients at the step, of states, and of the room in which
+    frozen weights are decoded."""
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     rest = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in trained]
     return {
@@ -59,11 +59,13 @@ def counted(model: nn.Module, opt: torch.optim.Optimizer, gradients: int) -> dic
         "frozen": bytes_of(rest),
         "gradients": gradients,
         "states": subjects.state_bytes(opt),
+        "scratch": scratch.held(next(model.parameters()).device),
     }
 
 
-def predicted(plan: Plan, method: str) -> memory.Bytes | None:
-    """What `refopt.memory` says of the same set-up; None for a family whose shapes it does not know."""
+def predicted(plan: Plan, method: str, most: bool = False) -> memory.Bytes | None:
+    """What `refopt.memory` says of the same set-up, each part at its largest, or (`most`) the largest moment of a step;
+    None for a family whose shapes it does not know."""
     try:
         model = models.from_config(Path(plan.model))
     except ValueError:
@@ -81,19 +83,13 @@ def predicted(plan: Plan, method: str) -> memory.Bytes | None:
         setup |= {"lora": plan.rank, "base": double}
     if method == "lora":
         setup |= {"lora": plan.rank, "base": "bf16" if plan.dtype == torch.bfloat16 else "f32"}
-    return memory.train(model, opt, **setup)
-
-
-def peak_bytes(device: str) -> int:
-    """The most memory that there was: of the GPU's allocator, or of the whole process."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (memory.peak if most else memory.train)(model, opt, **setup)
 
 
 def forget(device: str) -> None:
-    """Give memory back before the next method."""
+    """Give memory back before the next method, and count peaks from here."""
     gc.collect()
+    scratch.release()
     if device == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    clock.reset_peak(device)

@@ -43,6 +43,18 @@ class Plan:
     clip: float = 0.3
     checkpointing: bool = True
     device: str = "cpu"
+    sha256: str = ""
+    """Of the data, once they have been read."""
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Plan:
+        """What `dataclasses.asdict` gave, through JSON."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(method, seed) of every run, in order."""
+        return [(method, seed) for seed in self.seeds for method in self.methods]
 
     def rate(self, method: str) -> float:
         return RATES[method] if self.lr is None else self.lr
@@ -66,7 +78,15 @@ def make(given: dict[str, Any]) -> Plan:
         raise InputError(f"--device must be cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here")
+    if not given.get("model"):
+        raise InputError("name MODEL, a folder of transformers, or go on with --resume")
     plan = replace(Plan(given["model"]), **{k: v for k, v in given.items() if v is not None} | {"device": device})
+    check(plan)
+    return plan
+
+
+def check(plan: Plan) -> None:
+    """Raises InputError that names the option at fault."""
     for name in ("steps", "batch", "rank"):
         if getattr(plan, name) < 1:
             raise InputError(f"--{name} must be at least 1, got {getattr(plan, name)}")
@@ -84,7 +104,6 @@ def make(given: dict[str, Any]) -> Plan:
         raise InputError("name the data: --text FILE ... (UTF-8) or --chat FILE ... (JSON lines), one of the two")
     _check_optimizer(plan.optimizer)
     _check_model(plan)
-    return plan
 
 
 def _check_optimizer(name: str) -> None:
