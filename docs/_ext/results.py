@@ -2,6 +2,7 @@
 
 `{results}`        its rows, newest first; `:bench:` names the scripts whose rows are shown, `:without:` those left out
 `{convergence}`    held-out loss of the newest job at GPT-2-small's size: mean and noise of seeds, differences in pairs
+`{finetune}`       held-out loss of the newest fine-tuning of SmolLM2 before and after, likewise; bytes at the peak
 `{plot} NAME`      docs/bench/NAME.svg, which `python -m tests.bench.plots` draws; the content says what it shows
 
 Each says so where there is nothing yet.
@@ -54,6 +55,11 @@ class Results(Written):
 class Convergence(Written):
     def lines(self) -> list[str]:
         return convergence(rows())
+
+
+class Finetune(Written):
+    def lines(self) -> list[str]:
+        return finetune(rows())
 
 
 class Plot(Written):
@@ -112,15 +118,50 @@ def convergence(found: list[dict[str, str]]) -> list[str]:
     return [said + missing, "", *grid(head, lines)]
 
 
+def finetune(found: list[dict[str, str]]) -> list[str]:
+    """A sentence about the job, and a line for each method."""
+    some = [r for r in found if r["bench"] == "finetune" and r["metric"] == "loss"]
+    if not some:
+        return ["*No run has been recorded yet.*"]
+    last = some[-1]
+    of = {
+        metric: _by_seed(found, metric, last)
+        for metric in ("loss", "loss before", "trained", "s_per_step", "peak_bytes", "frozen_bytes")
+    }
+    head = ("method", "before", "after", "deviation", "seeds", "minus LoRA, seed by seed")
+    head += ("trained weights", "frozen weights, MB", "peak, GB", "s/step")
+    lines = []
+    for method, by in of["loss"].items():
+        means = {name: mean(values[method].values()) for name, values in of.items() if method in values}
+        pairs = beside(method, by, of["loss"].get("lora", {}), "lora")
+        peak = f"{means['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in means else ""
+        cells = (f"`{method}`", f"{means['loss before']:.4f}", f"{means['loss']:.4f}", noise(by), str(len(by)), pairs)
+        sizes = (f"{means['trained']:,.0f}", f"{means['frozen_bytes'] / 1e6:.1f}", peak, f"{means['s_per_step']:.3g}")
+        lines.append((*cells, *sizes))
+    said = f"Job `{last['work']}` on {last['device']}, {last['date']}, commit {last['commit']}; nats a token."
+    full = all(len(by) >= 3 for by in of["loss"].values()) and len(of["loss"]) >= 3
+    return [said + ("" if full else " Not all runs are there yet."), "", *grid(head, lines)]
+
+
+def _by_seed(found: list[dict[str, str]], metric: str, last: dict[str, str]) -> dict[str, dict[str, float]]:
+    """{subject: {seed: newest value}} of the job that `last` is a row of."""
+    out: dict[str, dict[str, float]] = {}
+    for r in found:
+        if all(r[key] == last[key] for key in ("bench", "work", "device")) and r["metric"] == metric:
+            subject, _, seed = r["subject"].rpartition(" seed ")
+            out.setdefault(subject, {})[seed] = float(r["value"])
+    return out
+
+
 def noise(by_seed: dict[str, float]) -> str:
     """The standard deviation over seeds."""
     return f"{stdev(by_seed.values()):.4f}" if len(by_seed) > 1 else "one seed"
 
 
-def beside(subject: str, by_seed: dict[str, float], base: dict[str, float]) -> str:
+def beside(subject: str, by_seed: dict[str, float], base: dict[str, float], baseline: str = BASELINE) -> str:
     """The mean difference with its 95 % interval, of the seeds that both have."""
     pairs = [by_seed[seed] - base[seed] for seed in by_seed if seed in base]
-    if subject == BASELINE or not pairs:
+    if subject == baseline or not pairs:
         return ""
     if len(pairs) < 2:
         return f"{pairs[0]:+.4f}"
@@ -131,5 +172,6 @@ def beside(subject: str, by_seed: dict[str, float], base: dict[str, float]) -> s
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("results", Results)
     app.add_directive("convergence", Convergence)
+    app.add_directive("finetune", Finetune)
     app.add_directive("plot", Plot)
     return {"parallel_read_safe": True}

@@ -67,12 +67,12 @@ def work_of(p: Plan) -> str:
     return f"bytes{p.sizes.parameters() / 1e6:.1f}m-{p.steps}x{p.batch}x{p.context}"
 
 
-def done(path: Path, work: str) -> set[str]:
+def done(path: Path, work: str, bench: str = BENCH) -> set[str]:
     """Subjects with their seeds that the csv holds an end of."""
     if not path.exists():
         return set()
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["bench"] == BENCH and r["work"] == work]
+        rows = [r for r in csv.DictReader(file) if r["bench"] == bench and r["work"] == work]
     return {r["subject"] for r in rows if r["metric"] == "loss"}
 
 

@@ -20,6 +20,7 @@ import torch
 import refopt
 from refopt_cuda import dequantize, nn, optim, quantize
 from refopt_cuda.nn import scratch
+from refopt_cuda.train.finetune import methods
 from tests.bench.clocks import copy_bandwidth, device_ms, tidy
 from tests.bench.record import Limit, Recorder, arguments, software
 
@@ -174,41 +175,52 @@ def model(name: str, layers: int | None = None) -> Any:
 
 
 def peak(rec: Recorder, name: str) -> None:
-    """Three steps on one sequence of 512 tokens with checkpoints and 32-bit AdamW, as QLoRA's paper trains."""
+    """Three steps on one sequence of 512 tokens with checkpoints and 32-bit AdamW, as QLoRA's paper trains: the peak,
+    and what lies in it. `backward`: what the last forward and backward pass added, gradients included."""
+    tidy(DEVICE)
     _reset()
     made = model(name)
     built = _held()
     made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     made.train()
-    opt = optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+    trained = [p for p in made.parameters() if p.requires_grad]
+    opt = optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     ids = torch.randint(0, made.config.vocab_size, (1, 512 if DEVICE == "cuda" else 16), device=DEVICE)
+    peak = gradients = added = 0
     for _ in range(3):
+        lain = _held()
         made(input_ids=ids, labels=ids).loss.backward()
+        gradients, added = methods.bytes_of(p.grad for p in trained), _held(peak=True) - lain
+        peak = max(peak, lain + added)
+        _reset()
         opt.step()
+        peak = max(peak, _held(peak=True))
         opt.zero_grad()
-    peak = _held(peak=True)
-    need = refopt.memory.peak(
-        refopt.models.named(name),
-        refopt.Optimizer("adamw", {"p": "bf16"}),
-        lora=64,
-        base="double",
-        batch=1,
-        sequence=512,
-        checkpoint=True,
-    )
+        _reset()
+    parts = methods.counted(made, opt, gradients) | {"backward": added}
     work = {"llama-2-7b": "qlora7b", "llama-2-13b": "qlora13b"}[name]
     rec.add(work, "QLoRA", "built_bytes", built, "B")
-    rec.add(work, "QLoRA", "peak_bytes", peak, "B", "refopt.memory.peak", peak / need.total)
+    whole, most = _predicted(name)
+    for part, size in parts.items():
+        beside = getattr(whole, part, 0)
+        rec.add(work, "QLoRA", f"{part}_bytes", size, "B", *(("refopt.memory.train", size / beside) if beside else ()))
+    rec.add(work, "QLoRA", "peak_bytes", peak, "B", "refopt.memory.peak", peak / most.total)
     if DEVICE == "cuda":
         rec.add(work, "QLoRA", "reserved_bytes", torch.cuda.max_memory_reserved(), "B")
-    del made, opt
+    del made, opt, trained
     gc.collect()
     scratch.release()
     tidy(DEVICE)
 
 
+def _predicted(name: str) -> tuple[refopt.memory.Bytes, refopt.memory.Bytes]:
+    """Each part at its largest, and the largest moment."""
+    setup: dict[str, Any] = {"lora": 64, "base": "double", "batch": 1, "sequence": 512, "checkpoint": True}
+    model, opt = refopt.models.named(name), refopt.Optimizer("adamw", {"p": "bf16"})
+    return refopt.memory.train(model, opt, **setup), refopt.memory.peak(model, opt, **setup)
+
+
 def _reset() -> None:
-    tidy(DEVICE)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
 

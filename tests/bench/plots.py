@@ -194,9 +194,9 @@ def convergence(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def ended(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+def ended(rows: Sequence[Row], bench: str = "convergence") -> dict[str, dict[str, Row]]:
     """{subject: {seed: row of the last loss}} of the newest job."""
-    found = newest(rows, "convergence", "loss")
+    found = newest(rows, bench, "loss")
     last = list(found)[-1][0] if found else ""
     out: dict[str, dict[str, Row]] = {}
     for (work, label), r in found.items():
@@ -206,16 +206,48 @@ def ended(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     return out
 
 
-def curve_of(rows: Sequence[Row], subject: str, seeds: dict[str, Row]) -> dict[int, list[float]]:
+def curve_of(
+    rows: Sequence[Row], subject: str, seeds: dict[str, Row], metric: str = "loss at ", bench: str = "convergence"
+) -> dict[int, list[float]]:
     """{step: losses of the seeds} of one subject, where every seed has one."""
     (work,) = {r["work"] for r in seeds.values()}
     out: dict[int, dict[str, float]] = {}
     for r in rows:
-        if r["bench"] == "convergence" and r["work"] == work and r["metric"].startswith("loss at "):
+        if r["bench"] == bench and r["work"] == work and r["metric"].startswith(metric):
             name, _, seed = r["subject"].rpartition(" seed ")
             if name == subject:
-                out.setdefault(int(r["metric"].removeprefix("loss at ")), {})[seed] = float(r["value"])
+                out.setdefault(int(r["metric"].removeprefix(metric)), {})[seed] = float(r["value"])
     return {step: list(by_seed.values()) for step, by_seed in out.items() if len(by_seed) == len(seeds)}
+
+
+def finetune(rows: Sequence[Row]) -> Figure | None:
+    """Training losses, the mean of the seeds; and where each seed ended on held-out text."""
+    ends = ended(rows, "finetune")
+    if not ends:
+        return None
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    every = [r for seeds in ends.values() for r in seeds.values()]
+    before = [float(r["value"]) for r in newest(rows, "finetune", "loss before", re.escape(every[0]["work"])).values()]
+    for k, (method, seeds) in enumerate(ends.items()):
+        shade = COLOURS[k % len(COLOURS)]
+        curve = curve_of(rows, method, seeds, "training loss at ", "finetune")
+        steps = sorted(curve)
+        left.plot(steps, [np.mean(curve[s]) for s in steps], "o-", color=shade, label=method, markersize=3)
+        right.plot([float(r["value"]) for r in seeds.values()], [k] * len(seeds), "o", color=shade, alpha=0.7)
+    right.axvline(float(np.mean(before)), color=GREY, linewidth=1, linestyle=":", label="before")
+    left.set_xlabel("step")
+    left.set_ylabel("nats a token")
+    left.set_title("Training loss, mean of the seeds")
+    left.legend(frameon=False)
+    right.set_yticks(range(len(ends)), list(ends))
+    right.set_ylim(len(ends) - 0.5, -0.5)
+    right.set_xlabel("nats a token")
+    right.set_title("Held out: before, and each seed after")
+    right.legend(frameon=False)
+    figure.suptitle("SmolLM2-135M, whose weights were 4-bit once, fine-tuned", x=0.01, ha="left")
+    caption(figure, every)
+    return figure
 
 
 PICTURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
@@ -224,6 +256,7 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
     "sizes": sizes,
     "blocks": blocks,
     "convergence": convergence,
+    "finetune": finetune,
 }
 
 

@@ -93,7 +93,7 @@ def test_every_tenth_block_is_held_out(here: Path) -> None:
 def test_the_same_seed_stopped_and_resumed_gives_the_same_bits(
     finetune: Callable[[str], int], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Within the first method and, after a second start, within the second; losses, adapters and weights, to the bit."""
+    """Within the first method and, after a second start, within the second; losses, adapters, weights."""
     words = f"--text text.txt --qlora --full {SMALL}"
     assert finetune(f"{words} --name whole") == 0
     calls = iter(range(1000))
@@ -194,7 +194,7 @@ def test_a_folder_that_is_no_model_is_named(here: Path, model: Path) -> None:
         plan.make({"model": str(empty), "text": ("text.txt",)})
 
 
-def test_typer_s_own_words_stand_for_options_that_are_none(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
+def test_an_option_that_is_none_is_named(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
     for words, says in (("--stepz 3", "No such option"), ("--steps many", "Invalid value for '--steps'")):
         assert finetune(f"--text text.txt {words}") == 2
         assert says in " ".join(capsys.readouterr().err.split())
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_refused(finetune: Callable[[str], in
 
 
 def test_a_loss_that_is_no_number_ends_the_run(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
-    assert finetune(f"--text text.txt --full --name x {SMALL} --lr 1e30") == 2
+    assert finetune(f"--text text.txt --full --name x {SMALL} --lr 1e30 --steps 2") == 2
     assert "try a smaller --lr" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 
 from tests.bench import plots
 
 JOB = "bytes124.1m-400x64x256"
+TUNED = "smollm2-135m-kjv-200x8x512"
 
 
 def rows(path: Path, *found: tuple[str, str, str, str, float, float | None]) -> Path:
@@ -36,7 +37,23 @@ def few(path: Path) -> Path:
     ends = [("torch.AdamW", 1.50), ("AdamW8bit", 1.51)]
     runs = [("convergence", JOB, f"{s} seed {k}", "loss", v + k / 100, None) for s, v in ends for k in range(3)]
     curve = [("convergence", JOB, f"{s} seed {k}", "loss at 40", 3.0, None) for s, _ in ends for k in range(3)]
-    return rows(path, *speeds, *small, *large, *blocks, *runs, *curve)
+    return rows(path, *speeds, *small, *large, *blocks, *runs, *curve, *tuned())
+
+
+def tuned() -> list[tuple[str, str, str, str, float, None]]:
+    """Three ways, three seeds: (after, before, trained, frozen bytes)."""
+    out: list[tuple[str, str, str, str, float, None]] = []
+    for way, values in (
+        ("qlora", (2.5, 3.4, 100, 70e6)),
+        ("lora", (2.4, 3.3, 100, 500e6)),
+        ("full", (2.3, 3.3, 900, 0)),
+    ):
+        for k in range(3):
+            metrics = dict(zip(("loss", "loss before", "trained", "frozen_bytes"), values, strict=True))
+            metrics |= {"s_per_step": 0.25, "peak_bytes": 2e9, "training loss at 20": 3.0, "training loss at 40": 2.8}
+            metrics["loss"] += k / 100
+            out += [("finetune", TUNED, f"{way} seed {k}", m, v, None) for m, v in metrics.items()]
+    return out
 
 
 def test_every_picture_is_drawn_the_same_bytes_each_time(tmp_path: Path) -> None:
@@ -49,6 +66,7 @@ def test_every_picture_is_drawn_the_same_bytes_each_time(tmp_path: Path) -> None
     for name in names:
         text = (first / name).read_text("utf-8")
         assert text == (again / name).read_text("utf-8") and "abc" in text and "<svg" in text
+        assert ("4-bit once" in text) == (name == "finetune.svg")
 
 
 def test_what_has_no_rows_is_not_drawn(tmp_path: Path, capsys: Any) -> None:
@@ -97,8 +115,17 @@ def test_the_page_says_mean_noise_and_difference_in_pairs(results: ModuleType, t
     assert "| `AdamW8bit` | 1.5200 | 0.0100 | 3 | +0.0100 ± 0.0000 |" in ours
 
 
-def test_the_page_says_plainly_when_there_is_nothing(results: ModuleType) -> None:
-    assert results.convergence([]) == ["*No run has been recorded yet.*"]
+def test_the_page_on_fine_tuning_says_before_after_and_the_difference_to_lora(
+    results: ModuleType, tmp_path: Path
+) -> None:
+    said, _, _, _, qlora, lora, full = results.finetune(plots.read(few(tmp_path / "r.csv")))
+    assert TUNED in said and "Not all runs" not in said
+    assert qlora == "| `qlora` | 3.4000 | 2.5100 | 0.0100 | 3 | +0.1000 ± 0.0000 | 100 | 70.0 | 2.00 | 0.25 |"
+    assert lora.startswith("| `lora` | 3.3000 | 2.4100 | 0.0100 | 3 |  | 100 | 500.0 |") and "-0.1000 ± 0.0000" in full
+
+
+def test_the_pages_say_plainly_when_there_is_nothing(results: ModuleType) -> None:
+    assert results.convergence([]) == results.finetune([]) == ["*No run has been recorded yet.*"]
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs

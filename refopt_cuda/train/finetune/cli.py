@@ -77,7 +77,9 @@ def resumed(name: str | None, given: dict[str, Any]) -> Job:
     """The job in the folder; its plan is its own."""
     for option, value in given.items():
         if value not in (None, ()):
-            word = {"model": "MODEL", "methods": "--qlora, --lora and --full"}.get(option, f"--{option}".replace("_", "-"))
+            word = {"model": "MODEL", "methods": "--qlora, --lora and --full"}.get(
+                option, f"--{option}".replace("_", "-")
+            )
             raise InputError(f"--resume goes on with the plan of the run; leave out {word}")
     return Job.resumed(folder_to_resume(name, PLAN))
 

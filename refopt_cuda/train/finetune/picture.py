@@ -26,7 +26,8 @@ PARTS = {
 
 
 def draw(plan: Plan, results: list[Result]) -> Figure:
-    """The mean over seeds of each method's losses; for each method a bar of what was counted above what was predicted."""
+    """The mean over seeds of each method's losses; for each method a bar of what was counted, and one of what was
+    predicted."""
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))

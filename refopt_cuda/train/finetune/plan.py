@@ -15,7 +15,7 @@ from refopt_cuda import optim
 from refopt_cuda.train.errors import InputError
 
 METHODS = ("qlora", "lora", "full")
-OPTIMIZER = "PagedAdamW" if hasattr(optim, "PagedAdamW") else "AdamW8bit"
+OPTIMIZER = "PagedAdamW"
 RATES = {"qlora": 2e-4, "lora": 2e-4, "full": 2e-5}
 """Learning rates of the papers; --lr is taken for all methods."""
 PLAIN = ("Composed", "Muon", "GaLoreAdamW", "GaLoreAdamW8bit", "APOLLOAdamW")

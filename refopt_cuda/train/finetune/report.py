@@ -95,7 +95,16 @@ def show(console: Console, plan: Plan, blocks: Blocks, results: list[Result], fo
     for text in notes(plan, blocks):
         console.print(text, markup=False, highlight=False)
     picture.draw(plan, results).savefig(folder / PICTURE, dpi=160)
-    page = ["# refopt finetune", "", f"![losses and bytes]({PICTURE})", "", *_markdown(LOSSES, losses), "", *_markdown(MEMORY, parts), ""]
+    page = [
+        "# refopt finetune",
+        "",
+        f"![losses and bytes]({PICTURE})",
+        "",
+        *_markdown(LOSSES, losses),
+        "",
+        *_markdown(MEMORY, parts),
+        "",
+    ]
     page += [*notes(plan, blocks), "", "```json", json.dumps(asdict(plan), indent=2), "```", ""]
     (folder / "report.md").write_text("\n".join(page), "utf-8")
     with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:

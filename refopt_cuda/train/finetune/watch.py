@@ -1,4 +1,4 @@
-"""What is noted while transformers' Trainer runs: losses, bytes, the time of the next checkpoint, and a wish to stop."""
+"""What is noted while transformers' Trainer runs: losses, bytes, when a checkpoint is due, and a wish to stop."""
 
 from __future__ import annotations
 
