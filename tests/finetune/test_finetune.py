@@ -211,6 +211,35 @@ def test_a_loss_that_is_no_number_ends_the_run(finetune: Callable[[str], int], h
     assert "try a smaller --lr" in capsys.readouterr().err
 
 
+@pytest.mark.gpu
+def test_all_methods_learn_on_a_gpu_and_their_bytes_are_measured(finetune: Callable[[str], int], here: Path) -> None:
+    """In bfloat16, with states that are paged; activations and the peak come from the allocator."""
+    words = f"{SMALL.replace('cpu', 'cuda')} --optimizer PagedAdamW --steps 12"
+    assert finetune(f"--text text.txt --qlora --lora --full --name x {words}") == 0
+    found = losses(here)
+    for method in ("qlora", "lora", "full"):
+        assert found[method, "after"] < found[method, "before"] - 0.03, method
+        made = json.loads((here / f"runs/x/seed0/{method}/result.json").read_text("utf-8"))
+        parts = made["counted"]
+        assert parts["activations"] > 0 and (parts["scratch"] > 0) == (method == "qlora"), method
+        assert made["peak"] >= parts["weights"] + parts["frozen"] + parts["gradients"], method
+
+
+@pytest.mark.gpu
+def test_a_stop_on_a_gpu_goes_on_where_it_was(
+    finetune: Callable[[str], int], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"--text text.txt {SMALL.replace('cpu', 'cuda')} --optimizer PagedAdamW8bit"
+    assert finetune(f"{words} --name whole") == 0
+    calls = iter(range(1000))
+    monkeypatch.setattr(jobs.Stop, "__call__", lambda self: next(calls) == 1)
+    assert finetune(f"{words} --name parts") == INTERRUPTED
+    assert again("--resume") == 0
+    rows = [(here / "runs" / n / "metrics.csv").read_text("utf-8").splitlines()[1:] for n in ("whole", "parts")]
+    whole, parts = ([float(line.split(",")[3]) for line in lines] for lines in rows)
+    assert len(whole) == 6 and parts == pytest.approx(whole, abs=1e-4)
+
+
 LINES = [
     ("{", "line 1 is not JSON"),
     ('{"text": "x"}', "must hold messages with role and content"),
