@@ -49,7 +49,8 @@ class Plan:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Plan:
         """What `dataclasses.asdict` gave, through JSON."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return cls(**values)
 
     @property
     def runs(self) -> list[tuple[str, int]]:
