@@ -14,7 +14,7 @@ import refopt
 from refopt import memory, models
 from refopt_cuda.nn import checkpoint, scratch
 from refopt_cuda.nn import peft as adapters
-from refopt_cuda.train import clock, subjects
+from refopt_cuda.train import subjects
 from refopt_cuda.train.finetune.plan import Plan
 
 CODECS = {"8bit": "dynamic8", "4bit": "q4", "Fp8": "fp8"}
@@ -87,9 +87,8 @@ def predicted(plan: Plan, method: str, most: bool = False) -> memory.Bytes | Non
 
 
 def forget(device: str) -> None:
-    """Give memory back before the next method, and count peaks from here."""
+    """Give memory back before the next method."""
     gc.collect()
     scratch.release()
     if device == "cuda":
         torch.cuda.empty_cache()
-    clock.reset_peak(device)

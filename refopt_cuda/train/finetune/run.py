@@ -131,6 +131,7 @@ def newest(folder: Path) -> Path | None:
 
 def _train(trainer: Any, result: Result, watch: Watch, start: Path | None) -> None:
     """To the last step or to a stop; what was seen on the way goes into the result, beside what was seen before."""
+    clock.reset_peak(watch.device)  # of training alone
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     result.seconds += time.perf_counter() - began
