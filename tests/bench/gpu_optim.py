@@ -275,7 +275,11 @@ def dtypes(b: Bench) -> None:
 
 def ragged(b: Bench) -> None:
     """Rows that are not whole tiles."""
-    each(b, named("AdamW8bit", "AdamW4bit", "AdamW"), [models.rows(columns) for columns in (16, 264, 576, 896, 1000, 1024)])
+    each(
+        b,
+        named("AdamW8bit", "AdamW4bit", "AdamW"),
+        [models.rows(columns) for columns in (16, 264, 576, 896, 1000, 1024)],
+    )
 
 
 def blocks(b: Bench) -> None:
