@@ -13,8 +13,11 @@ from refopt_cuda.kernels import build, step_cuda
 
 __all__ = ["Kernel", "decode", "source", "tables"]
 
-THREADS, PER_BLOCK, RESIDENT = 256, 256 * 4 * 8, 6
-"""Threads a block, elements that a block takes at once, and blocks that a multiprocessor holds."""
+THREADS, AT_ONCE, RESIDENT = 256, 4, 4
+"""Threads a block, eights that each takes, and blocks that a multiprocessor holds at least."""
+PER_BLOCK = THREADS * AT_ONCE * 8
+STORE = "st.global.cs"
+"""How numbers are written: as what is not soon read again."""
 LARGEST = 2**35
 """Elements of an array, at most: eights are counted in 32 bits."""
 
@@ -42,13 +45,14 @@ def fits(block: int) -> bool:
 def defines(kernel: Kernel) -> str:
     """What the text is put together for."""
     names = {"OUT": kernel.number, "NESTED": int(kernel.nested), "SHIFT": kernel.block.bit_length() - 1}
+    names |= {"AT_ONCE": AT_ONCE, "BLOCKS": RESIDENT, "GIVE": f'"{STORE}"'}
     return "\n".join(f"#define {name} {value}" for name, value in names.items())
 
 
 def source(kernel: Kernel) -> str:
     """The whole text; its entry is `nf4_decode`."""
     files = ("kernels/arith.cuh", "codecs/bf16.cuh", "kernels/formats.cuh")
-    return "\n".join([*map(build._text, files), defines(kernel), build._text("kernels/nf4.cu")])
+    return "\n".join([defines(kernel), *map(build._text, files), build._text("kernels/nf4.cu")])
 
 
 def tables(stem: str) -> np.ndarray:
@@ -58,14 +62,14 @@ def tables(stem: str) -> np.ndarray:
 
 
 @cache
-def _ready(kernel: Kernel, device: int) -> tuple[Any, Any, int]:
-    """The function, its tables on the device, and the most blocks of a launch."""
+def _ready(kernel: Kernel, device: int) -> tuple[Any, Any]:
+    """The function, and its tables on the device."""
     cupy = step_cuda._cupy()
-    with cupy.cuda.Device(device) as here, cupy.cuda.Stream(non_blocking=True) as stream:
+    with cupy.cuda.Device(device), cupy.cuda.Stream(non_blocking=True) as stream:
         module = cupy.RawModule(code=source(kernel), options=build.OPTIONS, backend="nvrtc")
         words = cupy.asarray(tables(kernel.stem))
         stream.synchronize()
-        return module.get_function("nf4_decode"), words, here.attributes["MultiProcessorCount"] * RESIDENT
+        return module.get_function("nf4_decode"), words
 
 
 def decode(kernel: Kernel, at: tuple[int, int, int, int], out: int, n: int, stream: int) -> None:
@@ -77,7 +81,10 @@ def decode(kernel: Kernel, at: tuple[int, int, int, int], out: int, n: int, stre
         raise ValueError(f"nf4.decode: 0 to 2^35 - 1 elements, got {n}")
     if n == 0:
         return
-    function, words, most = _ready(kernel, step_cuda._cupy().cuda.Device().id)
-    grid = min(-(-n // PER_BLOCK), most)
+    function, words = _ready(kernel, step_cuda._cupy().cuda.Device().id)
     with step_cuda.on_stream(stream):
-        function((grid,), (THREADS,), (*map(np.uint64, at), np.uint64(words.data.ptr), np.uint64(out), np.uint64(n)))
+        function(
+            (-(-n // PER_BLOCK),),
+            (THREADS,),
+            (*map(np.uint64, at), np.uint64(words.data.ptr), np.uint64(out), np.uint64(n)),
+        )
