@@ -87,7 +87,7 @@ OPTIONAL = {
 }
 """Packages that a file of the reference imports inside a function, where they are installed."""
 
-BY_NAME = ("refopt.__main__", "refopt.conform.target")
+BY_NAME = ("refopt.__main__", "refopt.conform.load")
 """Modules that import what they are told to: the command line, and the suite for other people's optimizers."""
 
 

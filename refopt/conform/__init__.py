@@ -11,8 +11,9 @@ before it is called different.
 """
 
 from refopt.conform.engine import run
+from refopt.conform.optax_target import OptaxTarget
 from refopt.conform.report import Finding, Report
 from refopt.conform.target import Coded, FunctionalTarget, Target
 from refopt.conform.torch_target import TorchTarget
 
-__all__ = ["Coded", "Finding", "FunctionalTarget", "Report", "Target", "TorchTarget", "run"]
+__all__ = ["Coded", "Finding", "FunctionalTarget", "OptaxTarget", "Report", "Target", "TorchTarget", "run"]

@@ -115,11 +115,24 @@ def scale_says(scales: Array, want: Array, b: int, where: str) -> tuple[str, str
     shown = f"{where}: the scale of block {b} is {got:.6g}, its largest magnitude {want[b]:.6g}"
     if any(abs(got - want[j % want.size]) <= want[j % want.size] * 1e-6 for j in (b - 1, b + 1)):
         return "scale-of-neighbour", f"{shown}: that is a neighbour's"
+    if rounded_to_half(scales, want):
+        return "scale-float16", f"{shown}: scales are kept in float16"
     if want[b] < got <= 1.0001e-12:
         return "scale-floor", f"{shown}: scales have a floor"
     if got < want[b]:
         return "scale-too-small", shown
     return "scale-differs", shown
+
+
+def rounded_to_half(scales: Array, want: Array) -> bool:
+    """Whether every scale, or its root where values are squares, is a float16 beside its block's largest magnitude."""
+    for power in (1.0, 0.5):
+        got, best = (x[: want.size].astype(np.float64) ** power for x in (scales, want))
+        with np.errstate(over="ignore"):
+            half = got.astype(np.float16).astype(np.float64)
+        if (np.abs(half - got) <= got * 1e-6).all() and (np.abs(half - best) <= best * 2.0**-10 + 2.0**-24).all():
+            return True
+    return False
 
 
 def code_says(y: Array, got: Array, best: Array, wrong: Array, where: str) -> tuple[str, str]:

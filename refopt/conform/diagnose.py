@@ -25,6 +25,10 @@ PRODUCTS = 4096.0
 """Ulps that the states of such a rule may be apart."""
 
 
+Limits = dict[str, Any]
+"""Ulps that each array may be off by: a number, or one an element."""
+
+
 class Place(NamedTuple):
     """Where a run first differs: its step, tensor, array and element, what went in, what came out."""
 
@@ -66,7 +70,7 @@ def compare(run: Run, rule: Rule, setting: Setting, candidate: Candidate, hasty:
     for taken in run.steps:
         assert taken.before is not None
         want_p, want = candidate.step(taken.p, taken.g, taken.before, taken.t)
-        apart, limits = distances(run, rule, candidate, taken, want_p, want)
+        apart, limits = distances(run, rule, setting, candidate, taken, want_p, want)
         nudge = COARSE if candidate.freely else 1.0
         mask, place = judged(candidate.step, taken, taken.before, apart, limits, {"p": want_p} | want, nudge)
         masked += mask
@@ -85,12 +89,20 @@ def summed(candidate: Candidate, far: dict[str, list[Array]], masked: int, first
 
 
 def distances(
-    run: Run, rule: Rule, candidate: Candidate, taken: Taken, want_p: Array, want: dict[str, Array], steps: int = 1
-) -> tuple[dict[str, Array], dict[str, float]]:
+    run: Run,
+    rule: Rule,
+    setting: Setting,
+    candidate: Candidate,
+    taken: Taken,
+    want_p: Array,
+    want: dict[str, Array],
+    steps: int = 1,
+) -> tuple[dict[str, Array], Limits]:
     """Ulps of weights and states, those of elements that rounding decides set to 0; and what each may be."""
     rough = loose(rule.tier)
     apart = {"p": ulps(taken.after_p, want_p, taken.p, want_p - taken.p)}
-    limits = {"p": (rough + wide(run.dtype) + candidate.freely) * steps}
+    limits: Limits = {"p": (rough + wide(run.dtype) + candidate.freely) * steps}
+    limits["p"] = limits["p"] + slackened(rule, setting, candidate, taken.p, want_p, taken.t) * steps
     if rule.tier == "T2":
         moved, off = np.linalg.norm(want_p - taken.p), np.linalg.norm(taken.after_p - want_p)
         apart["p"] = np.full(want_p.shape, off / (moved + 1e-30) / MATRICES * rough)
@@ -101,12 +113,19 @@ def distances(
     return apart, limits
 
 
+def slackened(rule: Rule, setting: Setting, candidate: Candidate, p: Array, want: Array, t: int) -> Any:
+    """Ulps that a candidate's approximations may move each weight by."""
+    share = candidate.slack(rule.defaults() | setting.all, t)
+    moved = ulps(want, p, want - p) if share else np.zeros(())
+    return share * np.where(np.isfinite(moved), moved, 0.0)
+
+
 def judged(
     step: Step,
     taken: Taken,
     before: dict[str, Array],
     apart: dict[str, Array],
-    limits: dict[str, float],
+    limits: Limits,
     want: dict[str, Array],
     nudge: float = 1.0,
 ) -> tuple[int, Place | None]:
@@ -126,7 +145,7 @@ def judged(
 
 
 def first_of(
-    taken: Taken, before: dict[str, Array], apart: dict[str, Array], limits: dict[str, float], want: dict[str, Array]
+    taken: Taken, before: dict[str, Array], apart: dict[str, Array], limits: Limits, want: dict[str, Array]
 ) -> Place | None:
     """The worst element of the first array that has one beyond its limit, the states before the weights."""
     for n in sorted(apart, key=lambda n: n == "p"):
@@ -158,7 +177,7 @@ def compare_free(run: Run, rule: Rule, setting: Setting, candidate: Candidate, h
         ps[k], states[k] = candidate.step(p, taken.g, before, taken.t)
         largest[k] = np.fmax(largest.get(k, np.abs(p)), np.fmax(np.abs(ps[k]), np.abs(ps[k] - p)))
         seen = taken._replace(p=p)
-        apart, limits = distances(run, rule, candidate, seen, ps[k], states[k], taken.t)
+        apart, limits = distances(run, rule, setting, candidate, seen, ps[k], states[k], taken.t)
         apart = {"p": apart["p"]}
         apart["p"] = np.where(doubtful[k], 0.0, ulps(taken.after_p, ps[k], largest[k]))
         beyond = apart["p"] > limits["p"]
@@ -179,6 +198,8 @@ class Diagnosis(NamedTuple):
     match: Match | None
     also: tuple[str, ...] = ()
     """Other changes that explain the run as well."""
+    partly: Match | None = None
+    """Where nothing explains the whole run: what explains the tensors that are whole blocks."""
 
     @property
     def id(self) -> str:
@@ -201,7 +222,19 @@ def diagnose(run: Run, rule: Rule, setting: Setting) -> Diagnosis:
             return Diagnosis(own, compare(run, rule, setting, held[0]), tuple(c.id for c in held[1:]))
     if roughly:
         return Diagnosis(own, compare(run, rule, setting, roughly[0]), ())
-    return Diagnosis(own, None)
+    return Diagnosis(own, None, partly=in_whole_blocks(run, rule, setting))
+
+
+BLOCK = 256
+"""Elements a scale, in the codecs that people use; theirs that have fewer divide it."""
+
+
+def in_whole_blocks(run: Run, rule: Rule, setting: Setting) -> Match | None:
+    """For states that are coded: what explains the tensors that have no short block, if some have one."""
+    whole = [taken for taken in run.steps if taken.p.size % BLOCK == 0]
+    if not whole or len(whole) == len(run.steps) or not any(taken.codes for taken in whole):
+        return None
+    return diagnose(run._replace(steps=whole), rule, setting).match
 
 
 def may(run: Run, candidate: Candidate) -> bool:

@@ -34,6 +34,8 @@ class Dialect(NamedTuple):
     when: Callable[[Rule, Hyper], bool]
     kind: str = "dialect"
     loose: float = 0.0
+    slack: Callable[[Hyper, int], float] | None = None
+    """How much of a step's length, at step t, hardware's approximations may take or add."""
 
 
 def plain(rule: Rule, hyper: Hyper) -> Step:
@@ -129,6 +131,30 @@ class Corrected(float):
 
 def corrections_in_f32(make: Make, rule: Rule, hyper: Hyper) -> Step:
     return make(rule, hyper | {n: Corrected(hyper[n]) for n in ("beta1", "beta2")})
+
+
+class Single(Corrected):
+    """A beta in float32 in all that is taken from it: its own 1 - beta, its powers, and theirs."""
+
+    def __rsub__(self, other: Any) -> float:
+        return float(f32(other) - f32(float(self)))
+
+
+def scalars_in_f32(make: Make, rule: Rule, hyper: Hyper) -> Step:
+    return make(rule, hyper | {n: Single(hyper[n]) for n in betas_of(hyper)})
+
+
+LOGARITHM = 2.0**-21
+"""How far a GPU's fast base-2 logarithm may be off near 1, where powers of beta begin."""
+
+
+def by_fast_powers(hyper: Hyper, t: int) -> float:
+    """The share of a step that corrections are off by where beta^t is exp2(t log2(beta)) in a GPU's fast arithmetic."""
+    shares = []
+    for n in ("beta1", "beta2"):
+        power = hyper[n] ** t
+        shares.append(power * (t * LOGARITHM + 2.0**-22) / (1.0 - power))
+    return shares[0] + shares[1] / 2
 
 
 def betas_of(hyper: Hyper) -> list[str]:
@@ -284,6 +310,17 @@ def cut_lars(make: Make, rule: Rule, hyper: Hyper) -> Step:
     return step
 
 
+def negated(make: Make, rule: Rule, hyper: Hyper) -> Step:
+    """LARS whose buffer has the sign of what is added to the weights."""
+    step = make(rule, hyper)
+
+    def added(p: Array, g: Array, state: dict[str, Array], t: int) -> tuple[Array, dict[str, Array]]:
+        p, new = step(p, g, {"v": -state["v"]}, t)
+        return p, {"v": -new["v"]}
+
+    return added
+
+
 def damped_by_momentum(make: Make, rule: Rule, hyper: Hyper) -> Step:
     return make(rule, hyper | {"dampening": hyper["momentum"]})
 
@@ -293,12 +330,28 @@ def backward(make: Make, rule: Rule, hyper: Hyper) -> Step:
     return lambda p, g, state, t: step(p, -g, state, t)
 
 
+def accumulated(make: Make, rule: Rule, hyper: Hyper) -> Step:
+    """RMSprop or Adagrad whose decay enters the squares and not the step."""
+    step, state_of = make(rule, hyper), "v" if rule.stem == "rmsprop" else "s"
+
+    def raw(p: Array, g: Array, state: dict[str, Array], t: int) -> tuple[Array, dict[str, Array]]:
+        states = step(p, g, state, t)[1]
+        lr = f32(hyper["lr"] / (1.0 + (t - 1) * hyper.get("lr_decay", 0.0)))
+        return p - lr * (g / (np.sqrt(states[state_of]) + f32(hyper["eps"]))), states
+
+    return raw
+
+
 def is_stem(*stems: str) -> Callable[[Rule, Hyper], bool]:
     return lambda rule, hyper: rule.stem in stems
 
 
 def coupled_now(rule: Rule, hyper: Hyper) -> bool:
     return has("wd")(rule, hyper) and rule.stem in ("rmsprop", "adagrad")
+
+
+def squares_alone(rule: Rule, hyper: Hyper) -> bool:
+    return coupled_now(rule, hyper) and not hyper.get("centered") and not hyper.get("momentum")
 
 
 def decays_by_lr(rule: Rule, hyper: Hyper) -> bool:
@@ -350,6 +403,12 @@ FURTHER = [
         is_stem("lars"),
     ),
     Dialect(
+        "buffer-negated",
+        "the buffer holds minus the step and is added to the weights (optax)",
+        negated,
+        is_stem("lars"),
+    ),
+    Dialect(
         "dampening-is-a-switch",
         "dampening is a switch: any value but 0 means dampening = momentum (optimi)",
         damped_by_momentum,
@@ -375,6 +434,21 @@ FURTHER = [
         "the bias corrections 1 - beta^t are computed in float32, where they have lost digits",
         corrections_in_f32,
         corrects,
+        "defect",
+    ),
+    Dialect(
+        "scalars-f32",
+        "1 - beta and the bias corrections are computed in float32, the powers by a GPU's fast arithmetic or as near",
+        scalars_in_f32,
+        lambda rule, hyper: corrects(rule, hyper) and any(loses(hyper[n]) for n in betas_of(hyper)),
+        "defect",
+        slack=by_fast_powers,
+    ),
+    Dialect(
+        "decay-skips-the-step",
+        "weight decay enters the mean of squares, not the step: it slows weights down and shrinks none",
+        accumulated,
+        squares_alone,
         "defect",
     ),
     Dialect(
@@ -426,6 +500,10 @@ class Candidate(NamedTuple):
     def loose(self) -> float:
         """Ulps that states may be apart beside those of the rule."""
         return max((d.loose for d in self.changes), default=0.0)
+
+    def slack(self, hyper: Hyper, t: int) -> float:
+        """The share of step t's length that approximations may take or add."""
+        return max((d.slack(hyper, t) for d in self.changes if d.slack), default=0.0)
 
     @property
     def freely(self) -> float:

@@ -9,9 +9,10 @@ from typing import Any
 
 from refopt.conform import levels
 from refopt.conform.levels import Subject
+from refopt.conform.load import load
 from refopt.conform.report import LEVELS, Finding, Report
 from refopt.conform.settings import claimed, settings
-from refopt.conform.target import Target, load
+from refopt.conform.target import Target
 
 RUN = {
     "L0": levels.smoke,
@@ -44,13 +45,19 @@ def run(
     began = time.perf_counter()
     subject = load(target, **options) if isinstance(target, str) else target
     rule, claims = claimed(claim)
+    formats = subject.dtypes if dtypes is None else tuple(dtypes)
+    if unknown := [x for x in formats if x not in subject.dtypes]:
+        raise ValueError(f"{subject.name} has no weights in {', '.join(unknown)}; it has {', '.join(subject.dtypes)}")
     report = Report(subject.name, claim)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for k, setting in enumerate(settings(rule, claims)):
-            for dtype in subject.dtypes if dtypes is None else dtypes:
+            for dtype in formats:
                 if k == 0 or dtype == "float32":
                     report.findings += one(Subject(subject, rule, setting, dtype), set(only))
+    if all(f.id in ("refused", "not-offered") for f in report.findings):
+        said = "; ".join(dict.fromkeys(f.text for f in report.findings)) or "no setting was run"
+        report.findings.append(Finding("L0", "all", "fail", "nothing-asked", f"no setting could be run: {said}"))
     report.seconds = time.perf_counter() - began
     return report
 
@@ -58,6 +65,9 @@ def run(
 def one(s: Subject, wanted: set[str]) -> list[Finding]:
     """The levels of one setting. A target that cannot be given a hyper-parameter, or cannot step, is asked no more."""
     refused = s.target.refuses(s.rule, s.setting.hyper)
+    if refused == ["wd"]:
+        note = "; the target takes no weight decay, so that nothing tells its decay from another"
+        s, refused = Subject(s.target, s.rule, s.setting.without("wd"), s.dtype, note), []
     if refused:
         return [s.finding("L0", "skip", "not-offered", f"the target takes no {', '.join(refused)}")]
     first = levels.smoke(s)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refopt import codecs, memory
 from refopt.conform.codes import judge
-from refopt.conform.diagnose import Diagnosis, Match, brief, compare_free, diagnose, pattern
+from refopt.conform.codes import named as named_table
+from refopt.conform.diagnose import Diagnosis, Match, brief, compare_free, diagnose, pattern, slackened
 from refopt.conform.dialects import Candidate, made
 from refopt.conform.forms import named
 from refopt.conform.measure import loose, ulps, wide
@@ -28,8 +29,8 @@ LONG = range(1, 31)
 class Subject:
     """A target under one setting and one format of weights; levels share what it has recorded."""
 
-    def __init__(self, target: Target, rule: Rule, setting: Setting, dtype: str) -> None:
-        self.target, self.rule, self.setting, self.dtype = target, rule, setting, dtype
+    def __init__(self, target: Target, rule: Rule, setting: Setting, dtype: str, note: str = "") -> None:
+        self.target, self.rule, self.setting, self.dtype, self.note = target, rule, setting, dtype, note
         self.label = setting.label if dtype == "float32" else f"{setting.label}@{dtype}"
         self.data = data(shapes(rule, setting.all))
         self.run: Run | None = None
@@ -73,10 +74,12 @@ def smoke(s: Subject) -> list[Finding]:
         s.target.step([g.copy() for g in gs])
     except Exception as error:
         return [fallen(s, error)]
-    out = []
-    for k, (p, new) in enumerate(zip(ps, s.target.params())):
-        if new.shape != p.shape or not np.isfinite(new).all():
-            out.append(s.finding("L0", "fail", "not-finite", f"tensor {k} has {new.shape}, NaN or Inf after one step"))
+    got, out = s.target.params(), []
+    if odd := misshapen(ps, got):
+        return [s.finding("L0", "fail", "raises", odd)]
+    for k, (p, new) in enumerate(zip(ps, got)):
+        if not np.isfinite(new).all():
+            out.append(s.finding("L0", "fail", "not-finite", f"tensor {k} has NaN or Inf after one step"))
         elif np.array_equal(p, new):
             out.append(s.finding("L0", "fail", "does-not-move", f"tensor {k} is what it was after one step"))
     changed = s.target.changed()
@@ -84,7 +87,18 @@ def smoke(s: Subject) -> list[Finding]:
         out.append(s.finding("L0", "fail", "gradient-changed", "a step writes into the gradient that it is given"))
     if inputs := [n for n in changed if n != "g"]:
         out.append(s.finding("L0", "fail", "input-changed", f"a pure step writes into its {', '.join(inputs)}"))
-    return out or [s.finding("L0", "pass", "", f"one step of {len(ps)} tensors")]
+    return out or [s.finding("L0", "pass", "", f"one step of {len(ps)} tensors{s.note}")]
+
+
+def misshapen(ps: list[Array], got: Any) -> str:
+    """What `params` gives back that are not float32 arrays of the weights' shapes, in a sentence; "" if they are."""
+    if len(got) != len(ps):
+        return f"params() gives {len(got)} arrays after one step, for {len(ps)} tensors"
+    for k, (p, new) in enumerate(zip(ps, got)):
+        if not isinstance(new, np.ndarray) or new.shape != p.shape or new.dtype != f32:
+            what = f"{getattr(new, 'dtype', type(new).__name__)} of shape {tuple(getattr(new, 'shape', ()))}"
+            return f"tensor {k} is {what} after one step, float32 of shape {p.shape} was expected"
+    return ""
 
 
 def said(error: BaseException) -> str:
@@ -115,8 +129,16 @@ def rule_level(s: Subject) -> list[Finding]:
     forms = named(s.run, s.rule, s.rule.check("conform", s.setting.all)) if s.dtype == "float32" else []
     kept = {"mode": s.run.mode, "forms": [f._asdict() for f in forms]}
     if d.match is None:
-        id = pattern(s.run, s.rule, s.setting) or "unexplained"
+        id = "short-block" if d.partly else pattern(s.run, s.rule, s.setting) or "unexplained"
         text = f"nothing documented explains it{note}; first difference: {d.canonical.first}"
+        if d.partly:
+            text = (
+                f"tensors whose last block is short are stepped otherwise; in whole blocks: {d.partly.candidate.says}"
+            )
+            more = d.partly.candidate.changes and [
+                s.finding("L1", "fail", d.partly.candidate.id, d.partly.candidate.says)
+            ]
+            return [s.finding("L1", "fail", id, text, **kept, **brief(d.canonical)), *(more or [])]
         return [s.finding("L1", "fail", id, text, **kept, **brief(d.canonical))]
     text = f"{d.match.candidate.says}, {distance(d.match, s.dtype)}{note}"
     text += "".join(f"; {f}" for f in forms[:1] if not d.match.candidate.changes or "debiased" not in d.id)
@@ -161,9 +183,11 @@ def codec_level(s: Subject) -> list[Finding]:
     """L3: codes and scales beside the nearest codes of the states that they stand for."""
     if s.run is None or not any(taken.codes for taken in s.run.steps):
         return [s.finding("L3", "skip", "", "no state is stored as codes that can be read")]
-    if s.follows is None:
+    partly = s.diagnosis and s.diagnosis.partly
+    follows = s.follows or (partly.candidate if partly else None)
+    if follows is None:
         return [s.finding("L3", "skip", "", "nothing is known that it follows")]
-    fresh = tuple(d for d in s.follows.changes if not d.id.endswith("-bf16"))
+    fresh = tuple(d for d in follows.changes if not d.id.endswith("-bf16"))
     step = made(s.rule, s.rule.check("conform", s.setting.all), fresh)  # what is coded is the state before any rounding
     return [s.finding("L3", *found) for found in judge(s.run, step)]
 
@@ -279,13 +303,13 @@ def one_whole(s: Subject, name: str) -> list[Finding]:
         for k, (p, g) in enumerate(zip(ps, gs)):
             want, new = s.follows.step(p, g, states[k], t)
             got = s.target.params()[k]
-            bad = ~(ulps(got, want, p) <= bound(s)).reshape(-1)
+            bad = ~(ulps(got, want, p) <= bound(s, p, want, t)).reshape(-1)
             if bad.mean() > 0.1 or (bad & np.isnan(want.reshape(-1))).any():
                 i = int(np.flatnonzero(bad)[0])
                 shown = f"step {t}, tensor {k}, p[{i}] becomes {got.reshape(-1)[i]:.6g}"
                 return [s.finding("L6", "fail", name, f"{shown}, by the equations {want.reshape(-1)[i]:.6g}")]
-            if text := states_off(s, k, states[k], new):
-                return [s.finding("L6", "fail", name, f"step {t}, tensor {k}: {text}")]
+            if off := states_off(s, k, states[k], new):
+                return [s.finding("L6", "fail", off.id or name, f"step {t}, tensor {k}: {off.text}")]
             states[k] = new | shaped(s.target.state(k), new)
         ps = s.target.params()
     return []
@@ -311,15 +335,16 @@ def one_special(s: Subject, name: str, values: list[float]) -> list[Finding]:
         got = s.target.params()[k]
         here = np.zeros(p.size, bool)
         here[places(p.size, values)] = True
-        bad = ~(ulps(got, want, p) <= bound(s)).reshape(-1)
+        bad = ~(ulps(got, want, p) <= bound(s, p, want, 2)).reshape(-1)
         if s.target.coded(k) and name in ("infinite", "nan", "huge"):
             bad &= here  # the other elements of a block share its scale
         if bad[here].any() or (s.rule.scope == "element" and bad.mean() > 0.02):
             i = int(np.flatnonzero(bad)[0])
             shown = f"g = {g.reshape(-1)[i]:.6g}: p {p.reshape(-1)[i]:.6g} becomes {got.reshape(-1)[i]:.6g}"
+            shown += " (left as it was)" if got.reshape(-1)[i] == p.reshape(-1)[i] else ""
             return [s.finding("L6", "fail", f"special-{name}", f"{shown}, by the equations {want.reshape(-1)[i]:.6g}")]
-        if text := states_off(s, k, states[k], new):
-            return [s.finding("L6", "fail", f"special-{name}", text)]
+        if off := states_off(s, k, states[k], new):
+            return [s.finding("L6", "fail", off.id or f"special-{name}", off.text)]
     return []
 
 
@@ -328,23 +353,40 @@ def places(size: int, values: list[float]) -> Array:
     return np.arange(3, size, 4)[: len(values)]
 
 
-def bound(s: Subject) -> float:
+def bound(s: Subject, p: Array, want: Array, t: int) -> Any:
     """Ulps that weights may be apart where values are extreme."""
-    return loose(s.rule.tier) * 2 + wide(s.dtype) + (s.follows.freely if s.follows else 0.0)
+    assert s.follows is not None
+    rough = loose(s.rule.tier) * 2 + wide(s.dtype) + s.follows.freely
+    return rough + slackened(s.rule, s.setting, s.follows, p, want, t)
 
 
-def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array]) -> str:
+class Off(NamedTuple):
+    """What a state has instead, and the diagnosis where it has one of its own."""
+
+    text: str
+    id: str = ""
+
+
+def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array]) -> Off | None:
     """Which state of parameter k is a number where the equations have none, or the other way, or is another number."""
     have = shaped(s.target.state(k), new)
-    for n in have.keys() & new.keys() - s.target.coded(k).keys():
+    for n in sorted(have.keys() & new.keys() - s.target.coded(k).keys()):
         got, want = np.isfinite(have[n]), np.isfinite(new[n])
         if (got != want).any():
-            return f"state {n} has {int((~got).sum())} NaN or Inf, by the equations {int((~want).sum())}"
+            return Off(f"state {n} has {int((~got).sum())} NaN or Inf, by the equations {int((~want).sum())}")
         limit = loose(s.rule.tier) * 2 + (s.follows.loose if s.follows else 0.0)
         off = want & ~(ulps(have[n], new[n], before[n]) <= limit)
+        if off.any() and (have[n][off] == 0).all() and (np.abs(new[n][off]) < TINY).all():
+            return Off(
+                f"state {n} is 0 where the equations have {new[n][off].flat[0]:.3g}: no subnormals", "no-subnormals"
+            )
         if off.mean() > 0.1 and not (s.follows and s.follows.freely):
-            return f"state {n} has other values than the equations"
-    return ""
+            return Off(f"state {n} has other values than the equations")
+    return None
+
+
+TINY = 2.0**-126
+"""The least float32 that is normal."""
 
 
 def memory_level(s: Subject) -> list[Finding]:
@@ -352,6 +394,11 @@ def memory_level(s: Subject) -> list[Finding]:
     s.start()
     s.target.step(s.grads(1))
     have = [s.target.nbytes(k) for k in range(len(s.data.params))]
+    odd = {n for k in range(len(have)) for n, c in s.target.coded(k).items() if not named_table(c.table)}
+    if odd:
+        total, size = sum(n or 0 for n in have), sum(p.size for p in s.data.params)
+        text = f"{total / size:.4g} bytes a parameter; no record here has the codes of {', '.join(sorted(odd))}"
+        return [s.finding("L7", "skip", "", text, have=have)]
     if any(n is None for n in have):
         return [s.finding("L7", "skip", "", "the target does not say how many bytes it keeps")]
     wrong: dict[str, list[str]] = {}
@@ -362,13 +409,22 @@ def memory_level(s: Subject) -> list[Finding]:
         whole = sum(coded_bytes(coded[m], size) if m in coded else b for m, b in need.items())
         if n != whole:
             narrow = s.dtype == "bfloat16" and n * 2 == whole
-            id = "state-bf16" if narrow else "more-state" if n > whole else "less-state"
+            lost = ", ".join(need.keys() - s.target.state(k).keys()) if n < whole and uses_all(s) else ""
+            id = "state-bf16" if narrow else "more-state" if n > whole else "half-state" if lost else "less-state"
             says = f"tensor {k}: {n / size:.4g} bytes a parameter, {whole / size:.4g} by the record"
-            wrong.setdefault(id, []).append(says + (", states being kept in the weights' bfloat16" if narrow else ""))
+            says += (
+                ", states being kept in the weights' bfloat16" if narrow else f": no room for {lost}" if lost else ""
+            )
+            wrong.setdefault(id, []).append(says)
     total, size = sum(n for n in have if n is not None), sum(p.size for p in s.data.params)
     ok = f"{total / size:.4g} bytes a parameter, as the record says for {', '.join(s.needed(0)) or 'no state'}"
     out = [s.finding("L7", "fail", id, "; ".join(says), have=have) for id, says in wrong.items()]
     return out or [s.finding("L7", "pass", "", ok, have=have)]
+
+
+def uses_all(s: Subject) -> bool:
+    """Whether no state is known to be ignored."""
+    return s.dtype == "float32" and not (s.follows and "ignored" in s.follows.id)
 
 
 def coded_bytes(c: Any, size: int) -> int:

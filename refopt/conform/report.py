@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -79,7 +80,18 @@ class Report:
         return "\n".join([*lines, ", ".join(counts)])
 
     def json(self) -> str:
-        return json.dumps(asdict(self), indent=1, default=float, allow_nan=True) + "\n"
+        return json.dumps(plain(asdict(self)), indent=1, allow_nan=False) + "\n"
+
+
+def plain(x: Any) -> Any:
+    """The same as JSON can hold it: numbers that are not finite, which it has no words for, as "nan" and "inf"."""
+    if isinstance(x, dict):
+        return {str(n): plain(y) for n, y in x.items()}
+    if isinstance(x, list | tuple | set):
+        return [plain(y) for y in x]
+    if x is None or isinstance(x, str | bool | int):
+        return x
+    return float(x) if math.isfinite(x) else str(float(x))
 
 
 def excepted(report: Report, patterns: Iterable[str]) -> Report:

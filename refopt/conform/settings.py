@@ -36,6 +36,10 @@ class Setting(NamedTuple):
     def all(self) -> dict[str, Any]:
         return self.hyper | self.claims
 
+    def without(self, name: str) -> Setting:
+        """The same with a hyper-parameter switched off, for a target that has no word for it."""
+        return self._replace(label=f"{self.label}-without-{name}", hyper=self.hyper | {name: 0.0})
+
 
 SETTINGS: dict[str, list[Setting]] = {
     "sgd": [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -108,10 +107,13 @@ class FunctionalTarget(Target):
         self.hyper = {n: x for n, x in hyper.items() if n in (accepted(self.update) or hyper)}
         self.ps, self.ts = [p.copy() for p in params], [0] * len(params)
         self.states: list[dict[str, Array]] = [self.init(p, **self._for(self.init)) for p in params]
+        if odd := [x for x in self.states if not isinstance(x, dict)]:
+            raise TypeError(f"init() gives {shown(odd[0])}, a dict of states was expected")
 
-    def _for(self, f: Callable[..., Any]) -> dict[str, Any]:
+    def _for(self, f: Callable[..., Any], **further: Any) -> dict[str, Any]:
+        """What a function takes of the hyper-parameters, and of `further`."""
         taken = accepted(f)
-        return {n: x for n, x in self.hyper.items() if taken is None or n in taken}
+        return {n: x for n, x in (self.hyper | further).items() if taken is None or n in taken}
 
     def step(self, grads: Sequence[Array]) -> None:
         self.touched: set[str] = set()
@@ -119,8 +121,15 @@ class FunctionalTarget(Target):
             self.ts[k] += 1
             given = {"p": self.ps[k], "g": g} | self.states[k]
             before = {n: x.copy() for n, x in given.items()}
-            self.ps[k], self.states[k] = self.update(self.ps[k], g, self.states[k], t=self.ts[k], **self.hyper)
+            self.ps[k], self.states[k] = self._stepped(k, g)
             self.touched |= {n for n, x in given.items() if not np.array_equal(x, before[n], equal_nan=True)}
+
+    def _stepped(self, k: int, g: Array) -> tuple[Array, dict[str, Array]]:
+        further = self._for(self.update, t=self.ts[k])
+        out = self.update(self.ps[k], g, self.states[k], **further)
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise TypeError(f"update() gives {shown(out)}, (weights, dict of states) was expected")
+        return out
 
     def params(self) -> list[Array]:
         return [np.array(p) for p in self.ps]
@@ -148,6 +157,11 @@ class FunctionalTarget(Target):
         return sum(x.nbytes for x in self.states[k].values() if x.size > 1 or self.ps[k].size == 1)
 
 
+def shown(x: Any) -> str:
+    """A value in two words: its type, and what is in it."""
+    return f"a tuple of {', '.join(type(y).__name__ for y in x)}" if isinstance(x, tuple) else f"a {type(x).__name__}"
+
+
 def moved(rule: Rule, hyper: dict[str, Any]) -> list[str]:
     """Hyper-parameters that are not at the reference's defaults."""
     return [n for n, x in hyper.items() if x != rule.defaults()[n]]
@@ -159,41 +173,3 @@ def accepted(f: Callable[..., Any]) -> set[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in kinds.values()):
         return None
     return set(kinds) - {"self"}
-
-
-def found(path: str) -> Any:
-    """The object that "package.module:Name" names; a Target, a class or function that makes one, or a torch class.
-
-    Raises ValueError with a sentence for a path that leads nowhere.
-    """
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise ValueError(f"a target is written as module:Name, got {path!r}")
-    try:
-        here: Any = importlib.import_module(module)
-        for part in name.split("."):
-            here = getattr(here, part)
-    except ImportError as error:
-        raise ValueError(f"{path}: cannot import {module}: {error}") from error
-    except AttributeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return here
-
-
-def load(path: str, **options: Any) -> Target:
-    """The target that `path` names. `options` are passed on to a torch optimizer's constructor."""
-    here = found(path)
-    if isinstance(here, Target):
-        return here
-    if isinstance(here, type) and issubclass(here, Target):
-        return here()
-    if isinstance(here, Rule):
-        return FunctionalTarget(here.init, here.update, path)
-    if isinstance(here, type):
-        from refopt.conform.torch_target import TorchTarget
-
-        return TorchTarget(here, path, **options)
-    made = here()
-    if not isinstance(made, Target):
-        raise ValueError(f"{path} is neither a torch optimizer nor a refopt.conform.Target, nor makes one")
-    return made

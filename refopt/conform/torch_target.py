@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from refopt.conform import torch_codes
 from refopt.conform.target import Coded, Target, decoded, moved
 from refopt.spec import Array, Rule
 
@@ -100,7 +101,10 @@ class TorchTarget(Target):
                 tuples.setdefault(base, {})[int(index.rstrip("]"))] = value
             else:
                 out[base] = value
-        return out | {base: self._tuple(base, parts) for base, parts in tuples.items()} | self.options
+        out |= {base: self._tuple(base, parts) for base, parts in tuples.items()}
+        if both := out.keys() & self.options.keys():
+            raise ValueError(f"{self.name}: {', '.join(sorted(both))} cannot be an option: the suite sets it itself")
+        return out | self.options
 
     def _tuple(self, base: str, parts: dict[int, Any]) -> tuple[Any, ...]:
         given = inspect.signature(self.cls).parameters[base].default
@@ -133,7 +137,15 @@ class TorchTarget(Target):
         for p, g in zip(self.ps, self.given, strict=True):
             p.grad = g.clone()
         with self._eager():
-            self.opt.step()
+            self.opt.step(*self._closure())
+        if odd := {p.dtype for p in self.ps} - {self.dtype}:
+            raise TypeError(f"weights were {self.dtype} and are {', '.join(map(str, odd))}")
+
+    def _closure(self) -> list[Any]:
+        """For a step that will not do without: a closure that leaves the gradients as they are."""
+        needed = inspect.signature(self.opt.step).parameters.get("closure")
+        without = needed is None or needed.default is not inspect.Parameter.empty
+        return [] if without else [lambda: self.torch.zeros(())]
 
     def params(self) -> list[Array]:
         return [self._array(p) for p in self.ps]
@@ -143,9 +155,7 @@ class TorchTarget(Target):
         return [] if all(map(self.torch.equal, left, self.given)) else ["g"]
 
     def _array(self, x: Any) -> Array:
-        x = x.detach()
-        x = x.dequantize() if hasattr(x, "codes") else x
-        return x.float().cpu().numpy().copy()
+        return torch_codes.opened(x).float().cpu().numpy().copy()
 
     def stored(self, k: int) -> dict[str, Any]:
         """The tensors that hold states of parameter k, by the reference's names; views where one holds two."""
@@ -153,27 +163,27 @@ class TorchTarget(Target):
         out: dict[str, str] = {}
         for st in self.rule.states:
             for word in (FIRST.get((self.rule.stem, st.name), ""), *STATES.get(st.name, ()), st.torch, st.name):
-                x = have.get(word) if word else None
-                if self.torch.is_tensor(x) and x.numel() == self._size(st, p) and word not in out.values():
+                x = torch_codes.tensor(self.torch, have.get(word)) if word else None
+                if x is not None and x.numel() == self._size(st, p) and word not in out.values():
                     out[st.name] = word
                     break
         pair = have.get("state1")
         if self.rule.stem == "ademamix" and self.torch.is_tensor(pair) and pair.shape == (2, *p.shape):
             return {"m1": pair[0], "m2": pair[1], "v": have["state2"]}
-        return {name: have[word] for name, word in out.items()}
+        return {name: torch_codes.tensor(self.torch, have[word]) for name, word in out.items()}
 
     def unknown(self, k: int) -> list[str]:
         """Tensors as large as the weights that stand under no known name."""
-        held = {x.data_ptr() for x in self.stored(k).values() if not hasattr(x, "codes")}
-        subclass = {n for n, x in self.opt.state[self.ps[k]].items() if hasattr(x, "codes")}
+        held = {x.data_ptr() for x in self.stored(k).values() if self._plain(x)}
         return [
             n
             for n, x in self.opt.state[self.ps[k]].items()
-            if n not in subclass
-            and self.torch.is_tensor(x)
-            and x.numel() >= self.ps[k].numel() > 1
-            and x.data_ptr() not in held
+            if self._plain(x) and x.numel() >= self.ps[k].numel() > 1 and x.data_ptr() not in held
         ]
+
+    def _plain(self, x: Any) -> bool:
+        """Whether an entry of a state is a tensor of its values."""
+        return self.torch.is_tensor(x) and not hasattr(x, "codes")
 
     def _size(self, st: Any, p: Any) -> int:
         form = st.shape(tuple(p.shape), self.rule.defaults()) if st.shape else tuple(p.shape)
@@ -205,34 +215,9 @@ class TorchTarget(Target):
         return True
 
     def coded(self, k: int) -> dict[str, Coded]:
-        have, stored, out = self.opt.state.get(self.ps[k], {}), self.stored(k), {}
-        for n, x in stored.items():
-            if hasattr(x, "codes") and hasattr(x, "scale"):
-                out[n] = self._of_subclass(x)
-            elif x.dtype == self.torch.uint8:
-                out[n] = self._of_pair(have, n, x)
-        return out
-
-    def _of_subclass(self, x: Any) -> Coded:
-        """torchao: a tensor with codes, a scale a block and, unless the codes are small floats, their values."""
-        codes, scales = x.codes, np.array(x.scale.float().cpu()).reshape(-1)
-        if codes.dtype == self.torch.float8_e4m3fn:
-            every = self.torch.arange(256, dtype=self.torch.uint8).view(self.torch.float8_e4m3fn).float().numpy()
-            flat = np.array(codes.view(self.torch.uint8).cpu()).reshape(-1)
-            return Coded(flat, scales, every, flat.size // scales.size)
-        flat, table = np.array(codes.cpu()).reshape(-1), np.array(x.qmap.float().cpu())
-        if table.size == 16:
-            flat = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)
-        return Coded(flat, scales, table, flat.size // scales.size)
-
-    def _of_pair(self, have: Any, n: str, x: Any) -> Coded:
-        """bitsandbytes: codes, and beside them the table and a scale a block."""
-        second = n == "v" and "state2" in have
-        table, scales = have["qmap2" if second else "qmap1"], have["absmax2" if second else "absmax1"]
-        if self.rule.stem == "ademamix" and not second:
-            scales = scales[0 if n == "m1" else 1]
-        flat, scales = np.array(x.detach().cpu()).reshape(-1), np.array(scales.cpu()).reshape(-1)
-        return Coded(flat, scales, np.array(table.float().cpu()), 256)
+        have, mix = self.opt.state.get(self.ps[k], {}), self.rule.stem == "ademamix"
+        found = {n: torch_codes.coded(self.torch, have, n, x, mix) for n, x in self.stored(k).items()}
+        return {n: c for n, c in found.items() if c is not None}
 
     def save(self) -> Any:
         file = io.BytesIO()
@@ -249,11 +234,9 @@ class TorchTarget(Target):
 
     def _bytes(self, name: str, x: Any, size: int) -> int:
         """Bytes of one entry of a state; tables that all parameters share do not count."""
-        if not self.torch.is_tensor(x) or "qmap" in name or (x.numel() == 1 < size):
+        if "qmap" in name or (self.torch.is_tensor(x) and x.numel() == 1 < size):
             return 0
-        if hasattr(x, "codes") and hasattr(x, "scale"):
-            return int(x.codes.numel() * x.codes.element_size() + x.scale.numel() * x.scale.element_size())
-        return int(x.numel() * x.element_size())
+        return torch_codes.nbytes(self.torch, x)
 
     def resident(self) -> Target | None:
         if self.place is None:
