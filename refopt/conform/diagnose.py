@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refopt.conform.dialects import Candidate, candidates, made
-from refopt.conform.measure import BACKWARD, DECIDED, Step, bf16, loose, swayed, ulps, wide
+from refopt.conform.measure import BACKWARD, DECIDED, Step, bf16, loose, swayed, ulps, unit, wide
 from refopt.conform.record import Run, Taken, begun
 from refopt.conform.settings import Setting
 from refopt.spec import Array, Rule
@@ -102,7 +102,9 @@ def distances(
     rough = loose(rule.tier)
     apart = {"p": ulps(taken.after_p, want_p, taken.p, want_p - taken.p)}
     limits: Limits = {"p": (rough + wide(run.dtype) + candidate.freely) * steps}
-    limits["p"] = limits["p"] + slackened(rule, setting, candidate, taken.p, want_p, taken.t) * steps
+    if steps == 1:
+        slack = slackened(rule, setting, candidate, taken.p, want_p, taken.t)
+        limits["p"] = limits["p"] + slack / unit(want_p, taken.p, want_p - taken.p)
     if rule.tier == "T2":
         moved, off = np.linalg.norm(want_p - taken.p), np.linalg.norm(taken.after_p - want_p)
         apart["p"] = np.full(want_p.shape, off / (moved + 1e-30) / MATRICES * rough)
@@ -114,9 +116,12 @@ def distances(
 
 
 def slackened(rule: Rule, setting: Setting, candidate: Candidate, p: Array, want: Array, t: int) -> Any:
-    """Ulps that a candidate's approximations may move each weight by."""
+    """How far a candidate's approximations may move each weight in step t."""
     share = candidate.slack(rule.defaults() | setting.all, t)
-    moved = ulps(want, p, want - p) if share else np.zeros(())
+    if not share:
+        return 0.0
+    with np.errstate(all="ignore"):
+        moved = np.abs(want.astype(np.float64) - p)
     return share * np.where(np.isfinite(moved), moved, 0.0)
 
 
@@ -168,6 +173,7 @@ def compare_free(run: Run, rule: Rule, setting: Setting, candidate: Candidate, h
     states: dict[int, dict[str, Array]] = {}
     doubtful: dict[int, Array] = {}
     largest: dict[int, Array] = {}
+    slack: dict[int, Any] = {}
     masked, first = 0, None
     for taken in run.steps:
         k = taken.k
@@ -179,6 +185,8 @@ def compare_free(run: Run, rule: Rule, setting: Setting, candidate: Candidate, h
         seen = taken._replace(p=p)
         apart, limits = distances(run, rule, setting, candidate, seen, ps[k], states[k], taken.t)
         apart = {"p": apart["p"]}
+        slack[k] = slack.get(k, 0.0) + slackened(rule, setting, candidate, p, ps[k], taken.t)
+        limits["p"] = limits["p"] + slack[k] / unit(largest[k])
         apart["p"] = np.where(doubtful[k], 0.0, ulps(taken.after_p, ps[k], largest[k]))
         beyond = apart["p"] > limits["p"]
         mask, place = judged(candidate.step, seen, before, apart, limits, {"p": ps[k]}, 16.0)

@@ -191,7 +191,8 @@ def uses_t(rule: Rule, hyper: Hyper) -> bool:
 
 
 def corrects(rule: Rule, hyper: Hyper) -> bool:
-    return rule.stem in ("adam", "adamw", "ademamix", "lamb") and hyper.get("bias_correction", True)
+    stems = ("adam", "adamw", "ademamix", "lamb", "schedule_free")
+    return rule.stem in stems and hyper.get("bias_correction", True)
 
 
 def by_gradient(make: Make, rule: Rule, hyper: Hyper) -> Step:
@@ -310,13 +311,14 @@ def cut_lars(make: Make, rule: Rule, hyper: Hyper) -> Step:
     return step
 
 
-def negated(make: Make, rule: Rule, hyper: Hyper) -> Step:
-    """LARS whose buffer has the sign of what is added to the weights."""
-    step = make(rule, hyper)
+def of_steps(make: Make, rule: Rule, hyper: Hyper) -> Step:
+    """A momentum buffer that holds what is added to the weights; that of LARS has lr in it as it is."""
+    step, name = make(rule, hyper), "v" if rule.stem == "lars" else "buf"
+    lr = f32(-1.0 if rule.stem == "lars" else -hyper["lr"])
 
     def added(p: Array, g: Array, state: dict[str, Array], t: int) -> tuple[Array, dict[str, Array]]:
-        p, new = step(p, g, {"v": -state["v"]}, t)
-        return p, {"v": -new["v"]}
+        p, new = step(p, g, state | {name: state[name] / lr}, t)
+        return p, new | {name: new[name] * lr}
 
     return added
 
@@ -403,10 +405,10 @@ FURTHER = [
         is_stem("lars"),
     ),
     Dialect(
-        "buffer-negated",
-        "the buffer holds minus the step and is added to the weights (optax)",
-        negated,
-        is_stem("lars"),
+        "buffer-of-steps",
+        "the buffer holds minus the step, lr in it, and is added to the weights (optax)",
+        of_steps,
+        lambda rule, hyper: rule.stem in ("lars", "rmsprop") and has("momentum")(rule, hyper),
     ),
     Dialect(
         "dampening-is-a-switch",

@@ -13,7 +13,7 @@ from refopt.conform.codes import named as named_table
 from refopt.conform.diagnose import Diagnosis, Match, brief, compare_free, diagnose, pattern, slackened
 from refopt.conform.dialects import Candidate, made
 from refopt.conform.forms import named
-from refopt.conform.measure import loose, ulps, wide
+from refopt.conform.measure import loose, ulps, unit, wide
 from refopt.conform.record import Run, begun, free, record, shaped, visible
 from refopt.conform.report import Finding
 from refopt.conform.settings import Data, Setting, data, shapes
@@ -175,6 +175,8 @@ def trajectory(s: Subject) -> list[Finding]:
         budget = loose(s.rule.tier) * len(LONG)
         used = m.worst["p"] / budget
         text = f"{len(LONG)} steps untouched use {used:.0%} of the budget of {budget:g} ulps"
+        if used > 1:
+            text = f"{len(LONG)} steps untouched part by {m.worst['p']:.3g} ulps, as its approximations may"
         return [s.finding("L2", "pass", "", text, **brief(m))]
     return [s.finding("L2", "fail", "drift", f"a free run leaves its budget: {m.first}", **brief(m))]
 
@@ -357,7 +359,7 @@ def bound(s: Subject, p: Array, want: Array, t: int) -> Any:
     """Ulps that weights may be apart where values are extreme."""
     assert s.follows is not None
     rough = loose(s.rule.tier) * 2 + wide(s.dtype) + s.follows.freely
-    return rough + slackened(s.rule, s.setting, s.follows, p, want, t)
+    return rough + slackened(s.rule, s.setting, s.follows, p, want, t) / unit(want, p)
 
 
 class Off(NamedTuple):

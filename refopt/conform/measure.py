@@ -21,18 +21,22 @@ DECIDED = 2.0**12
 """Ulps beyond which an element that a nudge moves so far is called undecided: it jumps, it does not shift."""
 
 
+def unit(*xs: Array) -> Array:
+    """A float32 unit of the last place of the largest of each element, as float64; never below the least normal's."""
+    size = np.abs(xs[0])
+    for x in xs[1:]:
+        size = np.fmax(size, np.abs(x))
+    return np.spacing(np.fmax(np.minimum(size, f32(3e38)), f32(2.0**-126)).astype(f32)).astype(np.float64)
+
+
 def ulps(got: Array, want: Array, *others: Array) -> Array:
     """|got - want| in float32 units of the last place of the largest of `want` and `others`.
 
     The operands set the unit: what is left when they cancel carries their rounding. NaN beside NaN, and equal
     infinities, are 0 apart; NaN or Inf beside anything else is infinitely far.
     """
-    size = np.abs(want)
-    for x in others:
-        size = np.fmax(size, np.abs(x))
     with np.errstate(all="ignore"):
-        unit = np.spacing(np.fmax(np.minimum(size, f32(3e38)), f32(2.0**-126)).astype(f32)).astype(np.float64)
-        far = np.abs(got.astype(np.float64) - want.astype(np.float64)) / unit
+        far = np.abs(got.astype(np.float64) - want.astype(np.float64)) / unit(want, *others)
     same = (got == want) | (np.isnan(got) & np.isnan(want))
     return np.where(same, 0.0, np.where(np.isfinite(far), far, np.inf))
 

@@ -102,8 +102,8 @@ class OptaxTarget(Target):
         return next((w for w in (*WORDS.get(name, ()), name) if taken is None or w in taken), None)
 
     def start(self, rule: Rule, params: Sequence[Array], hyper: dict[str, Any], dtype: str = "float32") -> None:
-        plain = {n: x for n, x in rule.defaults().items() if n in WORDS and x is not None} | hyper
-        words = {w: x for n, x in plain.items() if (w := self._word(n)) is not None}
+        begun = {n: x for n, x in rule.defaults().items() if n == "init_acc"}  # optax begins Adagrad elsewhere
+        words = {w: x for n, x in (begun | hyper).items() if (w := self._word(n)) is not None}
         if both := words.keys() & self.options.keys():
             raise ValueError(f"{self.name}: {', '.join(sorted(both))} cannot be an option: the suite sets it itself")
         self.rule, self.tx = rule, self.make(**words, **self.options)

@@ -13,10 +13,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from refopt import conform
-from refopt.conform.report import LEVELS, Report
+from refopt.conform.report import LEVELS, Finding, Report
+from tests.conform import field_gpu
+from tests.conform.gpu_deviations import DEVIATIONS as ON_GPU
 from tests.conform.peers import PEERS, Peer, importable
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/field.md"
@@ -327,7 +329,7 @@ def how(report: Report) -> str:
     first = next((f for f in report.of("L1") if "worst_ulps" in f.data), None)
     if first is None:
         return "-"
-    return f"{first.data['mode']}, {max(first.data['worst_ulps'].values(), default=0):.3g}"
+    return f"{first.data['mode']}, {max(map(float, first.data['worst_ulps'].values()), default=0):.3g}"
 
 
 def scored(peers: list[Peer]) -> Iterator[tuple[Peer, Report]]:
@@ -348,17 +350,45 @@ def rows(found: list[tuple[Peer, Report]]) -> Iterator[str]:
         yield f"| `{peer.target}` | `{peer.claim}` | {how(report)} | {cells} |"
 
 
+def gpu(measured: dict[str, Any]) -> Iterator[str]:
+    """The part of the page that a GPU wrote: scorecards, then the reproductions that held."""
+    versions = ", ".join(f"{n} {measured[n]}" for n in field_gpu.PACKAGES if n in measured)
+    yield ON_A_GPU.format(**measured | {"versions": versions})
+    yield "\n".join(gpu_rows(measured["rows"])) + "\n"
+    texts = {d.title: d for d in ON_GPU}
+    for r in measured["reproductions"]:
+        d = texts.get(r["title"])
+        if d and d.code == r["code"] and r["holds"]:
+            issue = f" Upstream: {d.issue}." if d.issue else ""
+            yield f"### {d.title}\n\n{d.text}{issue}\n\n```python\n{d.code}```\n\n```text\n{r['printed']}\n```\n"
+    if unseen := [r["title"] for r in measured["reproductions"] if not r["holds"]]:
+        yield "Looked for and not seen with these versions: " + "; ".join(unseen) + ".\n"
+
+
+def gpu_rows(measured: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| target | as | L1: start of a step, ulps | " + " | ".join(LEVELS) + " |"
+    yield "|---" * (3 + len(LEVELS)) + "|"
+    for row in measured:
+        report = Report(row["target"], row["claim"], [Finding(**f) for f in row.get("findings", ())])
+        cells = " | ".join(cell(report, level) for level in LEVELS)
+        start = f"did not finish: {row['error']}" if "error" in row else how(report)
+        yield f"| `{row['target']}` | `{row['claim']}` | {start} | {cells} |"
+
+
 def page(found: list[tuple[Peer, Report]], without: dict[str, str]) -> str:
     packages = sorted({peer.package for peer, _ in found})
-    versions = ", ".join(f"{NAMES.get(n, n)} {version(n)}" for n in packages)
-    out = [HEAD.format(versions=versions, python=platform.python_version(), machine=platform.machine())]
+    installed = packages + (["jax"] if "optax" in packages else [])
+    versions = ", ".join(f"{NAMES.get(n, n)} {version(n)}" for n in installed)
+    measured = field_gpu.held()
+    also = ALSO if measured else ALONE
+    out = [HEAD.format(versions=versions, python=platform.python_version(), machine=platform.machine(), also=also)]
     out += ["\n".join(rows(found)), "", LEGEND]
     for d in DEVIATIONS:
         if d.package in packages:
             issue = f" Upstream: {d.issue}." if d.issue else ""
 
             out += [f"## {d.title}\n\n{d.text}{issue}\n\n```python\n{d.code}```\n\n```text\n{ran(d.code)}\n```\n"]
-    out += [TAIL]
+    out += [TAIL, *(gpu(measured) if measured else [])]
     if without:
         out += ["Not run: " + "; ".join(sorted(without.values())) + ".\n"]
     return "\n".join(out)
@@ -368,8 +398,17 @@ HEAD = """# The field, measured
 
 What `refopt conform` says of optimizers that people use, on a CPU, untold. Made by `python -m tests.conform.field` with {versions};
 Python {python}, {machine}. To differ is not to be wrong: most lines below are choices, some documented, and each says when it matters.
-Versions move; run the line for the one you have. bitsandbytes, torchao and FlashOptim have other code on a GPU, of which this page says
-nothing.
+Versions move; run the line for the one you have. {also}
+"""
+ALONE = """bitsandbytes, torchao and FlashOptim have other code on a GPU, of which this page says
+nothing."""
+ALSO = """bitsandbytes, torchao and FlashOptim have other code on a GPU: it has
+[its own part](#on-a-gpu)."""
+
+ON_A_GPU = """## On a GPU
+
+The same on one {device}, by `python -m tests.conform.field_gpu`, commit {commit}, with {versions}; Python {python}, CUDA {cuda}. torch's AdamW
+comes first, to know the machine by. Each scorecard and each reproduction was a process of its own.
 """
 
 LEGEND = """A cell says *yes* where every setting passes, else the diagnoses, `(bf16)` for those under bfloat16 weights only. Settings that a

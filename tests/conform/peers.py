@@ -72,6 +72,40 @@ PEERS = [
 ]
 
 
+OX, FLASH = "optax:", "flashoptim:"
+PEERS += [
+    Peer(OX + "adam", "adam", ("L1/base-without-wd/corrections-f32",)),
+    Peer(OX + "adamw", "adamw", ("L1/base/corrections-f32",)),
+    Peer(OX + "lion", "lion", ("L1/base/pass", "L6/base/special-nan")),
+    Peer(OX + "sgd", "sgd"),
+    Peer(OX + "rmsprop", "rmsprop", ("L1/momentum-without-wd/eps-inside+buffer-of-steps",)),
+    Peer(OX + "adagrad", "adagrad", ("L1/base-without-wd/eps-inside",)),
+    Peer(OX + "lamb", "lamb", ("L1/base/corrections-f32",)),
+    Peer(OX + "lars", "lars", ("L1/base/variant-optax+buffer-of-steps",)),
+    Peer("optax.contrib:ademamix", "ademamix", ("L1/base/corrections-f32",)),
+    Peer("optax.contrib:schedule_free_adamw", "schedule_free", ("L1/base/corrections-f32",)),
+]
+"""JAX is no dependency of the tests: these run where optax is installed."""
+
+PURE = {"master_weight_bits": None}
+"""FlashOptim's own masters are for weights of 16 bits alone; without them all formats are asked."""
+
+ON_GPU = [
+    Peer(TORCH + "AdamW", "adamw"),
+    *(Peer(BNB + name, name.lower()) for name in ("Adam", "AdamW", "SGD", "Lion", "RMSprop", "Adagrad", "AdEMAMix")),
+    *(Peer(BNB + name, name.lower()) for name in ("LAMB", "LARS")),
+    *(Peer(BNB + name + "8bit", name.lower()) for name in ("AdamW", "SGD", "Lion", "RMSprop", "Adagrad", "AdEMAMix")),
+    *(Peer(BNB + name + "8bit", name.lower()) for name in ("LAMB", "LARS")),
+    Peer(BNB + "AdEMAMix32bit", "ademamix"),
+    *(Peer(AO + name, "adamw") for name in ("AdamW8bit", "AdamW4bit", "AdamWFp8")),
+    Peer(FLASH + "FlashAdamW", "adamw", options=PURE),
+    Peer(FLASH + "FlashAdam", "adam", options=PURE),
+    Peer(FLASH + "FlashLion", "lion", options=PURE),
+    Peer(FLASH + "FlashSGD", "sgd", options=PURE),
+]
+"""What `tests.conform.field_gpu` asks; the first is torch's own, to know the machine by."""
+
+
 def importable(package: str) -> str:
     """ "" if a package can be imported, else why not; what it prints on the way is kept."""
     logging.disable(logging.WARNING)
