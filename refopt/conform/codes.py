@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refopt.codecs import dynamic8, q4
+from refopt.codecs.compand8 import table as companded
 from refopt.conform.measure import Step
 from refopt.conform.record import Run, Taken
 from refopt.conform.target import Coded
@@ -26,7 +27,9 @@ def tables() -> dict[str, Array]:
     for name, codec in (("dynamic8", dynamic8), ("q4", q4)):
         for sign in (True, False):
             out[f"{name} {'signed' if sign else 'unsigned'}"] = values(codec(signed=sign, block=256))
-    return out
+    bent = np.roll(companded(True), 128)
+    bent[0] = np.nan  # -128 is never written
+    return out | {"compand8 signed": bent, "compand8 unsigned": companded(False) ** 2}
 
 
 def values(codec: Any) -> Array:
@@ -41,8 +44,10 @@ def values(codec: Any) -> Array:
 def named(table: Array) -> str:
     """The codec of refopt whose values these are, to the bit or nearly; "" if there is none."""
     for name, known in tables().items():
-        if known.size == table.size and np.allclose(np.sort(table), np.sort(known), rtol=2e-6, atol=1e-9):
-            exact = np.array_equal(np.sort(table), np.sort(known))
+        if known.size == table.size and np.allclose(
+            np.sort(table), np.sort(known), rtol=2e-6, atol=1e-9, equal_nan=True
+        ):
+            exact = np.array_equal(np.sort(table), np.sort(known), equal_nan=True)
             return name if exact else f"{name} (its values to {ulp_of(table, known)} ulps)"
     finite = table[np.isfinite(table)]
     return "fp8 e4m3" if table.size == 256 and finite.max(initial=0) == 448 else ""
@@ -50,7 +55,7 @@ def named(table: Array) -> str:
 
 def ulp_of(table: Array, known: Array) -> int:
     a, b = np.sort(table), np.sort(known)
-    return int(np.ceil(np.abs((a - b).astype(np.float64) / np.spacing(np.fmax(np.abs(b), f32(1e-30)))).max()))
+    return int(np.ceil(np.nanmax(np.abs((a - b).astype(np.float64) / np.spacing(np.fmax(np.abs(b), f32(1e-30)))))))
 
 
 def judge(run: Run, step: Step) -> list[Found]:
@@ -64,7 +69,8 @@ def judge(run: Run, step: Step) -> list[Found]:
         for n, c in taken.codes.items():
             if n in out or n not in fresh:
                 continue
-            bad, masked, size = one(taken, n, c, fresh[n].reshape(-1))
+            judge_one = bent if named(c.table).startswith("compand8") else one
+            bad, masked, size = judge_one(taken, n, c, fresh[n].reshape(-1))
             if bad:
                 out[n] = bad
             seen = counts.setdefault(n, [0, 0])
@@ -107,6 +113,28 @@ def one(taken: Taken, n: str, c: Coded, x: Array) -> tuple[Found | None, int, in
     if not wrong.any():
         return None, int((apart & live).sum()), size
     return ("fail", *code_says(y, got, best, wrong, where)), int(apart.sum()), size
+
+
+def bent(taken: Taken, n: str, c: Coded, x: Array) -> tuple[Found | None, int, int]:
+    """The same for codes that are even steps of a bent scale, with scales of float16: `codecs.compand8`."""
+    signed, starts = bool(np.isnan(c.table).any()), np.arange(0, x.size, c.block)
+    x = x.astype(np.float64) if signed else np.sqrt(x.astype(np.float64))
+    largest = np.maximum(np.maximum.reduceat(np.abs(x), starts), 1e-12)
+    scales = c.scales.astype(np.float64) if signed else np.sqrt(c.scales.astype(np.float64))
+    where = f"step {taken.t}, tensor {taken.k}, {n}"
+    off = np.abs(scales - largest) > largest * 2.0**-10.9 + 2.0**-24.9
+    if off.any():
+        half = largest.astype(np.float16).astype(np.float64)
+        return ("fail", *scale_says(scales, half, int(np.flatnonzero(off)[0]), where)), 0, x.size
+    y = x / np.repeat(largest, np.diff([*starts, x.size]))
+    z = 127 * 2 * y / (1 + np.abs(y)) if signed else 255 * y
+    q = c.codes[: x.size].astype(np.float64) - (128 if signed else 0)
+    wrong = np.abs(q - z) > 0.5 + 1e-3
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        text = f"{where}[{i}]: {z[i]:.6g} steps of the bent scale are stored as {q[i]:g}; {wrong.mean():.2%} of codes"
+        return ("fail", "codes-not-nearest", text), 0, x.size
+    return None, int((np.abs(q - z) > 0.5 - 1e-3).sum()), x.size
 
 
 def scale_says(scales: Array, want: Array, b: int, where: str) -> tuple[str, str]:

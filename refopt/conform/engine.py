@@ -37,7 +37,7 @@ def run(
     """Everything that can be said about `target`, which is said to follow `claim` ("adamw", "adam(decay=decoupled)").
 
     - target: a Target, or "module:Name", with `options` for a torch optimizer's constructor
-    - only: the levels to run; L1 is always, the others rest on it
+    - only: the levels to run; L1 is run for all but L0, which rest on it
     - dtypes: formats of weights, by default all that the target has; bfloat16 is run under the first setting alone
 
     Raises ValueError or TypeError for a claim or a path that leads nowhere.
@@ -75,7 +75,7 @@ def one(s: Subject, wanted: set[str]) -> list[Finding]:
         return first
     out = first if "L0" in wanted else []
     for level, ask in RUN.items():
-        if level == "L0" or not (level in wanted or level == "L1"):
+        if level == "L0" or not (level in wanted or (level == "L1" and wanted - {"L0"})):
             continue
         try:
             found = ask(s)

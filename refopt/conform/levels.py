@@ -372,6 +372,10 @@ class Off(NamedTuple):
 def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array]) -> Off | None:
     """Which state of parameter k is a number where the equations have none, or the other way, or is another number."""
     have = shaped(s.target.state(k), new)
+    for n in sorted(have.keys() & s.target.coded(k).keys()):
+        lost = (np.abs(new[n]) > TINY) & (have[n] == 0)
+        if lost.mean() > 0.9:
+            return Off(f"state {n} is stored as zero where the equations have {new[n][lost].flat[0]:.3g}", "state-lost")
     for n in sorted(have.keys() & new.keys() - s.target.coded(k).keys()):
         got, want = np.isfinite(have[n]), np.isfinite(new[n])
         if (got != want).any():
@@ -431,5 +435,7 @@ def uses_all(s: Subject) -> bool:
 
 def coded_bytes(c: Any, size: int) -> int:
     """Bytes of a state by the record of the codec that has such a table: codes, and a scale a block."""
-    stem = {16: "q4"}.get(c.table.size, "dynamic8")
-    return codecs.CODECS[stem](block=c.block, layout="flat").nbytes((size,))
+    stem = named_table(c.table).partition(" ")[0]
+    return codecs.CODECS[stem if stem in ("q4", "compand8") else "dynamic8"](block=c.block, layout="flat").nbytes(
+        (size,)
+    )

@@ -63,8 +63,8 @@ def of_pair(have: dict[str, Any], name: str, x: Any, of_ademamix: bool) -> Coded
 
 def of_companded(x: Any) -> Coded:
     """FlashOptim: int8 of 2x / (1 + |x|), or uint8 of a square root, and a float16 scale a group."""
-    scales = np.array(x.scales.float().cpu()).reshape(-1)
-    flat = np.array(x.quantized.cpu()).reshape(-1).astype(np.int16)
+    scales = x.scales.float().cpu().numpy().reshape(-1)
+    flat = x.quantized.cpu().numpy().reshape(-1).astype(np.int16)
     y = np.arange(-128, 128) / 127.0 if x._signed else np.arange(256) / 255.0
     table = y / (2.0 - np.abs(y)) if x._softsign else y
     if x._signed:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import multiprocessing
 import platform
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +71,22 @@ print(v.dtype, "left of the first:", v[0].item() / first, "in float32:", round(0
         "AReaL#1292",
     ),
     Deviation(
+        "torch and others: bfloat16 weights do not decay",
+        "torch",
+        "Half a unit of bfloat16's last place is some 0.002 of a weight: 1 - lr wd nearer to 1 than that rounds back to where it was. So it "
+        "is in bitsandbytes and in optimi, whose compensation has the step in it and not the decay. What keeps decay is a float32 master, "
+        "stochastic rounding (torchao's `bf16_stochastic_round`) or a compensation that includes it.",
+        """import torch
+p = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+opt = torch.optim.AdamW([p], lr=1e-3, weight_decay=0.1)
+p.grad = torch.zeros_like(p)
+for t in range(1000):
+    opt.step()
+print("left:", p[0].item(), "meant:", round((1 - 1e-4) ** 1000, 3))
+""",
+        "OneTrainer#996, bitsandbytes#1165, optimi#15",
+    ),
+    Deviation(
         "bitsandbytes: Adam decouples its weight decay",
         "bitsandbytes",
         "`Adam(weight_decay=...)` computes AdamW. Without weight decay there is no difference. Who moves from `torch.optim.Adam` with a "
@@ -83,6 +101,7 @@ def stepped(make):
     return round(p[0].item(), 6)
 print(stepped(torch.optim.Adam), stepped(torch.optim.AdamW), stepped(bnb.optim.Adam))
 """,
+        "facebookresearch/bitsandbytes#10, which says that it is meant so",
     ),
     Deviation(
         "bitsandbytes: amsgrad is accepted and ignored",
@@ -137,6 +156,7 @@ for words in ({"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5}, {"momentum
     print(words, "torch", stepped(torch.optim.SGD, **words), "bitsandbytes", stepped(bnb.optim.SGD, **words))
 print("torch", stepped(torch.optim.RMSprop, momentum=0.9), "bitsandbytes", stepped(bnb.optim.RMSprop, momentum=0.9))
 """,
+        "bitsandbytes#2085",
     ),
     Deviation(
         "bitsandbytes: LAMB and LARS cut a step, the papers set its length",
@@ -212,6 +232,36 @@ try:
 except NotImplementedError as error:
     print(str(error)[:100])
 """,
+    ),
+    Deviation(
+        "optax: bias corrections in float32",
+        "optax",
+        "As torchao's: powers of beta and what they are taken from are float32 arrays, as JAX computes unless told otherwise. Adam, AdamW, "
+        "LAMB, AdEMAMix and Schedule-Free have it. The first step is off by some 1e-4 of its length for a beta2 of 0.9999.",
+        """import numpy as np
+import optax
+for b2 in (0.999, 0.9999):
+    tx = optax.adam(0.1, b2=b2)
+    p, g = np.zeros(4, np.float32), np.ones(4, np.float32)
+    u, _ = tx.update(g, tx.init(p), p)
+    print(b2, "the first step is", round(-u[0].item(), 7), "of 0.1")
+""",
+    ),
+    Deviation(
+        "optax: eps stands under the root in RMSprop and Adagrad",
+        "optax",
+        "As in TensorFlow and Keras, and documented: 1 / sqrt(v + eps), where torch has 1 / (sqrt(v) + eps). For RMSprop "
+        "`eps_in_sqrt=False` gives torch's. The reference has both: `eps_at`. With momentum, the buffer of RMSprop and LARS holds minus the "
+        "step, lr in it, so that a rate that changes takes its time to be felt.",
+        """import numpy as np
+import optax
+for where in (True, False):
+    tx = optax.rmsprop(0.1, decay=0.99, eps=1e-2, eps_in_sqrt=where)
+    p, g = np.zeros(4, np.float32), np.full(4, 0.1, np.float32)
+    u, _ = tx.update(g, tx.init(p), p)
+    print("eps_in_sqrt", where, "step", round(u[0].item(), 5))
+""",
+        "optax#532",
     ),
     Deviation(
         "optimi: moments are stored corrected",
@@ -332,14 +382,17 @@ def how(report: Report) -> str:
     return f"{first.data['mode']}, {max(map(float, first.data['worst_ulps'].values()), default=0):.3g}"
 
 
+def asked(peer: Peer) -> Report:
+    return conform.run(peer.target, peer.claim, **peer.options)
+
+
 def scored(peers: list[Peer]) -> Iterator[tuple[Peer, Report]]:
-    seen = set()
-    for peer in peers:
-        if (peer.target, peer.claim) in seen:
-            continue
-        seen.add((peer.target, peer.claim))
-        print(peer.target, peer.claim, file=sys.stderr, flush=True)
-        yield peer, conform.run(peer.target, peer.claim, **peer.options)
+    """Every target under every claim once, two at a time."""
+    once = list({(peer.target, peer.claim): peer for peer in reversed(peers)}.values())[::-1]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for peer, report in zip(once, pool.map(asked, once)):
+            print(peer.target, peer.claim, f"{report.seconds:.1f} s", file=sys.stderr, flush=True)
+            yield peer, report
 
 
 def rows(found: list[tuple[Peer, Report]]) -> Iterator[str]:
@@ -423,7 +476,9 @@ TAIL = """## What is not explained
 
 `nan-weight` at Adafactor: a weight that is NaN makes the size of its tensor NaN, and the reference lets the whole tensor show it; torch and
 transformers take the least size instead. `zero-weights` at LAMB: a step that is cut to a share of the weights leaves a tensor of zeros where
-it is. `less-state` is what is missing where an option is ignored, or bfloat16 states with a compensation beside them (optimi).
+it is. At optax, `no-subnormals` is XLA's: numbers below 1.2e-38 are zero there on a CPU; `special-nan` at Lion: the sign of NaN is NaN in JAX
+and 0 in the reference, and at LARS a norm that is NaN is passed on. `without-wd` marks settings of a target that takes no weight decay.
+`less-state` is what is missing where an option is ignored, or bfloat16 states with a compensation beside them (optimi).
 """
 
 

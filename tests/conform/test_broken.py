@@ -8,21 +8,32 @@ import pytest
 
 from refopt import conform
 from refopt.conform.broken import BROKEN
+from refopt.conform.broken_kernels import BROKEN_KERNELS
 from refopt.conform.report import Report
 
-BY_NAME = "refopt.conform.broken:"
+BY_NAME, KERNELS = "refopt.conform.broken:", "refopt.conform.broken_kernels:"
+EVERY = {BY_NAME + name: x for name, x in BROKEN.items()} | {KERNELS + name: x for name, x in BROKEN_KERNELS.items()}
 
 
 def judged(name: str, claim: str) -> Report:
-    return conform.run(BY_NAME + name, claim)
+    return conform.run(name if ":" in name else BY_NAME + name, claim)
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_optimizer_gets_the_right_diagnosis(name: str) -> None:
-    claim, key = BROKEN[name]
-    failed = {f.key for f in judged(name, claim).findings if f.status == "fail"}
+@pytest.mark.parametrize("path", EVERY)
+def test_a_broken_optimizer_gets_the_right_diagnosis(path: str) -> None:
+    claim, key = EVERY[path]
+    report = judged(path, claim)
+    assert report.target == path
+    failed = {f.key for f in report.findings if f.status == "fail"}
     assert key in failed
     assert {k for k in failed if k.startswith("L1/")} <= {key}, "the rule itself is diagnosed once"
+
+
+def test_scales_that_overlap_are_found_at_their_neighbours() -> None:
+    """What an outsider needs to find the slip: which state, whose scale, and that whole blocks are right."""
+    found = {f.id: f.text for f in judged(KERNELS + "ademamix_shifts_its_scales", "ademamix").findings}
+    assert "whole blocks: the reference's equations" in found["short-block"]
+    assert "tensor 1, m2: the scale of block 0" in found["scale-of-neighbour"]
 
 
 def test_twenty_are_shipped_and_none_shares_its_name_with_another() -> None:
