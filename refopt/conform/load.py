@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 from refopt.conform.optax_target import OptaxTarget
-from refopt.conform.target import FunctionalTarget, Target, accepted
+from refopt.conform.target import FunctionalTarget, Target
 from refopt.spec import Rule
 
 
@@ -43,7 +44,7 @@ def load(path: str, **options: Any) -> Target:
     here = found(path)
     if isinstance(here, type) and not issubclass(here, Target):
         return of_torch(here, path, options)
-    if not isinstance(here, type | Target | Rule) and callable(here) and accepted(here) != set():
+    if not isinstance(here, type | Target | Rule) and callable(here) and makes_transformations(here, path):
         return OptaxTarget(here, path, **without_place(path, options))
     if options:
         raise ValueError(f"{path} takes no options, got {', '.join(options)}: they are for a constructor of its own")
@@ -52,6 +53,15 @@ def load(path: str, **options: Any) -> Target:
     if isinstance(here, Rule):
         return FunctionalTarget(here.init, here.update, path)
     return called(here, path)
+
+
+def makes_transformations(make: Any, path: str) -> bool:
+    """Whether a function is of optax's kind: it needs hyper-parameters, or takes some and makes a transformation."""
+    taken = inspect.signature(make).parameters.values()
+    named = [p for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if any(p.default is p.empty for p in named):
+        return True
+    return bool(named) and transforms(result(make, path))
 
 
 def of_torch(cls: type, path: str, options: dict[str, Any]) -> Target:
@@ -76,13 +86,18 @@ def called(make: Any, path: str) -> Target:
     if not callable(make):
         kept = " of which hyper-parameters cannot be set: name the function that makes it" if transforms(make) else ""
         raise ValueError(f"{path} is a {type(make).__name__},{kept or ' not an optimizer, nor makes one'}")
-    try:
-        made = make()
-    except Exception as error:
-        raise ValueError(f"{path} raises {type(error).__name__} when it is called: {error}") from error
+    made = result(make, path)
     if not isinstance(made, Target):
         raise ValueError(f"{path} is neither a torch optimizer nor a refopt.conform.Target, nor makes one")
     return made
+
+
+def result(make: Any, path: str) -> Any:
+    """What a call without arguments gives."""
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(f"{path} raises {type(error).__name__} when it is called: {error}") from error
 
 
 def transforms(x: Any) -> bool:

@@ -95,6 +95,21 @@ def test_a_transformation_that_writes_into_its_gradient_is_told() -> None:
     assert "gradient-changed" in conform.run(OptaxTarget(spoils), "sgd", only=["L0"]).ids
 
 
+def with_defaults(learning_rate: float = 0.1, momentum: float = 0.0) -> Transformation:
+    """As some of optax.contrib: nothing has to be given."""
+    return sgd(learning_rate, momentum)
+
+
+def factory(name: str = "adamw") -> conform.Target:
+    """A function with defaults that makes a target is none of optax's."""
+    return OptaxTarget({"adamw": adamw}[name])
+
+
+def test_a_function_is_known_by_what_it_needs_or_makes() -> None:
+    assert by_name("with_defaults", "sgd", only=["L1"]).ok
+    assert by_name("factory", "adamw", only=["L1"]).ok
+
+
 def test_optax_itself_is_stepped() -> None:
     optax = pytest.importorskip("optax", reason="JAX is no dependency of the tests")
     report = conform.run(OptaxTarget(optax.adamw), "adamw", only=["L1", "L2", "L5", "L7"])
