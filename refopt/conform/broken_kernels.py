@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refopt.conform.broken import moments
+from refopt.conform.broken import bfloat16, moments
 from refopt.conform.target import Coded, FunctionalTarget, Target, decoded
 from refopt.spec import Array, Rule
 
@@ -39,6 +39,22 @@ def fast_step(p: Array, g: Array, s: dict[str, Array], *, t: int, lr: float, bet
 
 def adamw_by_fast_math() -> Target:
     return FunctionalTarget(moments, fast_step, HERE + "adamw_by_fast_math")
+
+
+class Twice(FunctionalTarget):
+    """The same on bfloat16 weights: what the step gives is rounded before it decays, and then it does not decay."""
+
+    dtypes = ("bfloat16",)
+
+    def _stepped(self, k: int, g: Array) -> tuple[Array, dict[str, Array]]:
+        wd, self.hyper = self.hyper["wd"], self.hyper | {"wd": 0.0}
+        p, state = super()._stepped(k, g)
+        self.hyper["wd"] = wd
+        return bfloat16(bfloat16(p) * (f32(1) - f32(self.hyper["lr"]) * f32(wd))), state
+
+
+def adamw_rounds_twice() -> Target:
+    return Twice(moments, fast_step, HERE + "adamw_rounds_twice")
 
 
 def squares_decay(p: Array, g: Array, s: dict[str, Array], *, t: int, lr: float, alpha: float, eps: float,
@@ -134,6 +150,7 @@ ademamix_shifts_its_scales = Shifted
 
 BROKEN_KERNELS: dict[str, tuple[str, str]] = {
     "adamw_by_fast_math": ("adamw", "L1/base/decay-order-after+scalars-f32"),
+    "adamw_rounds_twice": ("adamw", "L1/base@bfloat16/decay-ignored+scalars-f32"),
     "rmsprop_decays_its_squares": ("rmsprop", "L1/base/decay-skips-the-step"),
     "ademamix_has_no_room": ("ademamix", "L7/base/half-state"),
     "ademamix_shifts_its_scales": ("ademamix", "L1/base/short-block"),

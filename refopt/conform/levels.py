@@ -72,17 +72,17 @@ def smoke(s: Subject) -> list[Finding]:
     gs = s.grads(1)
     try:
         s.target.step([g.copy() for g in gs])
+        got, changed = s.target.params(), s.target.changed()
     except Exception as error:
         return [fallen(s, error)]
-    got, out = s.target.params(), []
     if odd := misshapen(ps, got):
         return [s.finding("L0", "fail", "raises", odd)]
+    out = []
     for k, (p, new) in enumerate(zip(ps, got)):
         if not np.isfinite(new).all():
             out.append(s.finding("L0", "fail", "not-finite", f"tensor {k} has NaN or Inf after one step"))
         elif np.array_equal(p, new):
             out.append(s.finding("L0", "fail", "does-not-move", f"tensor {k} is what it was after one step"))
-    changed = s.target.changed()
     if "g" in changed:
         out.append(s.finding("L0", "fail", "gradient-changed", "a step writes into the gradient that it is given"))
     if inputs := [n for n in changed if n != "g"]:
