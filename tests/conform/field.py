@@ -477,7 +477,8 @@ TAIL = """## What is not explained
 `nan-weight` at Adafactor: a weight that is NaN makes the size of its tensor NaN, and the reference lets the whole tensor show it; torch and
 transformers take the least size instead. `zero-weights` at LAMB: a step that is cut to a share of the weights leaves a tensor of zeros where
 it is. At optax, `no-subnormals` is XLA's: numbers below 1.2e-38 are zero there on a CPU; `special-nan` at Lion: the sign of NaN is NaN in JAX
-and 0 in the reference, and at LARS a norm that is NaN is passed on. `without-wd` marks settings of a target that takes no weight decay.
+and 0 in the reference, and at LARS a norm that is NaN is passed on. `state-lost` at torchao's 4 bits: scales are at least 1e-12, beside
+which means of 1e-16 have no code but zero. `without-wd` marks settings of a target that takes no weight decay.
 `less-state` is what is missing where an option is ignored, or bfloat16 states with a compensation beside them (optimi).
 """
 

@@ -28,7 +28,8 @@ CARD = """
 import json, sys
 from refopt import conform
 target, claim, options = json.loads(sys.argv[1])
-print(conform.run(target, claim, device="cuda", **options).json())
+report = conform.run(target, claim, device="cuda", **options)
+print("@@@" + report.json())
 """
 
 
@@ -41,7 +42,8 @@ class Done(NamedTuple):
 
 def ran(code: str, *argv: str, limit: float = 240.0) -> Done:
     """A process of its own, from the project's root."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *argv], cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit
@@ -58,7 +60,7 @@ def scored(peer: Peer) -> dict[str, Any]:
     row: dict[str, Any] = {"target": peer.target, "claim": peer.claim, "options": peer.options}
     if done.error:
         return row | {"error": done.error}
-    report = json.loads(done.out[done.out.index("{") :])
+    report = json.loads(done.out.partition("@@@")[2])
     keep = ("mode", "worst_ulps", "equal_bits")
     for f in report["findings"]:
         f["data"] = {n: x for n, x in f["data"].items() if n in keep}
