@@ -12,6 +12,7 @@ from refopt.conform.levels import Subject
 from refopt.conform.load import load
 from refopt.conform.report import LEVELS, Finding, Report
 from refopt.conform.settings import claimed, settings
+from refopt.conform.special import special
 from refopt.conform.target import Target
 
 RUN = {
@@ -21,7 +22,7 @@ RUN = {
     "L3": levels.codec_level,
     "L4": levels.place_level,
     "L5": levels.persistence,
-    "L6": levels.special,
+    "L6": special,
     "L7": levels.memory_level,
 }
 

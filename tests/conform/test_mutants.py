@@ -11,9 +11,10 @@ import pytest
 from refopt import rules
 from refopt.conform.diagnose import Diagnosis, compare
 from refopt.conform.dialects import Candidate, made
-from refopt.conform.levels import Subject, smoke, special
+from refopt.conform.levels import Subject, smoke
 from refopt.conform.record import record
 from refopt.conform.settings import Setting, data, settings, shapes
+from refopt.conform.special import special
 from refopt.conform.target import FunctionalTarget
 from tests.cases import EVERY
 from tests.mutants import MUTANTS
