@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-MEMORY, MODELS, LAWS = "memory.py", "models.py", "memory.test_memory:test_"
+MEMORY, MOMENTS, MODELS = "memory/parts.py", "memory/moments.py", "models.py"
+LAWS = "memory.test_memory:test_"
 EVERY, STEP = LAWS + "every_rule_with_every_codec_is_predicted", LAWS + "a_whole_step_takes_the_known_bytes_a_weight"
 QLORA, PUBLISHED = LAWS + "qlora_fits_where_its_paper_says", LAWS + "a_model_has_the_weights_that_were_published"
 ACTIVATIONS = LAWS + "activations_of_seven_billion"
+TRACED = "memory.test_moments:test_the_largest_moment_is_the_one_that_was_traced"
 
 MUTANTS = [
     Mutant(
@@ -76,6 +78,9 @@ MUTANTS = [
         "tokens * model.hidden if checkpoint",
         ACTIVATIONS,
     ),
+    Mutant("no-gradient-of-the-loss", MOMENTS, "LOGITS = 12", "LOGITS = 10", TRACED),
+    Mutant("norms-in-sixteen-bits", MOMENTS, "norm = 4 * h + 4 +", "norm = each * h + 4 +", TRACED),
+    Mutant("a-tied-table-summed-in-place", MOMENTS, "again = 2 * each", "again = each", TRACED),
     Mutant("grouped-keys-forgotten", MODELS, "(kv_heads or heads) * head", "heads * head", PUBLISHED),
     Mutant("tied-heads-counted-twice", MODELS, "[] if tied else", "[] if not layers else", PUBLISHED),
     Mutant("last-norm-forgotten", MODELS, ', ("norm", (hidden,))]', "]", PUBLISHED),

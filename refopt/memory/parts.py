@@ -1,9 +1,9 @@
 """How many bytes a training set-up takes, part by part: weights, gradients, states, activations, on one device.
 
 Nothing is allocated: an Optimizer's records say what its states are, to the byte, for tensors of any shape. What no
-record can know is estimated, and said to be: `activations` counts the tensors that autograd keeps in a decoder-only
-transformer (bfloat16, no dropout but for GPT-2's), `scratch` the temporaries of the largest tensor. An allocator's
-slack comes on top.
+record can know is estimated, and said to be: `activations` counts the fewest tensors that autograd can keep in a
+decoder-only transformer (bfloat16, fused norms, no dropout but for GPT-2's), `scratch` the temporaries of the largest
+tensor. What torch and transformers make of it is in `moments`; an allocator's slack comes on top of both.
 
 States of 7B weights, in bytes a weight:
 
@@ -155,38 +155,6 @@ def train(
         host=host,
         disk=disk,
     )
-
-
-def peak(model: Model, opt: Optimizer, *, batch: int, sequence: int, **setup: Any) -> Bytes:
-    """The largest moment of a step that `train` adds up the parts of; what follows is never all there at once.
-
-    - the loss is known: all activations, no gradient yet
-    - the first block's backward pass: its own activations, and the gradients of every tensor
-    - the optimizer's step: all gradients and its temporaries, no activations
-
-    In between activations go as gradients come, so that no moment is larger than the larger end. States and the room
-    in which frozen weights are decoded are always there, from the second step on. Arguments and errors as of `train`.
-
-    >>> from refopt import Optimizer, memory, models
-    >>> opt, setup = Optimizer("adamw", {"p": "bf16"}), {"lora": 64, "base": "double", "checkpoint": True}
-    >>> for name in ("llama-2-7b", "llama-2-13b"):
-    ...     need = memory.peak(models.named(name), opt, batch=1, sequence=512, **setup)
-    ...     print(f"{name} {need.total / memory.GB:.3f} GB")
-    llama-2-7b 5.958 GB
-    llama-2-13b 10.451 GB
-    """
-    if not isinstance(model, Model):
-        raise TypeError("memory.peak: a Model is needed, which says what its blocks are; got shapes")
-    whole = train(model, opt, batch=batch, sequence=sequence, **setup)
-    shapes = adapters(model, setup["lora"]) if setup.get("lora") else model.shapes
-    decoded = whole.scratch - scratch(opt, shapes)
-    one = _block(model, batch, sequence, setup.get("flash", True))
-    moments = (
-        whole._replace(gradients=0, scratch=decoded),
-        whole._replace(activations=min(one + 2 * batch * sequence * model.hidden, whole.activations), scratch=decoded),
-        whole._replace(activations=0),
-    )
-    return max(moments, key=lambda m: m.total)
 
 
 def adapters(model: Model, rank: int) -> list[Shape]:
