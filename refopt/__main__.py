@@ -1,4 +1,4 @@
-"""The command line: `refopt trace` needs NumPy alone; `train` and `convert` import their packages when called."""
+"""The command line: `refopt trace` and `plan` need NumPy alone; `train` and `convert` import their packages when called."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "trace": "print a rule's equations with the numbers in them (NumPy alone)",
     "plot": "draw a codec's values, spacing and errors, or all codecs side by side (matplotlib)",
+    "plan": "which optimizer fits a model on a GPU: bytes, milliseconds, lines to copy (NumPy; matplotlib to draw)",
     "vectors": "print the golden vectors as JSON, for implementations in other languages (NumPy alone)",
     "conform": "compare an optimizer with the reference, and name its dialect (NumPy; torch for a torch optimizer)",
     "train": "train a small language model once per optimizer and compare (refopt[train])",
@@ -37,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         from refopt.plot import main as plot
 
         return plot(args[1:])
+    if args[0] == "plan":
+        from refopt.planner.command import main as plan
+
+        return plan(args[1:])
     if args[0] == "vectors":
         from refopt.vectors import main as vectors
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def cut(codec: Codec, shape: tuple[int, ...], bounds: Array, a: int, b: int) -> 
     return {part.name: cuts.get(part.per, slice(0, part.count(shape, bounds))) for part in codec.parts}
 
 
+@lru_cache(maxsize=1024)
 def stretch_bytes(codec: Codec, dtype: Any, shape: tuple[int, ...], a: int, b: int) -> int:
     """Bytes that elements [a, b) of a stored tensor take; `dtype` is that of a state that no codec takes."""
     if codec.stem == "f32":

@@ -128,6 +128,28 @@ def named(name: str) -> Model:
     return MODELS[name]
 
 
+def sized(count: float) -> Model:
+    """A Llama of about so many weights (within a thousandth): blocks 128 wide for each that there is, 32,000 words, the
+    width inside the MLP fitted. Raises ValueError below 50 million, where the words outweigh the blocks.
+
+    >>> sized(7e9)
+    Model(name='7B', hidden=4096, layers=32, heads=32, kv=4096, ffn=11680, vocab=32000, gated=True)
+    """
+    if isinstance(count, bool) or not isinstance(count, int | float) or not 5e7 <= count <= 1e13:
+        raise ValueError(f"models.sized: count must be 5e7 to 1e13 weights, got {count!r}; smaller models: a config.json")
+    vocab = 32000
+
+    def rest(layers: int) -> float:
+        h = 128 * layers
+        return count - 2 * vocab * h - layers * (4 * h * h + 2 * h) - h
+
+    layers = min(range(2, 400), key=lambda n: abs(rest(n) / (3 * 128 * n * n) - 8 / 3 * 128 * n))
+    h = 128 * layers
+    ffn = max(16, 16 * round(rest(layers) / (3 * h * layers) / 16))
+    name = f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+    return llama(name, h, layers, layers, ffn, vocab)
+
+
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 
 

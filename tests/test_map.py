@@ -59,7 +59,7 @@ ORACLE += [
     ["partition"],
     ["trace", "memory", "qlora"],
     ["curves"],
-    ["tracing", "plot", "vectors", "conform"],
+    ["tracing", "plot", "vectors", "conform", "planner"],
     ["__main__"],
 ]
 FAST = [["scalars", "random", "arrays"], ["rules", "codecs", "places"], ["kernels"], ["quantization"]]
@@ -80,6 +80,7 @@ MADE_OF = {
 
 OPTIONAL = {
     "plot.py": {"matplotlib"},
+    "picture.py": {"matplotlib"},
     "accelerate.py": {"numba"},
     "torch_target.py": {"torch"},
     "plugin.py": {"pytest"},
