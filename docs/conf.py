@@ -11,7 +11,15 @@ author = "The refopt authors"
 copyright = author
 release = version = importlib.metadata.version("refopt")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery", "stems", "results", "columns"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx_gallery.gen_gallery",
+    "stems",
+    "results",
+    "columns",
+    "overview",
+]
 exclude_patterns = ["_build", "examples/*.ipynb", "examples/*.py", "examples/*.zip", "sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]
 default_role = "code"

@@ -1,4 +1,4 @@
-"""The command line: `refopt trace` and `plan` need NumPy alone; `train` and `convert` import their packages when called."""
+"""The command line: `trace` and `plan` need NumPy alone; `train` and `convert` import their packages when called."""
 
 from __future__ import annotations
 

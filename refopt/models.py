@@ -136,7 +136,9 @@ def sized(count: float) -> Model:
     Model(name='7B', hidden=4096, layers=32, heads=32, kv=4096, ffn=11680, vocab=32000, gated=True)
     """
     if isinstance(count, bool) or not isinstance(count, int | float) or not 5e7 <= count <= 1e13:
-        raise ValueError(f"models.sized: count must be 5e7 to 1e13 weights, got {count!r}; smaller models: a config.json")
+        raise ValueError(
+            f"models.sized: count must be 5e7 to 1e13 weights, got {count!r}; smaller models: a config.json"
+        )
     vocab = 32000
 
     def rest(layers: int) -> float:

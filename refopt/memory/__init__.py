@@ -1,10 +1,9 @@
 """How many bytes a training set-up takes, before anything is allocated.
 
-`parts` adds up what one device holds, part by part; `moments` follows a step of torch and transformers and takes the
+`parts` adds up what one device holds, part by part; `timeline` follows a step of torch and transformers and takes the
 largest moment of it.
 """
 
-from refopt.memory.moments import BLAS, moments, peak
 from refopt.memory.parts import (
     GB,
     GIB,
@@ -18,6 +17,7 @@ from refopt.memory.parts import (
     states,
     train,
 )
+from refopt.memory.timeline import BLAS, moments, peak
 
 __all__ = [
     "BLAS",

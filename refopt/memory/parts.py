@@ -3,7 +3,7 @@
 Nothing is allocated: an Optimizer's records say what its states are, to the byte, for tensors of any shape. What no
 record can know is estimated, and said to be: `activations` counts the fewest tensors that autograd can keep in a
 decoder-only transformer (bfloat16, fused norms, no dropout but for GPT-2's), `scratch` the temporaries of the largest
-tensor. What torch and transformers make of it is in `moments`; an allocator's slack comes on top of both.
+tensor. What torch and transformers make of it is in `timeline`; an allocator's slack comes on top of both.
 
 States of 7B weights, in bytes a weight:
 
@@ -49,8 +49,8 @@ from refopt.step import Optimizer
 
 GB, GIB = 10**9, 2**30
 
-SCRATCH = {"adafactor": 1, "came": 1, "muon": 3, "galore": 4}
-"""Float32 copies of the largest tensor that a rule makes: the update, the iterates, the factors. Others make none."""
+SCRATCH = {"muon": 3, "galore": 4}
+"""Float32 copies of the largest tensor that a rule makes: the iterates, the factors. Kernels of others make none."""
 
 
 class Bytes(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from refopt.planner.setups import Setup
 
-METHOD = {"full": 0, "lora": 20, "qlora": 22}
+METHOD = {"full": 0, "lora": 10, "qlora": 12}
 WEIGHTS = {"f32": 0, "bf16_rem16": 0, "bf16_ecc": 1, "bf16_sr": 2, "bf16": 7}
 STATES = {"f32": 0, "dynamic8": 1, "fp8": 3, "q4": 4}
 RULE = {"adamw": 0, "lion": 3, "ademamix": 3, "adafactor": 5, "came": 5}
@@ -33,9 +33,9 @@ CHANGES = {
     "ademamix": "beta3 = 0.9999 and alpha = 8 with their warm-ups (t_beta3, t_alpha: the length of the run)",
     "adafactor": "lr=None follows the schedule of its paper; with an lr of your own set relative_step=False, "
     "scale_parameter=False and start from 1e-3; no first moment unless beta1 is given",
-    "came": "lr about half of AdamW's; betas (0.9, 0.999, 0.9999)",
+    "came": "lr: half to nine tenths of AdamW's; betas (0.9, 0.999, 0.9999)",
     "lora": "lr: ten times that of full fine-tuning, 2e-4 for 7B to 13B; no weight_decay; every linear layer",
-    "qlora": "lr 2e-4 for 7B to 13B, 1e-4 above; no weight_decay; max_grad_norm 0.3 (Dettmers et al., arXiv 2305.14314)",
+    "qlora": "lr 2e-4 for 7B to 13B, 1e-4 above; no weight_decay; max_grad_norm 0.3, as in its paper",
     "release": "no clipping by the joint norm and no GradScaler; gradients over several passes inside "
     "`with stepper.accumulate():`",
     "host": "a step waits for the host: raise the batch, not the number of steps",

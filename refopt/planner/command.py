@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from refopt.planner.speed import HOST
 from refopt.planner.table import SLACK, Plan, Row, gigabytes, plan
 
 PARTS = ("weights", "frozen", "gradients", "master", "states", "scratch", "activations")
-HEAD = ("method", "weights", "class", "grads", *PARTS, "peak", "host", "fits", "ms")
+HEAD = ("row", "method", "weights", "class", "grads", *PARTS, "peak", "host", "fits", "ms")
 SHOWN = 16
 """Rows unless all are asked for."""
+WIDE, LEFT = 120, 5
+"""Columns of text, and how many of the table are words."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--rank", type=int, default=16, help="of adapters [16]")
     out.add_argument("--method", default="any", choices=("any", *METHODS))
     out.add_argument("--host-bandwidth", type=float, default=HOST / GIGA, help="GB/s of the host's memory [100]")
+    out.add_argument("--row", type=int, help="one row of the table: its class, what changes, lines to copy")
     out.add_argument("--all", action="store_true", help="every row, also those that do not fit")
     out.add_argument("--json", action="store_true", help="everything, as JSON")
     out.add_argument("--plot", metavar="FILE", help="draw the rows as stacked bars, .png or .svg (matplotlib)")
@@ -59,6 +63,8 @@ def main(argv: list[str]) -> int:
             host_bandwidth=args.host_bandwidth * GIGA,
         )
         rows = shown(found, args.all)
+        if args.row is not None and not 1 <= args.row <= len(found.rows):
+            raise ValueError(f"--row must be 1 to {len(found.rows)}, got {args.row}")
         if args.plot:
             from refopt.planner.picture import save
 
@@ -69,7 +75,12 @@ def main(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"refopt plan needs {error.name}, which is not installed: pip install matplotlib", file=sys.stderr)
         return 2
-    print(json.dumps(as_json(found), indent=1) if args.json else "\n".join(text(found, rows)))
+    if args.json:
+        print(json.dumps(as_json(found), indent=1))
+    elif args.row is not None:
+        print("\n".join([*heading(found), *described(found.rows[args.row - 1])]))
+    else:
+        print("\n".join(text(found, rows)))
     return 0 if found.best else 1
 
 
@@ -94,24 +105,21 @@ def shown(found: Plan, every: bool) -> list[Row]:
     return first + further if first else sorted(found.rows, key=lambda row: row.peak)[:3]
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(number: int, row: Row) -> tuple[str, ...]:
     """One line of the table, decimal GB."""
     s, parts = row.setup, [gigabytes(getattr(row.parts, part)) if getattr(row.parts, part) else "-" for part in PARTS]
     host = gigabytes(row.parts.host) if row.parts.host else "-"
     label = f"{s.cls} (host)" if s.place == "host" else s.cls
-    weights = s.weights if s.method == "full" else {"lora": "bf16", "qlora": "nf4"}[s.method]
     ends = (gigabytes(row.peak), host, "yes" if row.fits else "no", f"{row.ms:.1f}")
-    return s.method, weights, label, "freed" if s.release else "kept", *parts, *ends
+    return str(number), s.method, s.stored, label, "freed" if s.release else "kept", *parts, *ends
 
 
-def table(rows: list[Row]) -> list[str]:
+def table(found: Plan, rows: list[Row]) -> list[str]:
     """Columns as wide as what is in them; numbers to the right."""
-    lines = [HEAD, *map(cells, rows)]
+    lines = [HEAD, *(cells(found.rows.index(row) + 1, row) for row in rows)]
     wide = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
-    left = 4
     return [
-        "  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(line, wide, strict=True))).rstrip()
-        for line in lines
+        "  ".join(c.ljust(w) if k < LEFT else c.rjust(w) for k, (c, w) in enumerate(zip(line, wide))) for line in lines
     ]
 
 
@@ -120,6 +128,7 @@ def heading(found: Plan) -> list[str]:
     run, c = found.run, found.run.card
     name = run.model.name if isinstance(run.model, models.Model) else "shapes"
     tokens = f"batch {run.batch} x {run.sequence} tokens, checkpoints {'on' if run.checkpoint else 'off'}"
+    tokens = tokens if run.known else "no tokens: its blocks are not known"
     many = f", {run.gpus} devices, ZeRO {run.stage}" if run.gpus > 1 else ""
     speeds = f"{c.bandwidth / 1e9:,.0f} GB/s, link {c.link / 1e9:,.0f} GB/s each way"
     like = f", as an {c.like}" if c.like else ""
@@ -132,11 +141,11 @@ def heading(found: Plan) -> list[str]:
 
 def text(found: Plan, rows: list[Row]) -> list[str]:
     """The whole answer."""
-    out = [*heading(found), *table(rows), ""]
+    out = [*heading(found), *table(found, rows), ""]
     out.append("GB (1e9 bytes) of one device: each part at its largest, which is not at one time; peak: the largest")
     out.append(f"moment. It fits if peak x {SLACK} does. ms: one step of the optimizer, predicted.")
     left = len(found.rows) - len(rows)
-    out += [f"{left} rows are not shown: --all"] if left else []
+    out.append(f"{f'{left} rows are not shown: --all. ' if left else ''}Class, changes and lines of any row: --row N.")
     return [*out, "", *recommended(found)]
 
 
@@ -147,16 +156,22 @@ def recommended(found: Plan) -> list[str]:
         least = min(found.rows, key=lambda row: row.peak)
         says = f"Nothing fits. Closest: {least.setup.label}, peak {gigabytes(least.peak)} GB (at: {least.moment})."
         return [says, "Try a smaller --batch or --sequence, --checkpoint, --method qlora, or --gpus N --zero 3."]
-    out = [f"Take {best.setup.label}: peak {gigabytes(best.peak)} GB (at: {best.moment}), {best.ms:.1f} ms a step."]
-    gives = advice.given_up(best.setup)
-    out.append(f"Of what fits it gives up least: {'; '.join(gives) if gives else 'nothing'}.")
-    out += [f"Coming from AdamW: {line}" for line in advice.changes(best.setup)]
-    out += [f"  docs: {best.page}", "", *best.snippet.splitlines(), ""]
+    out = ["Of what fits, this gives up least:", *described(best)]
     for method in METHODS:
         other = found.best_of(method)
         if other is not None and other is not best:
             out.append(f"Or {other.setup.label}: peak {gigabytes(other.peak)} GB; --method {method}")
     return out
+
+
+def described(row: Row) -> list[str]:
+    """One row: its peak, what is given up, what changes, where its class is documented, the lines to copy."""
+    fits = "" if row.fits else ", which does not fit"
+    out = [f"{row.setup.label}: peak {gigabytes(row.peak)} GB{fits} (at: {row.moment}), {row.ms:.1f} ms a step."]
+    why = [f"Given up: {'; '.join(advice.given_up(row.setup)) or 'nothing'}."]
+    why += [f"Coming from AdamW: {line}." for line in advice.changes(row.setup)]
+    out += [line for long in why for line in textwrap.wrap(long, WIDE, subsequent_indent="  ")]
+    return [*out, f"Its page: {row.page}", "", *row.snippet.splitlines(), ""]
 
 
 def as_json(found: Plan) -> dict[str, Any]:
@@ -169,4 +184,3 @@ def as_json(found: Plan) -> dict[str, Any]:
     advised = best and best.json() | {"given_up": advice.given_up(best.setup), "changes": advice.changes(best.setup)}
     device = run.card._asdict() | {"usable": run.card.usable}
     return {"run": about, "gpu": device, "best": advised, "rows": [row.json() for row in found.rows]}
-

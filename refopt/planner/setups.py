@@ -1,8 +1,9 @@
 """What can be trained with what: every combination of method, weights, class and gradients that makes sense.
 
 Classes are those of `refopt_cuda.optim`. Left out are rules that need groups of their own (Muon, GaLore, APOLLO,
-Adam-mini, SM3), formats of weights that another beats (`bf16_kahan` takes the bytes of `bf16_rem16` and is not exact),
-and adapters in a place: their states are small.
+Adam-mini, SM3), formats of weights that another beats (`bf16_kahan` takes the bytes of `bf16_rem16` and is not exact;
+plain `bf16` those of `bf16_sr` and loses small steps: it stands for comparison, and where a class takes no other), and
+adapters in a place: their states are small.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ WHOLE = ("Adafactor", "CAME")
 """Classes that see whole tensors: plain weights, states beside them."""
 PAGED = ("AdamW", "AdamW8bit", "AdamW4bit", "Lion", "Lion8bit")
 HOSTED = ("AdamW", "Lion")
-WEIGHTS = ("f32", "bf16_rem16", "bf16_ecc", "bf16_sr", "bf16")
+WEIGHTS = ("f32", "bf16_rem16", "bf16_ecc", "bf16_sr")
+PLAIN = ("AdamW", "AdamW8bit", *WHOLE)
+"""Classes that are shown with plain bfloat16 weights."""
 METHODS = ("full", "lora", "qlora")
 ADAPTERS = ("AdamW", "AdamW8bit", "Lion", "Lion8bit")
 
@@ -59,6 +62,11 @@ class Setup:
         return CLASSES[self.name][1] or "f32"
 
     @property
+    def stored(self) -> str:
+        """What most weights are kept in."""
+        return "nf4" if self.method == "qlora" else self.weights
+
+    @property
     def visible(self) -> int:
         """Bytes of a weight and of its gradient."""
         return 4 if self.weights == "f32" else 2
@@ -66,7 +74,7 @@ class Setup:
     @property
     def label(self) -> str:
         """All of it in a few words."""
-        words = [self.method, self.weights, self.cls, "on the host" if self.place == "host" else ""]
+        words = [self.method, self.stored, self.cls, "on the host" if self.place == "host" else ""]
         return " ".join(filter(None, [*words, "in backward" if self.release else ""]))
 
     def optimizer(self) -> Optimizer:
@@ -88,11 +96,12 @@ def setups(method: str = "any", ranks: int = 1, stage: int = 0) -> Iterator[Setu
 
 
 def _full(sharded: bool) -> Iterator[Setup]:
+    yield from (Setup("full", "f32", name) for name in WHOLE)
+    yield from (Setup("full", "bf16", name) for name in PLAIN)
     for weights in WEIGHTS:
-        for name in CLASSES:
-            if name not in WHOLE or weights in ("f32", "bf16"):
-                yield Setup("full", weights, name)
-            if name not in WHOLE and not sharded:
+        for name in (n for n in CLASSES if n not in WHOLE):
+            yield Setup("full", weights, name)
+            if not sharded:
                 yield Setup("full", weights, name, release=True)
         if not sharded:
             yield from (Setup("full", weights, name, "paged") for name in PAGED)

@@ -26,7 +26,8 @@ def snippet(s: Setup, rank: int = 16, checkpoint: bool = True, stage: int = 0) -
         arguments += ', place="host"'
     if s.release:
         made = f"lambda ps: rc.optim.{s.cls}(ps, {arguments})"
-        return "\n".join([*lines, f"stepper = rc.optim.in_backward(model, {made})", "model(**batch).loss.backward()"])
+        stepper = ["stepper = rc.optim.in_backward(", "    model,", f"    {made},", ")"]
+        return "\n".join([*lines, *stepper, "model(**batch).loss.backward()"])
     trained = "model.parameters()" if s.method == "full" else "(p for p in model.parameters() if p.requires_grad)"
     lines.append(f"opt = rc.optim.{s.cls}({trained}, {arguments})")
     return "\n".join([*lines, "model(**batch).loss.backward()", "opt.step()", "opt.zero_grad()"])
@@ -39,9 +40,9 @@ def _model(s: Setup, rank: int, stage: int) -> list[str]:
         return ["import refopt_cuda.nn as rnn", prepared, f"model = rnn.adapt(model, r={rank}, alpha={rank})"]
     cast = [f"model = model.to(torch.{'float32' if s.weights == 'f32' else 'bfloat16'})"]
     if s.method == "lora":
-        config = f"rnn.peft.config(r={rank}, lora_alpha={rank})"
-        cast.append(f"model = get_peft_model(model, {config}, autocast_adapter_dtype=False)")
-        return ["import refopt_cuda.nn as rnn", "from peft import get_peft_model", *cast]
+        chosen = f"config(r={rank}, lora_alpha={rank})"
+        cast.append(f"model = get_peft_model(model, {chosen}, autocast_adapter_dtype=False)")
+        return ["from peft import get_peft_model", "from refopt_cuda.nn.peft import config", *cast]
     if stage == 3:
         shard = "from torch.distributed.fsdp import fully_shard"
         return [shard, *cast, "for block in model.model.layers:", "    fully_shard(block)", "fully_shard(model)"]

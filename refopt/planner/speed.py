@@ -10,8 +10,8 @@ from refopt.planner.cards import Card
 from refopt.planner.setups import Setup
 
 ELEMENT, WHOLE, LINK = 0.82, 0.73, 0.74
-"""Shares of the data sheet's memory bandwidth that steps of elements and of whole tensors reach, and of the link's, each
-way at once, that pages reach."""
+"""Shares of the data sheet's memory bandwidth that steps of elements and of whole tensors reach; of the link's, both
+ways at once, that pages reach."""
 HOST = 100 * 10**9
 """Bytes a second of the host's memory, assumed: 16 cores on two channels reach about this."""
 READS = {"adafactor": (2, 3, 2), "came": (1, 4, 2)}
@@ -19,8 +19,8 @@ READS = {"adafactor": (2, 3, 2), "came": (1, 4, 2)}
 
 
 def seconds(setup: Setup, card: Card, size: int, states: int, host: float = HOST) -> float:
-    """Of one step over `size` weights with `states` bytes of states, wherever these are; the slowest of memory, link and
-    host, which work at the same time."""
+    """Of one step over `size` weights with `states` bytes of states, wherever these are: the slowest of memory, link
+    and host, which work at the same time."""
     p = g = setup.visible * size
     reads = READS.get(setup.rule, (1, 1, 1))
     moved = p * (reads[0] + 1) + g * reads[1] + states * (reads[2] + 1)

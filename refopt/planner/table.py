@@ -73,7 +73,13 @@ class Row:
 
     def json(self) -> dict[str, Any]:
         s = self.setup
-        named = {"method": s.method, "weights": s.weights, "rule": s.rule, "codec": s.codec, "place": s.place}
+        named: dict[str, Any] = {
+            "method": s.method,
+            "weights": s.weights,
+            "rule": s.rule,
+            "codec": s.codec,
+            "place": s.place,
+        }
         named |= {"class": f"refopt_cuda.optim.{s.cls}", "page": self.page, "release": s.release}
         sizes = {"bytes": self.parts._asdict(), "peak": self.peak, "moment": self.moment, "need": self.need}
         return named | sizes | {"fits": self.fits, "optimizer_ms": self.ms, "snippet": self.snippet}
@@ -159,8 +165,8 @@ def shaped(model: Any) -> Model | tuple[Shape, ...]:
     if hasattr(model, "parameters"):
         config = getattr(model, "config", None)
         try:
-            return from_config(config.to_dict()) if hasattr(config, "to_dict") else shaped_by(model.parameters())
-        except ValueError:
+            return from_config(config.to_dict()) if config is not None else shaped_by(model.parameters())
+        except (ValueError, AttributeError):
             return shaped_by(model.parameters())
     if isinstance(model, Sequence) and not isinstance(model, str):
         return tuple(tuple(map(int, shape)) for shape in model)
@@ -178,7 +184,7 @@ def row(run: Run, s: Setup) -> Row:
     shapes = memory.adapters(run.model, run.rank) if s.method != "full" else run.shapes  # type: ignore[arg-type]
     share = run.gpus if run.stage and s.method == "full" else 1
     size, kept = sum(map(math.prod, shapes)), memory.states(opt, shapes)
-    moments = {name: _placed(need, s) for name, need in _moments(run, s, opt).items()}
+    moments = moments_of(run, s)
     largest = max(moments, key=lambda name: moments[name].total)
     peak = moments[largest].total
     parts = Bytes(*(max(getattr(m, part) for m in moments.values()) for part in Bytes._fields))
@@ -190,6 +196,11 @@ def row(run: Run, s: Setup) -> Row:
     need = math.ceil(SLACK * peak)
     code = snippet(s, run.rank, run.checkpoint and run.known, run.stage)
     return Row(s, parts, peak, largest, need, need <= run.card.usable, ms, code)
+
+
+def moments_of(run: Run, s: Setup) -> dict[str, Bytes]:
+    """The moments of a step of one set-up, states in their place."""
+    return {name: _placed(need, s) for name, need in _moments(run, s, s.optimizer()).items()}
 
 
 def _placed(need: Bytes, s: Setup) -> Bytes:

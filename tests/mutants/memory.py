@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.load import Mutant
 
-MEMORY, MOMENTS, MODELS = "memory/parts.py", "memory/moments.py", "models.py"
+MEMORY, MOMENTS, MODELS = "memory/parts.py", "memory/timeline.py", "models.py"
 LAWS = "memory.test_memory:test_"
 EVERY, STEP = LAWS + "every_rule_with_every_codec_is_predicted", LAWS + "a_whole_step_takes_the_known_bytes_a_weight"
 QLORA, PUBLISHED = LAWS + "qlora_fits_where_its_paper_says", LAWS + "a_model_has_the_weights_that_were_published"

@@ -1,0 +1,70 @@
+"""Every snippet of `refopt plan` builds its optimizer on a toy model; those of each kind also take a step."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+
+from refopt.planner import Setup
+from refopt.planner.setups import setups
+from refopt.planner.snippet import snippet
+
+torch = pytest.importorskip("torch", reason="snippets are for torch")
+pytest.importorskip("peft", reason="adapters beside plain weights are peft's")
+
+BACKWARD = "model(**batch).loss.backward()"
+STEPPED = (
+    Setup("full", "f32", "AdamW"),
+    Setup("full", "f32", "AdamW", "paged"),
+    Setup("full", "f32", "AdamW", release=True),
+    Setup("lora", "bf16", "AdamW"),
+    Setup("qlora", "bf16", "AdamW"),
+)
+"""Few kernels: what each class computes is tested elsewhere."""
+
+
+@cache
+def toy() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=128, use_cache=False))
+
+
+def run(s: Setup, step: bool) -> dict[str, Any]:
+    """What a snippet leaves behind."""
+    ids = torch.arange(8)[None]
+    known = {"model": copy.deepcopy(toy()), "batch": {"input_ids": ids, "labels": ids}}
+    code = snippet(s, rank=4)
+    assert BACKWARD in code
+    exec(code if step else code.partition(BACKWARD)[0], known)
+    return known
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_snippet_builds_the_optimizer_that_it_names() -> None:
+    for s in (s for s in setups() if s.method != "qlora"):
+        known = run(s, step=False)
+        made = known["stepper"].optimizers[0] if s.release else known["opt"]
+        assert type(made).__name__ == s.cls
+        dtypes = {p.dtype for p in known["model"].parameters()}
+        assert dtypes == {torch.float32 if s.weights == "f32" else torch.bfloat16}, s.label
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("s", STEPPED, ids=lambda s: s.label.replace(" ", "-"))
+def test_a_snippet_takes_a_step(s: Setup) -> None:
+    known = run(s, step=True)
+    opts = known["stepper"].optimizers if s.release else [known["opt"]]
+    states = [entry for opt in opts for entry in opt.state.values()]
+    assert states and len(states) == sum(p.requires_grad for p in known["model"].parameters())
+    assert all(p.grad is None for p in known["model"].parameters())
+
+
+def test_the_snippet_of_shards_calls_fully_shard_first() -> None:
+    code = snippet(Setup("full", "bf16_sr", "AdamW8bit"), stage=3)
+    compile(code, "snippet", "exec")
+    assert code.index("fully_shard(model)") < code.index("rc.optim.AdamW8bit")

@@ -1,0 +1,71 @@
+"""Predicted milliseconds beside every measured row of one H100, and measured peaks beside predicted ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refopt import memory, models
+from refopt.planner import Run, Setup, card
+from refopt.planner.speed import seconds
+from refopt.planner.table import row
+
+BENCH = Path(__file__).parents[2] / "docs/bench"
+ONE = models.named("llama-3.2-1b")
+FULL = {
+    name: Setup("full", "bf16", name)
+    for name in ("AdamW", "AdamW8bit", "AdamWFp8", "AdamW4bit", "Lion8bit", "AdEMAMix8bit", "Adafactor", "CAME")
+}
+FULL |= {f"Paged{n}": Setup("full", "bf16", n, "paged") for n in ("AdamW", "AdamW8bit", "AdamW4bit", "Lion8bit")}
+FULL["AdamW8bit + bf16_rem16"] = Setup("full", "bf16_rem16", "AdamW8bit")
+
+
+def measured() -> dict[str, float]:
+    """The newest milliseconds of each subject over Llama-3.2-1B's tensors on an H100."""
+    out = {}
+    with (BENCH / "results.csv").open(encoding="utf-8", newline="") as file:
+        for r in csv.DictReader(file):
+            mine = r["bench"] in ("gpu_optim", "gpu_paged") and r["device"] == "NVIDIA H100 80GB HBM3"
+            if mine and (r["work"], r["metric"]) == ("llama1b", "ms"):
+                out[r["subject"]] = float(r["value"])
+    return out
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_step_takes_what_was_predicted_within_a_tenth(name: str) -> None:
+    setup = FULL[name]
+    said = 1e3 * seconds(setup, card("h100"), ONE.size, memory.states(setup.optimizer(), ONE.shapes))
+    assert said == pytest.approx(measured()[name], rel=0.1)
+
+
+def peaks() -> list[dict[str, Any]]:
+    """What `tests/bench/gpu_peaks.py` has measured."""
+    path = BENCH / "peaks.json"
+    return json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+
+
+@pytest.mark.skipif(not peaks(), reason="docs/bench/peaks.json: no GPU has run tests/bench/gpu_peaks.py yet")
+def test_the_peak_of_every_measured_training_was_predicted_within_three_percent() -> None:
+    from tests.bench.gpu_peaks import Case
+
+    wrong = []
+    for found in peaks():
+        case = Case(**found["case"])
+        ratio = found["measured"]["peak"] / case.said.peak
+        if not 0.97 < ratio < 1.03:
+            wrong.append(f"{case.label}: {ratio:.3f}")
+    assert not wrong, "; ".join(wrong)
+    assert len(peaks()) >= 12
+
+
+def test_the_recorded_peak_of_qlora_was_predicted_within_three_percent() -> None:
+    """`tests/bench/gpu_nf4.py` has measured QLoRA of 7B on one sequence of 512 tokens."""
+    with (BENCH / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["work"], r["metric"]) == ("qlora7b", "peak_bytes")]
+    run = Run(models.named("llama-2-7b"), card("h100"), 1, 512, True, 64)
+    said = row(run, Setup("qlora", "bf16", "AdamW")).peak
+    assert float(rows[-1]["value"]) / said == pytest.approx(1, abs=0.03)
