@@ -75,7 +75,7 @@ class Row:
         s = self.setup
         named: dict[str, Any] = {
             "method": s.method,
-            "weights": s.weights,
+            "weights": s.stored,
             "rule": s.rule,
             "codec": s.codec,
             "place": s.place,
