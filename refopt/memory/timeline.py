@@ -20,7 +20,7 @@ block, in bytes, for elements of e bytes (h hidden, w all heads, k all key heads
     attention    e (2 w + 2 k)  q, k, v, output          4 a  logarithms of sums
     MLP          4 e f  gate, silu(gate), up, product    e r a matrix with an adapter of rank r
 
-GPT-2's blocks are counted as `parts` does, with room for a gradient of what is inside the MLP.
+Qwen 3 norms queries and keys besides: 4 (w + k), e (w + k). GPT-2's blocks are counted as `parts` does, with room for a gradient of what is inside the MLP.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def _block(model: Model, each: int, lora: int) -> int:
     h = model.hidden
     wide = next((shape[0] for name, shape in model.tensors if name.endswith(".q")), h)
     norm = 4 * h + 4 + each * h * (1 if lora else 2)
+    if any(name.endswith(".q_norm") for name, _ in model.tensors):  # Qwen 3 norms each head, before its rotation
+        norm += ((4 + (0 if lora else each)) * (wide + model.kv) + 4 * 2 * model.heads) // 2
     adapted = each * lora * len(model.linears()) // max(1, model.layers)
     return 2 * norm + each * (2 * wide + 2 * model.kv + 4 * model.ffn) + 4 * model.heads + adapted
 
@@ -110,7 +112,7 @@ def _weights(model: Model) -> int:
 
 def tied(model: Model) -> bool:
     """Whether the head is the embedding's table."""
-    return model.tensors[-1][0] != "lm_head"
+    return all(name != "lm_head" for name, _ in model.tensors)
 
 
 def moments(

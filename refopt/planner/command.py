@@ -84,15 +84,11 @@ def main(argv: list[str]) -> int:
     return 0 if found.best else 1
 
 
-def model(args: argparse.Namespace) -> models.Model:
-    """The model that was asked for."""
+def model(args: argparse.Namespace) -> models.Model | str:
+    """The model that was asked for, or what it is called."""
     if args.params is not None:
         return models.sized(args.params)
-    if args.model in models.MODELS:
-        return models.named(args.model)
-    if Path(args.model).exists():
-        return models.from_config(args.model)
-    return models.named(args.model)
+    return str(args.model)
 
 
 def shown(found: Plan, every: bool) -> list[Row]:

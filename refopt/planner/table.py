@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refopt import memory
 from refopt.memory import Bytes
-from refopt.models import Model, Shape, from_config
+from refopt.models import MODELS, Model, Shape, from_config, named
 from refopt.planner import advice
 from refopt.planner.cards import GIGA, Card, card
 from refopt.planner.setups import METHODS, Setup, setups
@@ -121,8 +122,8 @@ def plan(
 ) -> Plan:
     """Every sensible set-up of `model` on `gpu`, in bytes of one device and milliseconds of a step.
 
-    - model: a `refopt.models.Model`, a path or dict of a transformers configuration, a torch module (its `config` is
-      taken where there is one that is known, else the shapes of its parameters), or shapes
+    - model: a `refopt.models.Model`, its name there, a path or dict of a transformers configuration, a torch module (its
+      `config` where that is known, else the shapes of its parameters), or shapes
     - gpu: a name in `refopt.planner.CARDS`, a size such as "24GB" or "24GiB", or a `Card`
     - batch, sequence: sequences of a step on one device, and tokens of each; checkpoint: activations are computed twice
     - rank: of adapters, on every matrix inside the blocks
@@ -170,6 +171,8 @@ def shaped(model: Any) -> Model | tuple[Shape, ...]:
             return shaped_by(model.parameters())
     if isinstance(model, Sequence) and not isinstance(model, str):
         return tuple(tuple(map(int, shape)) for shape in model)
+    if isinstance(model, str) and (model in MODELS or not Path(model).exists()):
+        return named(model)
     return from_config(model)
 
 

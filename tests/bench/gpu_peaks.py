@@ -201,6 +201,7 @@ def measured(case: Case) -> dict[str, int]:
     tidy(DEVICE)
     held(peak=True)
     made = built(case)
+    tidy(DEVICE)
     out = {"built": held()}
     opt = optimizer(case, made)
     ids = torch.randint(0, SIZES[case.size].vocab, (case.batch, case.sequence), device=DEVICE)

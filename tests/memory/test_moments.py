@@ -40,6 +40,23 @@ def test_transformers_still_goes_through_the_step_that_was_traced(k: int) -> Non
     assert traced(step) == pytest.approx(most, rel=WITHIN)
 
 
+QWEN = {
+    "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 4, "head_dim": 128,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 1000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setup", "most"), [({}, 2895333480), ({"lora": 16}, 2464383080), ({"checkpoint": True}, 923319840)]
+)
+def test_heads_that_are_normed_are_counted(ref: ModuleType, setup: dict[str, Any], most: int) -> None:
+    """Traced of transformers' Qwen 3 on four sequences of 2048 tokens."""
+    model, opt = ref.models.from_config(QWEN), ref.Optimizer("sgd", {"p": "bf16"})
+    found = ref.memory.moments(model, opt, batch=4, sequence=2048, blas=0, **setup).values()
+    assert max(n.activations + n.gradients for n in found) == pytest.approx(most, rel=WITHIN)
+    assert not ref.memory.timeline.tied(model)
+
+
 QLORA = {"lora": 64, "base": "double", "batch": 1, "sequence": 512, "checkpoint": True}
 
 

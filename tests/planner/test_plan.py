@@ -95,6 +95,7 @@ def test_shapes_a_module_and_a_configuration_are_models() -> None:
     config = {"model_type": "gpt2"}
     module.config = SimpleNamespace(to_dict=lambda: config)
     assert plan(module, "24GiB").run.size == plan(config, "24GiB").run.size == models.named("gpt2").size
+    assert plan("gpt2", "24GiB").run.model == models.named("gpt2")
     module.config = SimpleNamespace(to_dict=lambda: {"model_type": "mamba"})
     assert plan(module, "24GiB").run.model == tuple(shapes)
 
