@@ -20,7 +20,8 @@ block, in bytes, for elements of e bytes (h hidden, w all heads, k all key heads
     attention    e (2 w + 2 k)  q, k, v, output          4 a  logarithms of sums
     MLP          4 e f  gate, silu(gate), up, product    e r a matrix with an adapter of rank r
 
-Qwen 3 norms queries and keys besides: 4 (w + k), e (w + k). GPT-2's blocks are counted as `parts` does, with room for a gradient of what is inside the MLP.
+Qwen 3 norms queries and keys besides: 4 (w + k), e (w + k). GPT-2's blocks are counted as `parts` does, with
+room for a gradient of what is inside the MLP.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ def plan(
 ) -> Plan:
     """Every sensible set-up of `model` on `gpu`, in bytes of one device and milliseconds of a step.
 
-    - model: a `refopt.models.Model`, its name there, a path or dict of a transformers configuration, a torch module (its
-      `config` where that is known, else the shapes of its parameters), or shapes
+    - model: a `refopt.models.Model`, its name there, a path or dict of a transformers configuration, a torch module
+      (its `config` where that is known, else the shapes of its parameters), or shapes
     - gpu: a name in `refopt.planner.CARDS`, a size such as "24GB" or "24GiB", or a `Card`
     - batch, sequence: sequences of a step on one device, and tokens of each; checkpoint: activations are computed twice
     - rank: of adapters, on every matrix inside the blocks
