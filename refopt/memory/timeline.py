@@ -117,17 +117,29 @@ def tied(model: Model) -> bool:
 
 
 def moments(
-    model: Model, opt: Optimizer, *, batch: int, sequence: int, blas: int = BLAS, **setup: Any
+    model: Model,
+    opt: Optimizer,
+    *,
+    batch: int,
+    sequence: int,
+    blas: int = BLAS,
+    activation_bytes: int | None = None,
+    **setup: Any,
 ) -> dict[str, Bytes]:
     """What one device holds at each moment. Arguments and errors as of `train`.
 
     - blas: bytes of cuBLAS's workspaces, which count as scratch
+    - activation_bytes: of one element, 2 or 4; as the visible weights by default (adapters of float32 may train beside
+      bfloat16 activations)
     """
+    if activation_bytes not in (None, 2, 4):
+        raise ValueError(f"memory.moments: activation_bytes must be 2 or 4, got {activation_bytes!r}")
     if not isinstance(model, Model):
         raise TypeError("memory.peak: a Model is needed, which says what its blocks are; got shapes")
     whole = train(model, opt, batch=batch, sequence=sequence, **setup)
     lora, each = setup.get("lora", 0), opt._visible_bytes(1)
-    t, g = held(model, each, batch, sequence, setup), ends(model, lora)
+    wide = activation_bytes or each
+    t, g = held(model, wide, batch, sequence, setup), ends(model, lora)
     temporaries = scratch(opt, adapters(model, lora) if lora else model.shapes)
     always = whole._replace(gradients=0, activations=0, scratch=whole.scratch - temporaries + blas)
     passing = always._replace(scratch=always.scratch + _gathered(model, each, setup))
@@ -135,11 +147,11 @@ def moments(
     above = t.kept - live
     found = {
         "loss": (above + t.tail + LOGITS * t.logits, 0),
-        "head": (above + t.tail + t.passed + each * t.logits, g.head),
+        "head": (above + t.tail + t.passed + wide * t.logits, g.head),
         "norm": (above + t.norm, g.head),
         "last": (t.kept + t.beside, g.head),
         "first": (t.block + t.passed + t.beside, g.size - g.table - g.first),
-        "input": (t.norm + t.passed * (2 if live and each == 2 else 1), g.size - g.table),
+        "input": (t.norm + t.passed * (2 if live and wide == 2 else 1), g.size - g.table),
         "embedding": (t.passed + _summed(model, each, batch * sequence), g.size),
     }
     for name in ("input", "embedding") if lora else ():  # nothing before the first adapter goes backward

@@ -85,6 +85,18 @@ def test_a_peak_grows_with_everything(ref: ModuleType, rule: str, checkpoint: bo
         ref.memory.peak([(4, 4)], opt, batch=1, sequence=1)
 
 
+def test_float32_adapters_may_train_beside_bfloat16_activations(ref: ModuleType) -> None:
+    model, setup = ref.models.named("llama-2-7b"), QLORA | {"blas": 0}
+    thin, wide = (ref.Optimizer("sgd", {"p": p}) for p in ("bf16", "f32"))
+    kept = [
+        max(m.activations for m in ref.memory.moments(model, o, **setup, **w).values())
+        for o, w in ((thin, {}), (wide, {"activation_bytes": 2}), (wide, {}))
+    ]
+    assert kept[0] == kept[1] < kept[2]
+    with pytest.raises(ValueError, match="activation_bytes must be 2 or 4, got 3"):
+        ref.memory.moments(model, wide, activation_bytes=3, **setup)
+
+
 def test_shards_and_released_gradients_take_less_at_every_moment(ref: ModuleType) -> None:
     model, opt = ref.models.named("llama-2-7b"), ref.Optimizer("adamw", {"p": "bf16"})
     tokens = {"batch": 1, "sequence": 512, "checkpoint": True}

@@ -83,7 +83,9 @@ def predicted(plan: Plan, method: str, most: bool = False) -> memory.Bytes | Non
         setup |= {"lora": plan.rank, "base": double}
     if method == "lora":
         setup |= {"lora": plan.rank, "base": "bf16" if plan.dtype == torch.bfloat16 else "f32"}
-    return (memory.peak if most else memory.train)(model, opt, **setup)
+    if most:
+        return memory.peak(model, opt, activation_bytes=plan.dtype.itemsize, **setup)
+    return memory.train(model, opt, **setup)
 
 
 def forget(device: str) -> None:
