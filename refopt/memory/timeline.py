@@ -27,10 +27,12 @@ room for a gradient of what is inside the MLP.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from refopt.memory.parts import Bytes, adapters, scratch, train
-from refopt.models import Model
+from refopt.memory.parts import Bytes, adapters, scratch, state_of, train
+from refopt.models import Model, Shape
 from refopt.step import Optimizer
 
 BLAS = 2 * 2**25
@@ -42,6 +44,10 @@ LOGITS = 12
 """Bytes a logit where the loss goes backward: its logarithm, the gradient of that, and its own, in float32."""
 NORM = 24
 """Bytes an element of a norm's input where it goes backward: six tensors of float32."""
+
+
+LARGE, STEP, SPLIT = 10 * 2**20, 2 * 2**20, 2**20
+"""torch's allocator takes tensors from LARGE on by the STEP, and leaves them a rest of SPLIT or less."""
 
 
 class Held(NamedTuple):
@@ -128,7 +134,7 @@ def moments(
 ) -> dict[str, Bytes]:
     """What one device holds at each moment. Arguments and errors as of `train`.
 
-    - blas: bytes of cuBLAS's workspaces, which count as scratch
+    - blas: bytes of cuBLAS's workspaces, which count as scratch, as what the allocator leaves unused does
     - activation_bytes: of one element, 2 or 4; as the visible weights by default (adapters of float32 may train beside
       bfloat16 activations)
     """
@@ -141,7 +147,8 @@ def moments(
     wide = activation_bytes or each
     t, g = held(model, wide, batch, sequence, setup), ends(model, lora)
     temporaries = scratch(opt, adapters(model, lora) if lora else model.shapes)
-    always = whole._replace(gradients=0, activations=0, scratch=whole.scratch - temporaries + blas)
+    rests = 0 if lora or setup.get("ranks", 1) > 1 else rounded(opt, model.shapes, each)
+    always = whole._replace(gradients=0, activations=0, scratch=whole.scratch - temporaries + blas + rests)
     passing = always._replace(scratch=always.scratch + _gathered(model, each, setup))
     live = t.block if setup.get("checkpoint") else 0
     above = t.kept - live
@@ -161,6 +168,19 @@ def moments(
         for n, (a, count) in found.items()
     }
     return out | {"step": always._replace(gradients=whole.gradients, scratch=always.scratch + temporaries)}
+
+
+def rounded(opt: Optimizer, shapes: Sequence[Shape], each: int) -> int:
+    """What torch's allocator leaves unused beside weights of `each` bytes and states without scales on the device."""
+    out = 0
+    for shape, count in Counter(shapes).items():
+        size = math.prod(shape)
+        sizes = [each * size]
+        if opt.place.stem == "resident":
+            sizes += [kept for kept in state_of(opt, shape).values() if size and kept % size == 0]
+        rests = [-x % STEP for x in sizes if x >= LARGE]
+        out += count * sum(rest for rest in rests if rest <= SPLIT)
+    return out
 
 
 def _come(total: int, count: int, size: int, each: int, setup: Any) -> int:

@@ -218,6 +218,8 @@ def measured(case: Case) -> dict[str, int]:
         if not case.release:
             opt.zero_grad()
         del loss
+    if case.release:
+        opt.remove()  # hooks that weights keep keep the optimizer
     out["peak"] = max(out[phase] for phase in ("forward", "backward", "step"))
     if DEVICE == "cuda":
         out["reserved"] = torch.cuda.max_memory_reserved()
