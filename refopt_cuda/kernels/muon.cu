@@ -2,11 +2,12 @@
 // The text begins with arith.cuh, codecs/bf16.cuh, formats.cuh and muon.cuh; MATRICES, THREADS, NESTEROV, UNIT, and the
 // formats GRAD, BUFFER, WEIGHT and STACK are defined in front of it.
 //
-//   muon_momentum   B <- mu B + (1 - mu) g, and each part's sum of squares of Z
+//   muon_momentum   B <- mu B + (1 - mu) g, and each part's sum of squares of Z; g is what the gradient, times gs, rounds to
 //   muon_input      stack <- UNIT Z / max(norm, eps); Z is computed again, which is cheaper than to keep it in float32
 //   muon_apply      p <- p decay - step X
 //   muon_mirror     below the diagonal of square matrices what is above it; blockIdx.z the matrix, x and y a tile
 
+struct Live { float scalars[16]; uint64_t random, skip; };  // as rows.cu leaves it
 struct Args {
     const char* g[MATRICES];
     char* b[MATRICES];
@@ -15,13 +16,18 @@ struct Args {
     double* sums;  // `parts` of every matrix
     int64_t n;     // elements a matrix
     double eps;
-    uint32_t parts, spare;
+    const Live* live;  // 0: s
+    uint32_t parts;
     muon::Scalars s;
 };
 
 template <class N> HD float rounded(float x) { return x; }
 template <> HD float rounded<bfloat16>(float x) { return real((uint32_t)bf16::encode(x) << 16); }
 
+HD bool stepping(const Args& a, muon::Scalars& s) {  // the scalars; false where the step is skipped
+    s = a.live ? *(const muon::Scalars*)a.live->scalars : a.s;
+    return !a.live || !a.live->skip;
+}
 HD float input(float b, float g, const muon::Scalars& s) { return NESTEROV ? muon::ahead(b, g, s) : b; }
 HD char* row(const Args& a) { return a.stack + (int64_t)blockIdx.y * a.n * STACK::BYTES; }
 HD bool even(const void* at) { return !((uint64_t)at & 15); }
@@ -53,6 +59,7 @@ struct Momentum {
     double sum;
     HD bool aligned() const { return even(g) && even(b); }
     HD float step(float& b, float g) {
+        g = mul(g, s.gs);
         b = rounded<BUFFER>(muon::momentum(b, g, s));
         const double z = input(b, g, s);
         sum += z * z;
@@ -88,10 +95,10 @@ struct Input {
         float z[8], d[8];
         BUFFER::get(old, z), GRAD::get(raw, d);
 #pragma unroll
-        for (int e = 0; e < 8; e++) z[e] = mul(input(z[e], d[e], s), scale);
+        for (int e = 0; e < 8; e++) z[e] = mul(input(z[e], mul(d[e], s.gs), s), scale);
         STACK::put(x, i, z);
     }
-    HD void one(int64_t i) { STACK::one(x, i, mul(input(BUFFER::one(b, i), GRAD::one(g, i), s), scale)); }
+    HD void one(int64_t i) { STACK::one(x, i, mul(input(BUFFER::one(b, i), mul(GRAD::one(g, i), s.gs), s), scale)); }
 };
 
 struct Apply {
@@ -114,22 +121,28 @@ struct Apply {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) muon_momentum(const __grid_constant__ Args a) {
-    Momentum task = {a.g[blockIdx.y], a.b[blockIdx.y], a.s, 0.0};
+    muon::Scalars s;
+    if (!stepping(a, s)) return;
+    Momentum task = {a.g[blockIdx.y], a.b[blockIdx.y], s, 0.0};
     walk(a, task);
     const double sum = joined(task.sum);
     if (threadIdx.x == 0) a.sums[blockIdx.y * a.parts + blockIdx.x] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) muon_input(const __grid_constant__ Args a) {
+    muon::Scalars s;
+    if (!stepping(a, s)) return;
     double mine = 0.0;
     for (uint32_t k = threadIdx.x; k < a.parts; k += THREADS) mine += a.sums[blockIdx.y * a.parts + k];
     const double norm = sqrt(joined(mine)), least = norm < a.eps ? a.eps : norm;  // NaN stays
-    Input task = {a.g[blockIdx.y], a.b[blockIdx.y], row(a), a.s, (float)((double)UNIT / least)};
+    Input task = {a.g[blockIdx.y], a.b[blockIdx.y], row(a), s, (float)((double)UNIT / least)};
     walk(a, task);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) muon_apply(const __grid_constant__ Args a) {
-    Apply task = {a.p[blockIdx.y], row(a), a.s};
+    muon::Scalars s;
+    if (!stepping(a, s)) return;
+    Apply task = {a.p[blockIdx.y], row(a), s};
     walk(a, task);
 }
 

@@ -21,8 +21,9 @@ ARGS = np.dtype(
         *((name, "u8") for name in ("stack", "sums")),
         ("n", "i8"),
         ("eps", "f8"),
-        *((name, "u4") for name in ("parts", "spare")),
-        ("s", "f4", (4,)),
+        ("live", "u8"),
+        ("parts", "u4"),
+        ("s", "f4", (5,)),
     ]
 )
 
@@ -88,7 +89,8 @@ def parts(n: int) -> int:
 class Passes:
     """The three passes over up to `MATRICES` matrices of n elements each; enqueued on a stream, nothing is waited for.
 
-    scalars   float32: mu, 1 - mu, decay, step
+    scalars   float32: mu, 1 - mu, decay, step, gs, what gradients are multiplied by; or the device address of a row
+              that `rows_cuda` makes for MUON
     stack     device address of one matrix after the other, n elements each
     sums      device address of `parts(n)` float64 a matrix
     """
@@ -109,7 +111,8 @@ class Passes:
         for name, addresses in zip(Matrix._fields, zip(*matrices, strict=True), strict=True):
             self.args[name][0, : len(matrices)] = addresses
         self.args["n"], self.args["eps"], self.args["sums"] = n, eps, sums
-        self.args["parts"], self.args["s"][0] = parts(n), scalars
+        self.args["parts"] = parts(n)
+        self.args["live" if isinstance(scalars, int) else "s"][0] = scalars
 
     def run(self, name: str, stack: int, stream: int) -> None:
         """Enqueue "momentum", "input" or "apply" on the current device."""

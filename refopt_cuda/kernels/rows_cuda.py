@@ -6,24 +6,52 @@ know travels as arguments, and a CUDA graph that captures the launch repeats the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from refopt.rules import RULES as RECORDS
 from refopt_cuda import rules
 from refopt_cuda.kernels.build import OPTIONS, ROOT, functor
 from refopt_cuda.kernels.step_cuda import ROWS, on_stream
+from refopt_cuda.kernels.whole_rules import WHOLE
 
-__all__ = ["BYTES", "COUNTS", "Factor", "arguments", "hypers", "room", "run", "source"]
+__all__ = ["BYTES", "COUNTS", "MUON", "PLAIN", "Factor", "Few", "Maker", "arguments", "each", "hypers", "room", "run", "source"]
 
 COUNTS = 64
 """Rows that one launch computes."""
 BYTES = 80
 """A row: sixteen scalars, a word of random bits, and whether to skip."""
+PAIR = 288
+"""Two rows of a rule that sees whole tensors: sixteen scalars, eight of float64, and whether to skip, twice."""
 THREADS = 256
+
+
+class Maker(Protocol):
+    """What rows are made for: a form of a rule, or `Few`."""
+
+    @property
+    def stem(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+class Few(NamedTuple):
+    """Scalars of steps that are not one kernel's: a functor, the file that it is in, and its `Hypers` in order."""
+
+    stem: str
+    source: str
+    names: tuple[str, ...]
+
+
+PLAIN = Few("plain", "kernels/plain.cuh", ("lr",))
+"""What gradients are multiplied by, and the rate: both float32."""
+MUON = Few("muon", "kernels/muon.cuh", ("lr", "momentum", "wd", "factor"))
 
 
 class Factor(NamedTuple):
@@ -46,21 +74,38 @@ class Factor(NamedTuple):
 
 def hypers(stem: str) -> tuple[str, ...]:
     """The rule's hyper-parameters in the order of its functor's `Hypers`."""
-    names = signature(rules.RULES[stem].scalars).parameters
-    return tuple(name for name in names if name not in ("t", "gscale", "maximize"))
+    names = signature((rules.RULES | WHOLE)[stem].scalars).parameters
+    return tuple(name for name in names if name not in ("t", "vector", "gscale", "maximize"))
 
 
-def room(count: int) -> int:
+def each(form: Maker) -> int:
+    """Bytes of what is made for one step count."""
+    return PAIR if form.stem in WHOLE else BYTES
+
+
+def room(count: int, form: Maker | None = None) -> int:
     """Bytes for the rows of this many step counts; launches read them in eights."""
-    return -(-max(count, 1) // ROWS) * ROWS * BYTES
+    return -(-max(count, 1) // ROWS) * ROWS * (each(form) if form else BYTES)
+
+
+def numbers(form: Maker, hyper: Mapping[str, Any]) -> list[float]:
+    """A form's hyper-parameters as its functor takes them: of one of several words the place among them, NaN for what
+    a rule of whole tensors is not given."""
+    if isinstance(form, Few):
+        return [float(hyper[name]) for name in form.names]
+    words = {h.name: h.choices for h in RECORDS[form.stem].hypers if h.choices}
+    none = math.nan if form.stem in WHOLE else 0.0
+    values = ((name, hyper.get(name)) for name in hypers(form.stem))
+    return [none if v is None else float(words[n].index(v)) if isinstance(v, str) else float(v) for n, v in values]
 
 
 @cache
-def source(form: rules.Form) -> str:
+def source(form: Maker) -> str:
     """The whole text of the kernel of one rule; its entry is `refopt_rows`."""
     parts = ("kernels/arith.cuh", "kernels/random.cuh", form.source)
     texts = [(ROOT / part).read_text(encoding="utf-8").replace("#pragma once", "") for part in parts]
-    texts += [f"typedef {functor(form)} RULE;", (ROOT / "kernels/rows.cu").read_text(encoding="utf-8")]
+    name = form.stem if isinstance(form, Few) else getattr(form, "functor", None) or functor(form)
+    texts += [f"#define WHOLE {int(form.stem in WHOLE)}", f"typedef {name} RULE;", (ROOT / "kernels/rows.cu").read_text(encoding="utf-8")]
     return "\n".join(texts)
 
 
@@ -73,7 +118,7 @@ def args_type() -> np.dtype:
 
 
 def arguments(
-    form: rules.Form,
+    form: Maker,
     hyper: Mapping[str, Any],
     counts: Sequence[tuple[int, int]],
     rows: int,
@@ -85,8 +130,8 @@ def arguments(
 ) -> np.ndarray:
     """One launch's arguments. `rate` is the address of a learning rate, and whether it is float64."""
     args = np.zeros(1, args_type())
-    values = [hyper.get(name) for name in hypers(form.stem)]
-    args["hyper"][0, : len(values)] = [0.0 if v is None else float(v) for v in values]
+    values = numbers(form, hyper)
+    args["hyper"][0, : len(values)] = values
     args["rows"], args["wide_rate" if rate[1] else "rate"] = rows, rate[0]
     args["factor"], args["scale"], args["inf"], args["squares"], args["measured"], args["longest"] = factor
     args["seed"], args["maximize"], args["count"] = seed & (1 << 64) - 1, maximize, len(counts)
@@ -96,7 +141,7 @@ def arguments(
 
 
 @cache
-def _compiled(form: rules.Form, device: int) -> Any:
+def _compiled(form: Maker, device: int) -> Any:
     import cupy
 
     with cupy.cuda.Device(device):
@@ -104,7 +149,7 @@ def _compiled(form: rules.Form, device: int) -> Any:
 
 
 def run(
-    form: rules.Form,
+    form: Maker,
     hyper: Mapping[str, Any],
     counts: Sequence[tuple[int, int]],
     rows: int,
@@ -122,5 +167,5 @@ def run(
     with on_stream(stream):
         for k in range(0, len(counts), COUNTS):
             some = counts[k : k + COUNTS]
-            args = arguments(form, hyper, some, rows + k * BYTES, factor, **more)
+            args = arguments(form, hyper, some, rows + k * each(form), factor, **more)
             function((1,), (THREADS,), (args.view(f"V{args.nbytes}"),))

@@ -2,7 +2,8 @@
 // then a step that uses them. Each pass is one launch over all tensors; nothing is read back by the host.
 //
 // whole_build.py defines, in front of this text: RULE (a functor of refopt_cuda/rules), WEIGHT and GRAD (number formats),
-// TENSORS and ROWS (most tensors, and different rows of scalars, a launch); and behind it an ENTRY for each pass.
+// TENSORS and ROWS (most tensors, and different rows of scalars, a launch) and LIVE (whether scalars are read from the
+// device's memory, where rows.cu has left them, instead of the arguments); and behind it an ENTRY for each pass.
 //
 // sums     squares of RULE::sums over each piece of a tensor: a row of 256 elements and more, else 65536 elements
 // finish   R over the pieces of each block of the rule, and what RULE::finish makes of it
@@ -39,11 +40,32 @@ struct __align__(16) Tensor {
 struct Args {
     const Tensor* tensors;  // one more than there are: the last only ends the lists
     uint32_t count;
+#if LIVE
+    const struct Live* live;
+#else
     double wide[ROWS][8];
     float scalars[ROWS][16];
+#endif
     unsigned char which[TENSORS];  // row of scalars a tensor
     const char* g[TENSORS];        // 1: skip
 };
+
+#if LIVE
+struct Live { float scalars[16]; double wide[8]; uint64_t skip, spare; };
+__shared__ Live live[ROWS];
+HD bool skipped(const Args& a) {  // by the whole launch, once its rows are at hand
+    for (uint32_t i = threadIdx.x; i < sizeof(live) / 4; i += THREADS) ((uint32_t*)live)[i] = ((const uint32_t*)a.live)[i];
+    __syncthreads();
+    return live[0].skip;
+}
+#define ROW(a, k) live[a.which[k]].scalars
+#define WIDE_ROW(a, k) live[a.which[k]].wide
+#else
+HD bool skipped(const Args&) { return false; }
+#define ROW(a, k) a.scalars[a.which[k]]
+#define WIDE_ROW(a, k) a.wide[a.which[k]]
+#endif
+#define PASS(kind, pass, a) if (!skipped(a)) kind<RULE, pass>(a);
 
 struct Element {  // what a rule knows of one weight
     float p, g, x[KEPT];
@@ -67,7 +89,7 @@ struct Task {  // a tensor in this step
     const Wide& w;
     uint32_t lane;
     HD Task(const Args& a, uint32_t k)
-        : t(a.tensors[k]), g(a.g[k]), s(*(const Scalars*)a.scalars[a.which[k]]), w(*(const Wide*)a.wide[a.which[k]]), lane(threadIdx.x & 31) {}
+        : t(a.tensors[k]), g(a.g[k]), s(*(const Scalars*)ROW(a, k)), w(*(const Wide*)WIDE_ROW(a, k)), lane(threadIdx.x & 31) {}
     HD bool skipped() const { return g == (const char*)1; }
     HD bool quick() const { return t.aligned && !((uint64_t)g & 15); }
 };
@@ -511,5 +533,5 @@ template <class R, int PASS> HD void update(const Args& a) {
 
 #ifndef ENTRY
 #define ENTRY(kind, pass, blocks) \
-    extern "C" __global__ void __launch_bounds__(THREADS, blocks) kind##pass(const __grid_constant__ Args a) { kind<RULE, pass>(a); }
+    extern "C" __global__ void __launch_bounds__(THREADS, blocks) kind##pass(const __grid_constant__ Args a) { PASS(kind, pass, a) }
 #endif

@@ -19,13 +19,17 @@ NARROW = {("adafactor", "tiles"): 4}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: a form of a rule, formats of weights and gradients, and a launch shape."""
+    """One kernel: a form of a rule, formats of weights and gradients, and a launch shape.
+
+    live  whether scalars are read from the device's memory (kernels/rows.cu) instead of the arguments
+    """
 
     rule: Form
     weight: str
     grad: str
     tensors: int = 64
     rows: int = 8
+    live: bool = False
 
     def __post_init__(self) -> None:
         for number in (self.weight, self.grad):
@@ -49,15 +53,14 @@ def entries(kernel: Kernel) -> str:
 
 def functors(kernel: Kernel) -> str:
     """Arithmetic and the rule: plain C++ that g++ compiles as well."""
-    rule = getattr(kernel.rule, "source", f"rules/{kernel.rule.stem}.cuh")
-    parts = ("kernels/arith.cuh", "codecs/bf16.cuh", rule)
+    parts = ("kernels/arith.cuh", "codecs/bf16.cuh", kernel.rule.source)
     return "\n".join(text(part) for part in parts)
 
 
 def template(kernel: Kernel) -> str:
     """What follows the number formats: definitions, the passes, and an entry for each."""
     names = {"RULE": kernel.rule.functor, "WEIGHT": kernel.weight, "GRAD": kernel.grad}
-    names |= {"TENSORS": str(kernel.tensors), "ROWS": str(kernel.rows)}
+    names |= {"TENSORS": str(kernel.tensors), "ROWS": str(kernel.rows), "LIVE": str(int(kernel.live))}
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
     return "\n".join([defines, text("kernels/whole.cu"), entries(kernel)])
 

@@ -19,7 +19,7 @@ Adam-mini, elements  update 2 P + G + 16                              2 P + G + 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -138,9 +138,8 @@ class Whole:
         table = self._table(tensors, cuts, scratch, device.address(self.scratch))
         self.table, self.count = device.upload(table), len(tensors)
         size = next(s for s in SIZES if s >= len(tensors))
-        self.launch = device.launcher(build.Kernel(self.form, self.p_dtype, self.g_dtype, size))
-        self.args = np.zeros(1, args_type(size))
-        self.args["tensors"], self.args["count"] = device.address(self.table), self.count
+        self.kernel = build.Kernel(self.form, self.p_dtype, self.g_dtype, size)
+        self.ways: dict[bool, tuple[Any, Any]] = {}
         self.items = {p: totals[COUNTED[p[:-1]]] for p in self.form.passes}
 
     def _table(self, tensors: Sequence[Tensor], cuts: Sequence[Cut], scratch: Sequence[Scratch], at: int) -> np.ndarray:
@@ -169,15 +168,35 @@ class Whole:
         """
         if len(grads) != self.count or not 0 < len(rows) <= ROWS:
             raise ValueError(f"Whole.run: {len(grads)} gradients for {self.count} tensors, {len(rows)} rows of scalars")
-        args = self.args
+        launch, args = self._way()
         for k, row in enumerate(rows):
             args["scalars"][0, k, : row.scalars.size], args["wide"][0, k, : row.wide.size] = row
+        self._launch(launch, args, grads, which, stream)
+
+    def run_live(self, grads: Sequence[int], rows: int, which: Sequence[int], stream: int) -> None:
+        """The same with `ROWS` rows that `rows_cuda.run` has left at the address `rows`: two of each step count."""
+        if len(grads) != self.count:
+            raise ValueError(f"Whole.run_live: {len(grads)} gradients for {self.count} tensors")
+        launch, args = self._way(live=True)
+        args["live"] = rows
+        self._launch(launch, args, grads, which, stream)
+
+    def _way(self, live: bool = False) -> tuple[Any, Any]:
+        """The kernels, compiled when they are first needed, and their arguments."""
+        if live not in self.ways:
+            device, kernel = self.device or Cuda(), replace(self.kernel, live=live)
+            args = np.zeros(1, args_type(kernel.tensors, live))
+            args["tensors"], args["count"] = device.address(self.table), self.count
+            self.ways[live] = device.launcher(kernel), args
+        return self.ways[live]
+
+    def _launch(self, launch: Any, args: Any, grads: Sequence[int], which: Any, stream: int) -> None:
         args["g"][0, : self.count] = grads
         args["which"][0, : self.count] = 0 if which is None else which
         for entry, items in self.items.items():
             if items:
                 warps = WARPS if entry[:-1] in BY_WARP else 1
-                self.launch(entry, -(-items // warps), args, stream)
+                launch(entry, -(-items // warps), args, stream)
 
 
 @dataclass(frozen=True)
@@ -217,7 +236,8 @@ def tensor_type(form: Form) -> np.dtype:
     return np.dtype({"names": bare.names, "formats": formats, "offsets": offsets, "itemsize": size})
 
 
-def args_type(size: int) -> np.dtype:
+def args_type(size: int, live: bool = False) -> np.dtype:
     """The arguments of a launch for at most `size` tensors, as whole.cu reads them."""
-    fields: list[Any] = [("tensors", "u8"), ("count", "u4"), ("wide", "f8", (ROWS, 8)), ("scalars", "f4", (ROWS, 16))]
+    fields: list[Any] = [("tensors", "u8"), ("count", "u4")]
+    fields += [("live", "u8")] if live else [("wide", "f8", (ROWS, 8)), ("scalars", "f4", (ROWS, 16))]
     return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)

@@ -108,6 +108,11 @@ class Form(NamedTuple):
         return "_".join([self.stem, *words])
 
     @property
+    def source(self) -> str:
+        """Where the functor is."""
+        return f"rules/{self.stem}.cuh"
+
+    @property
     def functor(self) -> str:
         """The C++ type."""
         words = [str(c).lower() if isinstance(c, bool) else str(c).upper() for c in self.choices]

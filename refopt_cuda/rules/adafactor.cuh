@@ -4,6 +4,22 @@ template <bool MOMENTUM, bool SCALED> struct adafactor {
     static constexpr int UPDATE_READS = MOMENTUM ? 15 : 7, UPDATE_USES = 1;
     struct Scalars { float gs, b2, omb2, plus, top, beta1, omb1, low; };
     struct Wide { double rho, eps2, clip, wd, shrink; };  // shrink < 0: alpha, whatever it comes to
+    struct Hypers { double lr, eps1, eps2, clip, decay_rate, beta1, wd, relative_step, warmup_init, variant; };
+    HD static void scalars(uint64_t t, bool, double gs, const Hypers& h, Scalars& s, Wide& w) {
+        const bool torch = h.variant == 1.0, fixed = given(h.lr);
+        const double n = (double)t, b2 = sub64(1.0, power64(n, h.decay_rate)), beta1 = given(h.beta1) ? h.beta1 : 0.0;
+        w.rho = h.lr, w.eps2 = h.eps2, w.clip = h.clip, w.wd = h.wd;
+        if (h.relative_step != 0.0 || !fixed) {
+            const double cap = fixed ? h.lr : h.warmup_init != 0.0 ? mul64(1e-6, n) : 1e-2, slow = div64(1.0, sqrt64(n));
+            w.rho = slow < cap ? slow : cap;
+        }
+        const double low = !torch ? 0.0 : given(h.eps1) ? h.eps1 : 1.1920928955078125e-07;  // 2^-23
+        const double plus = torch ? 0.0 : given(h.eps1) ? h.eps1 : 1e-30;
+        w.shrink = !torch ? -1.0 : fixed ? h.lr : 1e-2;
+        s.gs = rounded(gs), s.b2 = rounded(b2), s.omb2 = rounded(sub64(1.0, b2)), s.plus = rounded(plus), s.low = rounded(low);
+        s.top = rounded(torch && low != 0.0 ? div64(1.0, low) : infinity64());
+        s.beta1 = rounded(beta1), s.omb1 = rounded(sub64(1.0, beta1));
+    }
     static constexpr int sums_read(int) { return SCALED ? 7 : 6; }
     static constexpr int sums_use(int) { return 1; }
     static constexpr int tiles_read(int) { return 2; }

@@ -4,6 +4,14 @@ template <bool ELEMENTWISE> struct adam_mini {
     static constexpr int UPDATE_READS = ELEMENTWISE ? 15 : 7, UPDATE_USES = 0;
     struct Scalars { float gs, beta1, omb1, beta2, omb2, ibc1, ir2, eps, lr, decay; };
     struct Wide { double unused; };
+    struct Hypers { double lr, beta1, beta2, eps, wd; };
+    HD static void scalars(uint64_t t, bool, double gs, const Hypers& h, Scalars& s, Wide& w) {
+        s.gs = rounded(gs), s.beta1 = rounded(h.beta1), s.omb1 = rounded(sub64(1.0, h.beta1));
+        s.beta2 = rounded(h.beta2), s.omb2 = rounded(sub64(1.0, h.beta2));
+        s.ibc1 = rounded(div64(1.0, sub64(1.0, ipow(h.beta1, t))));
+        s.ir2 = rounded(div64(1.0, sqrt64(sub64(1.0, ipow(h.beta2, t))))), s.eps = rounded(h.eps);
+        s.lr = rounded(h.lr), s.decay = rounded(sub64(1.0, mul64(h.lr, h.wd))), w.unused = 0.0;
+    }
     static constexpr int sums_read(int) { return 2; }
     static constexpr int sums_use(int) { return 0; }
     template <class A> HD static float rate(A& a, float& v, float q, const Scalars& s) {

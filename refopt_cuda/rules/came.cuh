@@ -4,6 +4,13 @@ struct came {
     static constexpr int UPDATE_READS = 15, UPDATE_USES = 2;
     struct Scalars { float gs, beta1, omb1, beta2, omb2, beta3, omb3, eps1, eps2, lr, decay; };
     struct Wide { double clip; };
+    struct Hypers { double lr, beta1, beta2, beta3, eps1, eps2, clip, wd; };
+    HD static void scalars(uint64_t, bool, double gs, const Hypers& h, Scalars& s, Wide& w) {
+        s.gs = rounded(gs), s.beta1 = rounded(h.beta1), s.omb1 = rounded(sub64(1.0, h.beta1));
+        s.beta2 = rounded(h.beta2), s.omb2 = rounded(sub64(1.0, h.beta2));
+        s.beta3 = rounded(h.beta3), s.omb3 = rounded(sub64(1.0, h.beta3)), s.eps1 = rounded(h.eps1), s.eps2 = rounded(h.eps2);
+        s.lr = rounded(h.lr), s.decay = rounded(sub64(1.0, mul64(h.lr, h.wd))), w.clip = h.clip;
+    }
     static constexpr int sums_read(int) { return 6; }
     static constexpr int sums_use(int) { return 1; }
     static constexpr int tiles_read(int pass) { return pass ? 10 : 2; }

@@ -4,6 +4,19 @@ template <int VARIANT> struct lamb {
     static constexpr int UPDATE_READS = 15, UPDATE_USES = 0;
     struct Scalars { float gs, beta1, omb1, beta2, omb2, ibc1, ir2, eps, wd, decay; };
     struct Wide { double lr, low, high, longest, bare; };
+    struct Hypers { double lr, beta1, beta2, eps, wd, low, high, bias_correction, variant, longest, exclude_1d; };
+    HD static void scalars(uint64_t t, bool vector, double gs, const Hypers& h, Scalars& s, Wide& w) {
+        const bool bare = h.exclude_1d != 0.0 && vector, apex = h.variant == 1.0;
+        const double wd = bare ? 0.0 : h.wd;
+        double bc1 = h.bias_correction != 0.0 ? sub64(1.0, ipow(h.beta1, t)) : 1.0;
+        double bc2 = h.bias_correction != 0.0 ? sub64(1.0, ipow(h.beta2, t)) : 1.0;
+        s.gs = rounded(gs), s.beta1 = rounded(h.beta1), s.omb1 = rounded(sub64(1.0, h.beta1));
+        s.beta2 = rounded(h.beta2), s.omb2 = rounded(sub64(1.0, h.beta2));
+        s.ibc1 = rounded(div64(1.0, bc1)), s.ir2 = rounded(div64(1.0, sqrt64(bc2)));
+        s.eps = rounded(h.eps), s.wd = rounded(wd), s.decay = rounded(sub64(1.0, mul64(h.lr, wd)));
+        w.lr = h.lr, w.low = h.low, w.high = given(h.high) ? h.high : infinity64(), w.longest = h.longest;
+        w.bare = bare || (apex && wd == 0.0) ? 1.0 : 0.0;
+    }
     static constexpr int sums_read(int) { return 15; }
     static constexpr int sums_use(int) { return 0; }
     template <class A, class E> HD static float direction(A& a, E& e, const Scalars& s) {

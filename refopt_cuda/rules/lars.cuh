@@ -4,6 +4,13 @@ template <int VARIANT> struct lars {
     static constexpr int UPDATE_READS = 7, UPDATE_USES = 0;
     struct Scalars { float gs, momentum, wd; };
     struct Wide { double lr, trust, wd, eps, longest, bare; };
+    struct Hypers { double lr, trust, momentum, wd, eps, longest, exclude_1d; };
+    HD static void scalars(uint64_t, bool vector, double gs, const Hypers& h, Scalars& s, Wide& w) {
+        const bool bare = h.exclude_1d != 0.0 && vector;
+        const double wd = bare ? 0.0 : h.wd;
+        s.gs = rounded(gs), s.momentum = rounded(h.momentum), s.wd = rounded(wd);
+        w.lr = h.lr, w.trust = h.trust, w.wd = wd, w.eps = h.eps, w.longest = h.longest, w.bare = bare ? 1.0 : 0.0;
+    }
     static constexpr int sums_read(int) { return VARIANT == CLIP ? 7 : 3; }
     static constexpr int sums_use(int) { return 0; }
     template <class E> HD static float decayed(const E& e, const Scalars& s) { return add(e.g, mul(s.wd, e.p)); }

@@ -21,7 +21,7 @@ from tests.bits import same_bits
 from tests.strategies import log_uniform
 
 HYPER = {"lr": 0.013, "momentum": 0.85, "wd": 0.3}
-ROW = np.array([0.85, 1.0 - 0.85, 1.0 - 0.013 * 0.3, 0.013 * (40 / 24) ** 0.5], np.float32)
+ROW = np.array([0.85, 1.0 - 0.85, 1.0 - 0.013 * 0.3, 0.013 * (40 / 24) ** 0.5, 1.0], np.float32)
 EMULATOR = Path(__file__).with_name("muon_emulator.cpp")
 PASSES = {"momentum": 0, "input": 1, "apply": 2}
 

@@ -14,7 +14,7 @@ import pytest
 
 from refopt.reduce import squares, total
 from refopt.rules import RULES as RECORDS
-from refopt_cuda.kernels import build, norm, rows_cuda, whole_build
+from refopt_cuda.kernels import build, norm, rows_cuda, whole_build, whole_rules
 from refopt_cuda.kernels.step_cuda import ROWS, SIZES, Launch
 from refopt_cuda.random import step_word
 from refopt_cuda.rules import RULES, Form, form_of, forms, row
@@ -35,6 +35,23 @@ HYPER: dict[str, dict[str, Any]] = {
     "adagrad": {"lr": 0.003, "lr_decay": 0.037, "wd": 0.2},
     "ademamix": {"lr": 0.013, "beta3": 0.9995, "alpha": 3.7, "wd": 0.11},
 }
+WHOLE: dict[str, list[dict[str, Any]]] = {
+    "lamb": [
+        {"lr": 0.013, "eps": 1e-7, "wd": 0.11, "phi_low": 0.3, "phi_high": 4.0, "exclude_1d": True},
+        {"lr": 0.013, "wd": 0.0, "variant": "apex", "bias_correction": False},
+        {"lr": 0.013, "wd": 0.2, "variant": "clip", "max_unorm": 0.37},
+    ],
+    "lars": [{"lr": 0.7, "trust": 0.02, "momentum": 0.85, "wd": 0.07, "eps": 1e-6, "exclude_1d": True}],
+    "adafactor": [
+        {"eps1": 1e-12, "eps2": 0.03, "clip": 0.8, "decay_rate": -0.6, "wd": 0.3},
+        {"warmup_init": True, "beta1": 0.7},
+        {"lr": 0.02, "relative_step": False, "scale_parameter": False, "wd": 0.1},
+        {"lr": 0.004, "variant": "torch", "wd": 0.3},
+        {"lr": 0.004, "variant": "torch", "eps1": 0.0},
+    ],
+    "came": [{"beta1": 0.8, "beta2": 0.97, "beta3": 0.995, "eps1": 1e-12, "eps2": 1e-6, "clip": 0.8, "wd": 0.2}],
+    "adam_mini": [{"lr": 0.013, "eps": 1e-7, "wd": 0.11}],
+}
 """Numbers that no two scalars share; every option of the rows is on in one of them."""
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"lr": 0.03, "momentum": 0.85, "nesterov": True}),
@@ -47,10 +64,10 @@ WRAP = """
 #define HD inline
 """
 CALLS = """
-extern "C" void all_rows(int64_t n, const int64_t* t, const double* gs, const double* hyper, float* out) {
-    const Hypers& h = *(const Hypers*)hyper;
-    for (int64_t i = 0; i < n; i++) RULE::scalars((uint64_t)t[i], gs[i], h, *(Scalars*)(out + 16 * i));
+extern "C" void all_rows(int64_t n, const int64_t* t, const double* gs, const double* hyper, Live* out) {
+    for (int64_t i = 0; i < n; i++) fill(out + EACH * i, (uint64_t)t[i], gs[i], *(const Hypers*)hyper, 0);
 }
+extern "C" int size() { return sizeof(Live) * EACH; }
 extern "C" double factor_of(double factor, double scale, int clip, double total, double longest) {
     return gradient_factor(factor, scale, clip, total, longest);
 }
@@ -60,15 +77,19 @@ extern "C" int given() { return sizeof(Hypers) / 8; }
 """
 
 
-def plain(stem: str) -> Form:
-    return forms(stem)[0]
+def plain(stem: str) -> Any:
+    few = {"plain": rows_cuda.PLAIN, "muon": rows_cuda.MUON}
+    return few[stem] if stem in few else (whole_rules.forms if stem in whole_rules.WHOLE else forms)(stem)[0]
+
+
+EVERY = [*RULES, *whole_rules.WHOLE, "plain", "muon"]
 
 
 @pytest.fixture(scope="module")
 def built(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
     """rows.cu of each rule as a library of the host, in one call of the compiler for each."""
     folder, out = tmp_path_factory.mktemp("rows"), {}
-    for stem in RULES:
+    for stem in EVERY:
         arith, rest = rows_cuda.source(plain(stem)).split("// Counted random bits", 1)
         source, library = folder / f"{stem}.cpp", folder / f"{stem}.so"
         source.write_text(f"{arith}{WRAP}//{rest}{CALLS}")
@@ -80,12 +101,12 @@ def built(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctype
 
 
 def device_rows(library: Any, stem: str, hyper: dict[str, Any], steps: list[int], gs: float) -> np.ndarray:
-    out = np.full((len(steps), 16), np.nan, np.float32)
+    out = np.full((len(steps), rows_cuda.each(plain(stem)) // 4), np.nan, np.float32)
     args = rows_cuda.arguments(plain(stem), hyper, [(0, 1)], 0, rows_cuda.Factor())
     t, scale = np.array(steps, np.int64), np.full(len(steps), gs)
     given = (t.ctypes.data, scale.ctypes.data, args["hyper"].ctypes.data, out.ctypes.data)
     library.all_rows(ctypes.c_int64(len(steps)), *map(ctypes.c_void_p, given))
-    return out[:, : len(RULES[stem].SCALARS)]
+    return out
 
 
 @pytest.mark.gxx
@@ -100,7 +121,32 @@ def test_a_device_computes_the_scalars_of_the_host(stem: str, hyper: dict[str, A
         now = checked | betas | ({"beta": beta} if "beta" in names and k else {})
         gs = gradient_scale(beta / 3, k % 2 == 1)
         want = np.array([row(stem, t, now | {"gscale": beta / 3, "maximize": k % 2 == 1}) for t in steps])
-        same_bits(device_rows(built[stem], stem, now, steps, gs), want, f"{stem}, {now}")
+        same_bits(device_rows(built[stem], stem, now, steps, gs)[:, : want.shape[1]], want, f"{stem}, {now}")
+
+
+@pytest.mark.gxx
+@pytest.mark.parametrize(("stem", "hyper"), [(s, h) for s, some in WHOLE.items() for h in some], ids=str)
+def test_a_device_computes_both_rows_of_rules_that_see_whole_tensors(stem: str, hyper: Any, built: Any) -> None:
+    """Of tensors of two axes or more, and of vectors: float32 and float64, word for word."""
+    now, names, module = RECORDS[stem].check(stem, hyper), rows_cuda.hypers(stem), whole_rules.WHOLE[stem]
+    assert built[stem].width() == len(module.SCALARS) and built[stem].given() == len(names)
+    assert built[stem].size() == rows_cuda.PAIR
+    got = device_rows(built[stem], stem, now, STEPS, gradient_scale(0.37, True)).reshape(len(STEPS), 2, -1)
+    for k, t in enumerate(STEPS):
+        for vector in (False, True):
+            want = whole_rules.rows(stem, t, vector, now | {"gscale": 0.37, "maximize": True})
+            same_bits(got[k, int(vector), : want.scalars.size], want.scalars, f"{stem} {t} {vector}")
+            wide = got[k, int(vector), 16:32].copy().view(np.float64)[: want.wide.size]
+            same_bits(wide, want.wide, f"{stem} {t} {vector}")
+
+
+@pytest.mark.gxx
+def test_a_device_computes_the_scalars_of_steps_of_many_calls(built: Any) -> None:
+    """Muon's between its products, and for what torch's own operations step: a factor and a rate."""
+    hyper = {"lr": 0.013, "momentum": 0.85, "wd": 0.3, "factor": 1.7**0.5}
+    want = np.float32([0.85, 1.0 - 0.85, 1.0 - 0.013 * 0.3, 0.013 * 1.7**0.5, -0.37])
+    same_bits(device_rows(built["muon"], "muon", hyper, [1], -0.37)[0, :5], want, "muon")
+    same_bits(device_rows(built["plain"], "plain", hyper, [1], -0.37)[0, :2], np.float32([-0.37, 0.013]), "plain")
 
 
 @pytest.mark.gxx
@@ -183,12 +229,12 @@ def nvrtc() -> Any:
     return test_nvrtc
 
 
-@pytest.mark.parametrize("stem", RULES)
+@pytest.mark.parametrize("stem", EVERY)
 def test_rows_compile_and_their_arithmetic_does_not_obey_the_flags(stem: str, nvrtc: Any) -> None:
-    """In float64 by name: no FMA, no flush, no approximate division."""
-    text = rows_cuda.source(plain(stem)) + "\n" + nvrtc.layout("Args", rows_cuda.args_type())
-    text += f'\nstatic_assert(sizeof(Live) == {rows_cuda.BYTES}, "row");'
-    architecture = nvrtc.ARCHITECTURES[list(RULES).index(stem) % len(nvrtc.ARCHITECTURES)]
+    """In float64 by name: no FMA, no flush, no approximate division. Adafactor's power is the library's, and left out here."""
+    text = rows_cuda.source(plain(stem)).replace("return pow(base, exponent)", "return mul64(base, exponent)") + "\n" + nvrtc.layout("Args", rows_cuda.args_type())
+    text += f'\nstatic_assert(sizeof(Live) * EACH == {rows_cuda.each(plain(stem))}, "row");'
+    architecture = nvrtc.ARCHITECTURES[EVERY.index(stem) % len(nvrtc.ARCHITECTURES)]
     ptx, log = nvrtc.compile_text(text, architecture)
     assert not re.findall(r"(?:warning|error) #(?!177)(\d+)", log), log
     assert not re.findall(r"fma\.\S*f(?:32|64)|\.ftz\.|\.approx\S*f64", ptx) and "mul.rn.f64" in ptx

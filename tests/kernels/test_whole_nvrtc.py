@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from refopt_cuda.kernels import rows_cuda
 from refopt_cuda.kernels import whole_build as build
 from refopt_cuda.kernels.whole_cuda import SIZES, args_type, tensor_type
 from refopt_cuda.kernels.whole_rules import WHOLE, Form, forms
@@ -44,6 +45,15 @@ def test_the_passes_compile_without_spills_and_obey_no_flag(
     assert not odd
     assert spilled(f"{log}\n0 bytes spill stores, 0 bytes spill loads") == 0, log
     assert sorted(re.findall(r"\.entry\s+(\w+)", ptx)) == sorted(form.passes)
+
+
+@pytest.mark.parametrize(("k", "form"), [*enumerate(FORMS)], ids=name)
+def test_passes_that_read_their_rows_from_the_device_spill_nothing(k: int, form: Form) -> None:
+    kernel = build.Kernel(form, *NUMBERS[5 * k % len(NUMBERS)], live=True)
+    record = layout("Args", args_type(kernel.tensors, live=True))
+    check = f'static_assert(sizeof(Live) == {rows_cuda.PAIR // 2}, "row");'
+    _, log = compile_text(f"{build.source(kernel)}\n{record}\n{check}", ARCHITECTURES[k % len(ARCHITECTURES)])
+    assert spilled(f"{log}\n0 bytes spill stores, 0 bytes spill loads") == 0, log
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name)

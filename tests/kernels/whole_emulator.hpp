@@ -91,7 +91,7 @@ static void __syncthreads() { Grid::it().wait(Grid::it().block, Grid::THREADS); 
 #define __align__(n) alignas(n)
 #define ENTRY(kind, pass, blocks)                                               \
     extern "C" void kind##pass(const Args* a, unsigned grid) {                  \
-        Grid::it().body = [a] { kind<RULE, pass>(*a); };                              \
+        Grid::it().body = [a] { PASS(kind, pass, (*a)) };                       \
         for (unsigned x = 0; x < grid; x++) Grid::it().run(x, grid);            \
     }
 
