@@ -20,7 +20,22 @@ from refopt_cuda.kernels.build import OPTIONS, ROOT, functor
 from refopt_cuda.kernels.step_cuda import ROWS, on_stream
 from refopt_cuda.kernels.whole_rules import WHOLE
 
-__all__ = ["BYTES", "COUNTS", "MUON", "PLAIN", "Factor", "Few", "Maker", "arguments", "each", "hypers", "room", "run", "source"]
+__all__ = [
+    "BYTES",
+    "COUNTS",
+    "MUON",
+    "PAIR",
+    "PLAIN",
+    "Factor",
+    "Few",
+    "Maker",
+    "arguments",
+    "each",
+    "hypers",
+    "room",
+    "run",
+    "source",
+]
 
 COUNTS = 64
 """Rows that one launch computes."""
@@ -105,7 +120,11 @@ def source(form: Maker) -> str:
     parts = ("kernels/arith.cuh", "kernels/random.cuh", form.source)
     texts = [(ROOT / part).read_text(encoding="utf-8").replace("#pragma once", "") for part in parts]
     name = form.stem if isinstance(form, Few) else getattr(form, "functor", None) or functor(form)
-    texts += [f"#define WHOLE {int(form.stem in WHOLE)}", f"typedef {name} RULE;", (ROOT / "kernels/rows.cu").read_text(encoding="utf-8")]
+    texts += [
+        f"#define WHOLE {int(form.stem in WHOLE)}",
+        f"typedef {name} RULE;",
+        (ROOT / "kernels/rows.cu").read_text(encoding="utf-8"),
+    ]
     return "\n".join(texts)
 
 

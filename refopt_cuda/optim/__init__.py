@@ -3,28 +3,27 @@
 from typing import Any
 
 from refopt_cuda.optim import names, placed, whole_names
-from refopt_cuda.optim.apollo import APOLLOAdamW
+from refopt_cuda.optim.apollo import APOLLOAdamW, APOLLOAdamW8bit
 from refopt_cuda.optim.backward import InBackward, in_backward
 from refopt_cuda.optim.composed import Composed
 from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit
-from refopt_cuda.optim.muon import Muon
+from refopt_cuda.optim.muon import Muon, Muon8bit
 from refopt_cuda.optim.names import *  # noqa: F403
 from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.placed import *  # noqa: F403
 from refopt_cuda.optim.sm3 import SM3
-from refopt_cuda.optim.whole_coded import LAMB8bit, LARS8bit
 from refopt_cuda.optim.whole_names import *  # noqa: F403
 
 __all__ = [
     "APOLLOAdamW",
+    "APOLLOAdamW8bit",
     "Composed",
     "GaLoreAdamW",
     "GaLoreAdamW8bit",
     "GlobalOptimManager",
     "InBackward",
-    "LAMB8bit",
-    "LARS8bit",
     "Muon",
+    "Muon8bit",
     "SM3",
     "groups",
     "in_backward",

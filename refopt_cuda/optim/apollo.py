@@ -12,12 +12,10 @@ from torch import Tensor
 from refopt.rules import RULES
 from refopt.spec import Rule
 from refopt_cuda.optim import states
-from refopt_cuda.optim.galore import ADAM, PROJECTED, Projected, adam, corrected, move
+from refopt_cuda.optim.galore import ADAM, PROJECTED, GaLoreAdamW, Projected, adam, corrected, move
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.random import FIRST, GOLDEN, SECOND, key, step_word
 
-KEYS = {"m": "exp_avg", "v": "exp_avg_sq", "prev": "prev"}
-"""What `state[p]` calls the states of the rule."""
 WORDS = ADAM | PROJECTED | {"scale_type": ("scale_type", None), "scale_front": ("scale_front", None)}
 NORMALS = 1 << 48
 """Where the words of normal numbers begin in a key's stream."""
@@ -43,6 +41,9 @@ class APOLLOAdamW(MatrixOptimizer):
     limiter          the step grows by 1 % at most from one step to the next
     seed             of the projections, which also depend on the parameter's number and the period, and are not stored
 
+    options          by keyword: codecs, of the moments ("dynamic8", or {"m": ..., "v": ...}), block, min_8bit_size,
+                     overrides; max_grad_norm and gnorm_scale as for `Composed`
+
     State: `step`, `exp_avg` and `exp_avg_sq` of the projected gradient's shape, and the number `prev`; all float32.
     Nothing waits for the device. Products are in float32 and obey torch.backends.cuda.matmul.allow_tf32.
 
@@ -67,6 +68,7 @@ class APOLLOAdamW(MatrixOptimizer):
         proj: str = "random",
         limiter: bool = True,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -83,8 +85,11 @@ class APOLLOAdamW(MatrixOptimizer):
             "limiter": limiter,
             "seed": seed,
         }
-        self._hyper(defaults, type(self).__name__)
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, options)
+
+    codable = GaLoreAdamW.codable
+    first_number = 0
+    """Of the parameters, which projections are drawn by."""
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return RULES["adamw"] if group["rank"] is None else RULES["apollo"]
@@ -102,13 +107,18 @@ class APOLLOAdamW(MatrixOptimizer):
 
     def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: Tensor) -> states.Layout:
         shapes = self._rule(group).shapes(tuple(p.shape), dict(hyper))
-        parts = tuple((states.Part(KEYS[name], s, torch.float32, 0.0),) for name, s in shapes.items() if name in KEYS)
-        return states.Layout((), parts)
+        inner = self._inner(group, p, shapes["m"])
+        prev = tuple((states.Part(name, shapes[name], torch.float32, 0.0),) for name in ("prev",) if name in shapes)
+        return states.Layout(inner.codings, (*inner.parts, *prev))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        numbers = {id(p): k for k, p in enumerate(p for one in self.param_groups for p in one["params"])}
+        every = (p for one in self.param_groups for p in one["params"])
+        numbers = {id(p): k for k, p in enumerate(every, self.first_number)}
         dense = "rank" not in hyper
-        whole = [Projected(w, w.g.float() if dense else self._project(w, group, hyper, numbers[id(w.p)])) for w in work]
+        whole = []
+        for w in work:
+            R = w.gradient if dense else self._project(w, group, hyper, numbers[id(w.p)])
+            whole.append(Projected(w, R, self._inner(group, w.p, tuple(R.shape))))
         for t in sorted({w.t for w in work}):
             some = [x for x in whole if x.work.t == t]
             for x, N in zip(some, adam(some, hyper), strict=True):
@@ -127,7 +137,14 @@ class APOLLOAdamW(MatrixOptimizer):
             P = normals(word, w.p.shape[0 if left else 1] * rank, w.p.device).div_(sqrt(rank)).float().view(-1, rank)
         if not w.p.is_cuda:
             kept[w.p] = mark, P
-        return P.mT @ w.g.float() if left else w.g.float() @ P
+        return P.mT @ w.gradient if left else w.gradient @ P
+
+
+class APOLLOAdamW8bit(APOLLOAdamW):
+    """`APOLLOAdamW` whose moments are kept in 8 bits (dynamic maps, blocks of 256), but for projected gradients of
+    fewer than 4,096 elements."""
+
+    usual = "dynamic8"
 
 
 def is_left(p: Tensor, hyper: Mapping[str, Any]) -> bool:
@@ -140,7 +157,7 @@ def is_left(p: Tensor, hyper: Mapping[str, Any]) -> bool:
 def _scaled(x: Projected, N: Tensor, hyper: Mapping[str, Any]) -> None:
     """p <- (p - step S) (1 - lr wd); S is the gradient times a factor a channel, and is not made."""
     w, axis = x.work, 0 if is_left(x.work.p, hyper) else 1
-    g, p, root = w.g.float(), w.p.float(), sqrt(hyper["scale"])
+    g, p, root = w.gradient, w.p.float(), sqrt(hyper["scale"])
     if hyper["scale_type"] == "tensor":
         f, size = (_norm(N) / (_norm(x.R) + 1e-8)).float(), _norm(g)
     else:

@@ -66,25 +66,6 @@ def apart(params: Iterable[torch.Tensor], call: str) -> None:
             raise ValueError(f"{call}: two parameters, of shapes {one} and {two}, share memory; pass one of them")
 
 
-REFUSED = {
-    "differentiable": "no kernel records its step for autograd",
-    "capturable": "a CUDA graph captures the steps of element rules alone",
-    "max_grad_norm": "element rules alone clip within the step; torch.nn.utils.clip_grad_norm_ does before it",
-    "gnorm_scale": "element rules alone scale gradients within the step",
-}
-"""Arguments that only some classes take, and why the others do not."""
-
-
-def ways(given: Mapping[str, Any], call: str) -> None:
-    """Of further arguments `foreach` and `fused` mean nothing here. ValueError, TypeError for what would."""
-    for name, value in given.items():
-        off = 1.0 if name == "gnorm_scale" else None
-        if name in REFUSED and value not in (off, False):
-            raise ValueError(f"{call}: {name}={value!r}: {REFUSED[name]}")
-        if name not in (*REFUSED, "foreach", "fused"):
-            raise TypeError(f"{call}: no argument {name!r}")
-
-
 def capturing() -> bool:
     """Whether a CUDA graph captures what is launched on the current stream."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, live, moved, norms, overrides, placing, run, settings, sharded, states
+from refopt_cuda.optim import checks, dialect, live, moved, norms, overrides, placing, run, settings, sharded, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.watched import Entries
@@ -88,7 +88,7 @@ class Composed(torch.optim.Optimizer):
         **hyper: Any,
     ) -> None:
         call = type(self).__name__
-        checks.ways({"differentiable": differentiable}, call)
+        dialect.further(call, {"differentiable": differentiable}, {})
         live.check(gnorm_scale, max_grad_norm, call)
         record = settings.rule_named(rule, call)
         known = settings.torch_words(record)

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from refopt_cuda.optim import checks
-
 BITS = {32: "f32", 8: "dynamic8", 4: "q4"}
 """bitsandbytes' `optim_bits`, and ours of 4, as the codec of every state."""
 TOLD: set[str] = set()
@@ -74,9 +72,30 @@ def refuse(call: str, **asked: tuple[Any, Any, str]) -> None:
             raise ValueError(f"{call}: {name} must be {only!r}, got {value!r}: {why}")
 
 
-def nothing_else(call: str, given: Mapping[str, Any], args: Any = None) -> None:
-    """ValueError for what only other classes do, TypeError where words are left over that mean something nowhere."""
-    checks.ways(settings(call, given, args), call)
+SCALING: Mapping[str, Any] = {"max_grad_norm": None, "gnorm_scale": 1.0}
+LIVE: Mapping[str, Any] = {**SCALING, "capturable": False}
+"""Arguments of classes that scale and clip gradients, and of those whose steps a CUDA graph captures; defaults."""
+REFUSED = {
+    "differentiable": "no kernel records its step for autograd",
+    "capturable": "the host counts the steps from one projection to the next, which a CUDA graph cannot repeat",
+}
+"""Arguments that not every class takes, and why."""
+
+
+def further(call: str, given: Mapping[str, Any], takes: Mapping[str, Any], args: Any = None) -> dict[str, Any]:
+    """The arguments that a class `takes` by keyword, at their defaults where they are not given.
+
+    `foreach` and `fused` mean nothing here. ValueError for what only other classes do, TypeError for words that mean
+    something nowhere.
+    """
+    found = settings(call, given, args)
+    for name in found.keys() - takes.keys():
+        if found[name] and name in REFUSED:
+            raise ValueError(f"{call}: {name}={found[name]!r}: {REFUSED[name]}")
+        if name not in (*REFUSED, "foreach", "fused"):
+            more = f"; it takes {', '.join(takes)} besides those of its signature" if takes else ""
+            raise TypeError(f"{call}: no argument {name!r}{more}")
+    return {name: found.get(name, usual) for name, usual in takes.items()}
 
 
 def size(call: str, min_8bit_size: Any) -> int:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from refopt.rules import RULES
-from refopt.spec import Rule
+from refopt.spec import Rule, State
 from refopt_cuda import rules
 from refopt_cuda.kernels import step_cuda, step_host
-from refopt_cuda.optim import dialect, overrides, settings, states
+from refopt_cuda.optim import settings, states
+from refopt_cuda.optim.coded import decoded, store
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.scalars import ipow
 
@@ -51,17 +52,20 @@ class GaLoreAdamW(MatrixOptimizer):
     proj_type        "std": the shorter side is projected; "reverse_std": the longer; "left", "right", "full": rows,
                      columns, both
 
-    State: `step`, `exp_avg` and `exp_avg_sq` of the projected gradient's shape, `P` (rows x rank) and `Q` (columns x
-    rank) as far as they are used; all float32. Moments stay when directions change. Directions are singular vectors in
-    float64, the largest entry of each positive; of the shorter side they are found by its Gram matrix. Looking for them
-    waits for the device; other steps do not. Products are in float32 and obey torch.backends.cuda.matmul.allow_tf32.
+    options          by keyword: codecs, of the moments ("dynamic8", or {"m": ..., "v": ...}), block, min_8bit_size,
+                     overrides; max_grad_norm and gnorm_scale as for `Composed`
+
+    State: `step`, `exp_avg` and `exp_avg_sq` (or their codes and scales) of the projected gradient's shape, `P` (rows x
+    rank) and `Q` (columns x rank) as far as they are used, float32. Moments stay when directions change. Directions are
+    singular vectors in float64, the largest entry of each positive; of the shorter side they are found by its Gram
+    matrix. Looking for them waits for the device; other steps do not. Products are in float32 and obey
+    torch.backends.cuda.matmul.allow_tf32. torch.amp.GradScaler unscales and skips as it does for any optimizer.
 
     Raises TypeError, ValueError or ShapeError that name the argument, and StateError for a state that was altered;
     nothing is changed then.
     """
 
-    codec = "f32"
-    """How the moments are kept."""
+    codable: ClassVar[Mapping[str, State]] = {s.name: s for s in MOMENTS}
 
     def __init__(
         self,
@@ -75,7 +79,7 @@ class GaLoreAdamW(MatrixOptimizer):
         update_proj_gap: int = 200,
         scale: float = 0.25,
         proj_type: str = "std",
-        **coding: Any,
+        **options: Any,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -87,16 +91,7 @@ class GaLoreAdamW(MatrixOptimizer):
             "scale": scale,
             "proj_type": proj_type,
         }
-        for name in coding:
-            if name not in self._coding():
-                raise TypeError(f"{type(self).__name__}: no argument {name!r}; it takes {', '.join(defaults)}")
-        defaults |= self._coding() | coding
-        self._hyper(defaults, type(self).__name__)
-        super().__init__(params, defaults)
-
-    def _coding(self) -> dict[str, Any]:
-        """What a group holds of how the moments are kept, and the defaults."""
-        return {}
+        super().__init__(params, defaults, options)
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return RULES["adamw"] if group["rank"] is None else RULES["galore"]
@@ -106,32 +101,32 @@ class GaLoreAdamW(MatrixOptimizer):
 
     def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: Tensor) -> states.Layout:
         shapes = self._rule(group).shapes(tuple(p.shape), dict(hyper))
-        codec = overrides.settings_of(p).get("codecs", self.codec)
-        coded = {"codecs": dict.fromkeys(("m", "v"), codec), "min_size": 0, "block": None} | dict(group)
-        inner = states.layout_of(MOMENTS, coded, torch.empty(shapes["m"], device="meta"))
+        inner = self._inner(group, p, shapes["m"])
         bases = tuple((states.Part(name, shapes[name], torch.float32, 0.0),) for name in ("P", "Q") if name in shapes)
         return states.Layout(inner.codings, bases + inner.parts)
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        whole = [Projected(w, (_projected(w, hyper) if "rank" in hyper else w.g.float()).contiguous()) for w in work]
+        whole = []
+        for w in work:
+            R = (_projected(w, hyper) if "rank" in hyper else w.gradient).contiguous()
+            whole.append(Projected(w, R, self._inner(group, w.p, tuple(R.shape))))
         kinds: dict[Any, list[Projected]] = {}
         for x in whole:
-            codings = self._layout(group, hyper, x.work.p).codings
-            kinds.setdefault((x.work.t, x.R.device, codings), []).append(x)
+            kinds.setdefault((x.work.t, x.R.device, x.kept.codings), []).append(x)
         for (t, _, codings), some in kinds.items():
-            plain = not any(coding.form.scaled for coding in codings)
-            moved = adam(some, hyper) if plain else self._coded(some, hyper, codings)
+            fused = all(coding.form.scaled for coding in codings)
+            moved = self._fused(some, hyper, codings) if fused else adam(some, hyper)
             for x, N in zip(some, moved, strict=True):
-                move(x.work, N, corrected(hyper, t) if plain else -hyper["lr"], hyper)
+                move(x.work, N, -hyper["lr"] if fused else corrected(hyper, t), hyper)
 
-    def _coded(
+    def _fused(
         self, some: list[Projected], hyper: Mapping[str, Any], codings: Sequence[settings.Coding]
     ) -> list[Tensor]:
         """Adam's step of length 1 from zero, by the kernels of coded states."""
         zeros, t = [torch.zeros_like(x.R) for x in some], some[0].work.t
         row = rules.row("adam", t, {**hyper, "lr": 1.0, "wd": 0.0})
         forms, blocks = [c.form for c in codings], [c.block for c in codings]
-        kept = [[[x.work.state[f"{s.name}.{part}"] for part in ("codes", "scales")] for s in MOMENTS] for x in some]
+        kept = [x.moments for x in some]
         if not zeros[0].is_cuda:
             for p, x, tensors in zip(zeros, some, kept, strict=True):
                 arrays = [{"codes": codes.numpy(), "scales": scales.numpy()} for codes, scales in tensors]
@@ -158,26 +153,7 @@ class GaLoreAdamW8bit(GaLoreAdamW):
     float32. CUDA tensors need CuPy.
     """
 
-    codec, coded = "dynamic8", True
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        min_8bit_size: int = 4096,
-        **words: Any,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, min_size=min_8bit_size, **words)
-
-    def _coding(self) -> dict[str, Any]:
-        return {"min_size": 4096}
-
-    def _check_group(self, group: Mapping[str, Any], call: str) -> None:
-        dialect.size(call, group["min_size"])
+    usual = "dynamic8"
 
 
 def _launch(
@@ -204,11 +180,17 @@ class Projected(NamedTuple):
 
     work: Work
     R: Tensor
+    kept: states.Layout
+
+    @property
+    def moments(self) -> list[list[Tensor]]:
+        """The tensors that each moment is kept in."""
+        return [[self.work.state[part.key] for part in parts] for parts in self.kept.parts]
 
 
 def _projected(w: Work, hyper: Mapping[str, Any]) -> Tensor:
     """R, on new directions where the period begins."""
-    P, Q, g = w.state.get("P"), w.state.get("Q"), w.g.float()
+    P, Q, g = w.state.get("P"), w.state.get("Q"), w.gradient
     if (w.t - 1) % int(hyper["gap"]) == 0:
         if P is not None:
             P.copy_(basis(g, int(hyper["rank"])))
@@ -237,7 +219,8 @@ def basis(g: Tensor, rank: int) -> Tensor:
 
 def adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
     """The moments' new values, and N = m / (sqrt(v) + eps)."""
-    m, v = ([x.work.state[key] for x in some] for key in ("exp_avg", "exp_avg_sq"))
+    kept = [[*zip(x.kept.codings, x.moments, strict=True)] for x in some]
+    m, v = ([decoded(*one[k], tuple(x.R.shape)) for one, x in zip(kept, some, strict=True)] for k in (0, 1))
     R, beta1, beta2 = [x.R for x in some], hyper["beta1"], hyper["beta2"]
     torch._foreach_mul_(m, beta1)
     torch._foreach_add_(m, R, alpha=1.0 - beta1)
@@ -245,6 +228,9 @@ def adam(some: list[Projected], hyper: Mapping[str, Any]) -> list[Tensor]:
     torch._foreach_addcmul_(v, R, R, value=1.0 - beta2)
     below = torch._foreach_sqrt(v)
     torch._foreach_add_(below, hyper["eps"])
+    for one, *values in zip(kept, m, v, strict=True):
+        for (coding, tensors), value in zip(one, values, strict=True):
+            store(coding, tensors, value)
     return list(torch._foreach_div(m, below))
 
 

@@ -22,6 +22,18 @@ def any_sharded(opt: torch.optim.Optimizer) -> bool:
     return any(sharded.is_sharded(p) for group in opt.param_groups for p in group["params"])
 
 
+def refuse(opt: torch.optim.Optimizer) -> None:
+    """ValueError for settings that need all parameters whole at once."""
+    call, groups = f"{type(opt).__name__}.step", opt.param_groups
+    if any(group.get("max_grad_norm") is not None for group in groups):
+        sharded.refuse_norm((p for group in groups for p in group["params"]), call)
+    if any(group.get("capturable") for group in groups):
+        raise ValueError(
+            f"{call}: capturable=True: sharded parameters of this rule are put together in every step, in memory that "
+            "is new each time, which a CUDA graph cannot repeat"
+        )
+
+
 def step(opt: torch.optim.Optimizer, plain: Callable[[], None], forget: Callable[[torch.Tensor], Any]) -> None:
     """One step of all parameters of `opt`.
 

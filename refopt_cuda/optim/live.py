@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from refopt_cuda.kernels import norm, rows_cuda, step_cuda
-from refopt_cuda.optim import checks
-from refopt_cuda.rules import Form
+from refopt_cuda.optim import checks, states
 
 Count = int | torch.Tensor
 """A step count: what a step reaches, or where a device keeps what has been reached."""
@@ -150,6 +149,25 @@ def counters(params: Sequence[torch.Tensor], counts: Sequence[Count], elsewhere:
     return out
 
 
+def ready(kept: states.Layout, have: Any, p: torch.Tensor, call: str, make: Any = states.ready) -> dict[str, Any]:
+    """The entry to step `p` with, as `states.ready` makes it; a count that its device keeps is not read."""
+    step = have.get("step") if have else None
+    if not kept_by(step, p):
+        return make(kept, have, p, call)
+    return {**make(kept, {**have, "step": 0}, p, call), "step": step}
+
+
+def counted(work: Sequence[Any], params: Sequence[torch.Tensor], state: Mapping[Any, Any]) -> list[Any]:
+    """The same work, each of a parameter `p` and a count `t`, with counts that CUDA devices keep, made where there are
+    none; `params` are all that share a group, those that this step leaves alone too."""
+    ours = [w for w in work if w.p.is_cuda]
+    taken = {id(w.p) for w in ours}
+    rest = [state[p].get("step") for p in params if id(p) not in taken and p in state]
+    counts = counters([w.p for w in ours], [w.t for w in ours], rest)
+    place = {id(w.p): t for w, t in zip(ours, counts, strict=True)}
+    return [w._replace(t=place.get(id(w.p), w.t)) for w in work]
+
+
 class Live(NamedTuple):
     """Rows on a device: their address, and the place of each step count among them."""
 
@@ -158,7 +176,7 @@ class Live(NamedTuple):
 
 
 def rows(
-    form: Form,
+    form: rows_cuda.Maker,
     hyper: Mapping[str, Any],
     group: Mapping[str, Any],
     counts: Sequence[Count],
@@ -170,12 +188,12 @@ def rows(
 
     rooms  where rows lie on each device; grows as needed
     """
-    need = rows_cuda.room(len(counts))
+    need = rows_cuda.room(len(counts), form)
     if device not in rooms or rooms[device].numel() < need:
         refuse_in_capture("rows of scalars")
         rooms[device] = torch.zeros(need, dtype=torch.uint8, device=device)
     factor, near = scaling.on(device)
-    more: dict[str, Any] = {"maximize": group["maximize"], "seed": group["seed"]}
+    more: dict[str, Any] = {"maximize": group.get("maximize", False), "seed": group.get("seed", 0)}
     if isinstance(hyper["lr"], torch.Tensor):
         rate = hyper["lr"].to(device, non_blocking=True)
         more["rate"], hyper = (rate.data_ptr(), rate.dtype == torch.float64), {**hyper, "lr": 0.0}

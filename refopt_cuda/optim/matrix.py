@@ -3,33 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from refopt.spec import Hyper, Rule
-from refopt_cuda.optim import checks, gathered, overrides, sharded, states
+from refopt.spec import Hyper, Rule, State, StateError
+from refopt_cuda.kernels import rows_cuda
+from refopt_cuda.optim import checks, dialect, gathered, live, norms, overrides, sharded, states
+from refopt_cuda.optim.coded import refuse_capture
 from refopt_cuda.optim.eager import eager
-from refopt_cuda.optim.settings import number
+from refopt_cuda.optim.live import Scaling
+from refopt_cuda.optim.settings import codec_names, number
+
+CODING: Mapping[str, Any] = {"codecs": None, "block": None, "min_8bit_size": 4096}
+"""Arguments by keyword that say how states are kept, and their defaults."""
+
+
+class Now(NamedTuple):
+    """What only the step itself knows, for the parameters of one group and device.
+
+    gs, lr   what gradients are multiplied by, and the rate: numbers, or float32 tensors of no axis on the device
+    skip     bool on the device: the step is to have no effect; None: it has
+    scaling  as it was handed over, if the device computes scalars; None: the host knows all
+    """
+
+    gs: Any = 1.0
+    lr: Any = 0.0
+    skip: torch.Tensor | None = None
+    scaling: Scaling | None = None
 
 
 class Work(NamedTuple):
-    """One matrix's part in a step: weights, gradient, the entry of `state` to come, the step count to come."""
+    """One matrix's part in a step: weights, gradient, the entry of `state` to come, the step count to come or where a
+    device keeps the one that was reached."""
 
     p: torch.Tensor
     g: torch.Tensor
     state: dict[str, Any]
-    t: int
+    t: Any
+    now: Now = Now()
+
+    @property
+    def gradient(self) -> torch.Tensor:
+        """In float32, as it is to be stepped with."""
+        gs = self.now.gs
+        return self.g.float() if isinstance(gs, float) and gs == 1.0 else self.g.float() * gs
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
     """What optimizers of matrices do alike: groups and steps are checked first, states go in and out as they are."""
 
-    coded = False
-    """Whether states may be coded."""
+    takes: ClassVar[Mapping[str, Any]] = dialect.SCALING
+    """Arguments by keyword beside those of the signature and those of coded states, and their defaults."""
+    codable: ClassVar[Mapping[str, State]]
+    """States that may be coded."""
+    usual: ClassVar[str] = "f32"
+    """How those are kept unless an argument says otherwise."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Any, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
+        call = type(self).__name__
+        more = dialect.further(call, options, {**self.takes, **CODING, "overrides": None})
+        live.check(more["gnorm_scale"], more["max_grad_norm"], call)
+        patterns = more.pop("overrides")
+        if patterns is not None:
+            params = overrides.groups(params, patterns, call=call)
+        more["min_size"] = dialect.size(call, more.pop("min_8bit_size"))
+        more["codecs"] = self._table(more["codecs"], dict.fromkeys(self.codable, self.usual), call)
+        defaults = {**defaults, **more}
+        self._hyper(defaults, call)
+        self._forget()
         super().__init__(params, {**defaults, "format": states.FORMAT})
+
+    def _forget(self) -> None:
+        """What steps have found out so far."""
+        self._apart: set[Any] = set()
+        self._counting: set[int] = set()
+        self._rooms: dict[Any, dict[torch.device, torch.Tensor]] = {}
+        self._memory = norms.Memory()
+
+    def _table(self, given: Any, usual: Mapping[str, str], call: str) -> dict[str, str]:
+        """A codec for each state that may have one; ValueError for the others, and for the weights."""
+        if isinstance(given, Mapping):
+            for role in given.keys() - usual.keys():
+                raise ValueError(f"{call}: codecs[{role!r}]: only {', '.join(usual)} may be coded here")
+        record = self._rule({"rank": None})
+        table = codec_names(record, given, usual, call)
+        return {name: table[name] for name in usual}
+
+    def _inner(self, group: Mapping[str, Any], p: torch.Tensor, shape: tuple[int, ...]) -> states.Layout:
+        """The states of `p` that may be coded, where they are of this shape."""
+        own = overrides.settings_of(p)
+        own = {name: own.get(name, group[name]) for name in overrides.KEPT}
+        codecs = own["codecs"]
+        codecs = codecs if isinstance(codecs, Mapping) else dict.fromkeys(self.codable, codecs)
+        stand = torch.empty(shape, device="meta") if shape != tuple(p.shape) else p
+        return states.layout_of(self.codable.values(), {**own, "codecs": {**group["codecs"], **codecs}}, stand)
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         """The record of the rule that steps a group."""
@@ -60,8 +128,10 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 if not isinstance(value, tuple | list) or len(value) != 2:
                     raise ValueError(f"{call}: {key} must be 2 numbers, got {value!r}")
                 value, key = value[at], f"{key}[{at}]"
-            out[name] = number(value, key, call)
-            _named(hypers[name], key).check(call, out[name])
+            out[name] = number(value, key, call, key == "lr" and group.get("capturable", False))
+            if not isinstance(out[name], torch.Tensor):
+                _named(hypers[name], key).check(call, out[name])
+        refuse_capture(group["codecs"].values(), group.get("capturable", False), call)
         self._check_group(group, call)
         return rule.defaults() | out
 
@@ -74,13 +144,22 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; a group may have its own hyper-parameters."""
         call = f"{type(self).__name__}.add_param_group"
+        if isinstance(param_group, dict):
+            table = self._table(param_group.get("codecs"), self.defaults["codecs"], call)
+            param_group = {**param_group, "codecs": table}
         super().add_param_group(param_group)
-        new = overrides.apart(self, self.param_groups.pop(), call, self.coded)
+        new = overrides.apart(self, self.param_groups.pop(), call)
         for group in new:
             hyper = self._hyper(group, call)
             for p in group["params"]:
                 self._check_param(group, hyper, p, call)
         self.param_groups += new
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch.amp.GradScaler leaves it to the step to divide and to skip: not where the host must know what
+        was skipped, nor where parameters are sharded, of which each is stepped by itself."""
+        return "capturable" in self.takes and not gathered.any_sharded(self)
 
     @eager
     @torch.no_grad()
@@ -92,6 +171,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 loss = closure()
         only = not self.state and sharded.initial()
         if gathered.any_sharded(self):
+            gathered.refuse(self)
             gathered.step(self, lambda: self._step(only), lambda p: None)
         else:
             self._step(only)
@@ -100,33 +180,69 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _step(self, only: bool) -> None:
         """One step of whole parameters; `only`: the states that it would begin with, and no step."""
         call = f"{type(self).__name__}.step"
-        ready = [self._prepare(group, call) for group in self.param_groups]
-        self._check_apart((w.p for _, work in ready for w in work), call)
-        for group, (hyper, work) in zip(self.param_groups, ready, strict=True):
-            for w in work:
-                self.state[w.p] = w.state
+        scaling = live.scaling_of(self, call)
+        hypers = [self._hyper(group, call) for group in self.param_groups]
+        if scaling.skip:
+            return
+        ready = [self._prepare(k, hyper, scaling, call) for k, hyper in enumerate(hypers)]
+        self._check_apart((w.p for work in ready for w in work), call)
+        if scaling.longest is not None and not only:
+            ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
+            scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
+        for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             if only:
-                continue
-            self._run(group, hyper, [w for w in work if w.p.numel()])
-            for w in work:
-                w.state["step"] = w.t
+                self.state.update((w.p, w.state) for w in work)
+            else:
+                self._advance(k, hyper, work, scaling)
+        if checks.capturing():
+            self._memory.keep([dict(self.state), [dict(room) for room in self._rooms.values()]])
 
-    def _prepare(self, group: dict[str, Any], call: str) -> tuple[dict[str, Any], list[Work]]:
+    def _prepare(self, k: int, hyper: dict[str, Any], scaling: Scaling, call: str) -> list[Work]:
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
-        hyper, work = self._hyper(group, call), []
+        group, work = self.param_groups[k], []
         pairs = checks.gather(group["params"], call)
-        checks.capture(pairs, None, call)
+        capturable = group.get("capturable")
+        checks.capture(pairs, capturable, call)
+        if capturable or scaling.foreign:
+            self._counting.add(k)
         for p, g in pairs:
             self._check_param(group, hyper, p, call)
-            entry = states.ready(self._layout(group, hyper, p), self.state.get(p), p, call)
-            work.append(Work(p, g, entry, entry["step"] + 1))
-        return hyper, work
+            kept, have, counts = self._layout(group, hyper, p), self.state.get(p), k in self._counting and p.is_cuda
+            if not states.begun(kept, have):
+                live.refuse_in_capture("states")
+            entry = (live if counts else states).ready(kept, have, p, call)
+            work.append(Work(p, g, entry, entry["step"] if counts else entry["step"] + 1))
+        return live.counted(work, group["params"], self.state) if k in self._counting else work
+
+    def _advance(self, k: int, hyper: dict[str, Any], work: list[Work], scaling: Scaling) -> None:
+        """Step what was prepared, then count the step."""
+        factor, skip = scaling.on_host if any(not w.p.is_cuda for w in work) else (1.0, False)
+        if skip:
+            work = [w for w in work if w.p.is_cuda]
+        for device in dict.fromkeys(w.p.device for w in work):
+            some = [w for w in work if w.p.device == device]
+            now = self._now(k, hyper, some, factor, scaling)
+            self._run(self.param_groups[k], hyper, [w._replace(now=now) for w in some if w.p.numel()])
+        for w in work:
+            w.state["step"] = w.t
+            self.state[w.p] = w.state
+
+    def _now(self, k: int, hyper: dict[str, Any], work: list[Work], factor: float, scaling: Scaling) -> Now:
+        """What gradients are multiplied by on one device, computed there where the host cannot; counts are counted."""
+        lr, cuda, device = hyper["lr"], work[0].p.is_cuda, work[0].p.device
+        if not cuda or not (k in self._counting or scaling.squares is not None):
+            return Now(scaling.factor if cuda else factor, lr.item() if isinstance(lr, torch.Tensor) else lr)
+        rooms, counts = self._rooms.setdefault(k, {}), [*dict.fromkeys(w.t for w in work)]
+        live.rows(rows_cuda.PLAIN, hyper, self.param_groups[k], counts, scaling, device, rooms)
+        row = rooms[device][:8].view(torch.float32)
+        skip = None if scaling.inf is None else scaling.inf.to(device) != 0
+        return Now(row[0], row[1], skip, scaling)
 
     def _check_apart(self, params: Iterable[torch.Tensor], call: str) -> None:
         """Once for every set of addresses."""
         params = list(params)
         places = {(p.data_ptr(), p.shape, p.stride()) for p in params}
-        if len(places) < len(params) or not places <= self.__dict__.setdefault("_apart", set()):
+        if len(places) < len(params) or not places <= self._apart:
             checks.apart(params, call)
             self._apart = places
 
@@ -140,6 +256,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
         for theirs, ours in zip(groups, self.param_groups, strict=True):
+            for name in overrides.KEPT:
+                if theirs.get(name, ours[name]) != ours[name]:
+                    raise StateError(f"{call}: a group has {name} {theirs[name]!r}, this optimizer has {ours[name]!r}")
             group = {**ours, **theirs}
             hyper = self._hyper(group, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
@@ -150,11 +269,22 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         call = f"{type(self).__name__}.load_state_dict"
+        held = self._memory.captured
+        self._forget()
+        self._memory.captured = held
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             hyper = self._hyper(group, call)
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     self.state[p] = states.restore(self._layout(group, hyper, p), saved["state"][index], p)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+        usual = {**self.takes, "codecs": dict.fromkeys(self.codable, self.usual), "block": None, "min_size": 4096}
+        for group in self.param_groups:  # of a version that had none of these
+            for name, value in usual.items():
+                group.setdefault(name, value)
 
 
 def _named(hyper: Hyper, key: str) -> Hyper:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from refopt.rules import RULES
-from refopt.spec import Rule
+from refopt.spec import Rule, State
 from refopt_cuda.kernels import muon as kernels
-from refopt_cuda.optim import checks, newton_schulz, states
+from refopt_cuda.kernels import rows_cuda
+from refopt_cuda.optim import dialect, live, newton_schulz, states
 from refopt_cuda.optim.checks import NUMBERS
-from refopt_cuda.optim.matrix import MatrixOptimizer, Work, alike
+from refopt_cuda.optim.coded import decoded, store
+from refopt_cuda.optim.matrix import MatrixOptimizer, Now, Work, alike
 
 DTYPES = {name: dtype for dtype, name in NUMBERS.items()}
 WORDS: dict[str, tuple[str, int | None]] = {
@@ -47,10 +49,13 @@ class Muon(MatrixOptimizer):
                      torch.optim.Muon takes, leaves it by 1e-2 to 2e-2; both by ten times as much where a few directions
                      are strong and the rest is nearly nothing. "float32" obeys torch.backends.cuda.matmul.allow_tf32
     momentum_dtype   "float32", or "bfloat16": half the memory, rounded in each step
+    options          by keyword: codecs, of the momentum ("dynamic8", or {"B": ...}), block, min_8bit_size, overrides;
+                     max_grad_norm, gnorm_scale and capturable as for `Composed`
 
-    State: `momentum_buffer`, row-major, torch's key; and `step`. The momentum has the bits of `refopt.rules.muon`; the
-    direction is within the above. Matrices of one shape are stepped together, with up to 1 GiB beside them (or what one
-    matrix takes), which is free again after the step; nothing waits for the device. CUDA tensors need CuPy.
+    State: `momentum_buffer`, row-major, torch's key, or "B.codes" and "B.scales"; and `step`. The momentum has the bits
+    of `refopt.rules.muon`; the direction is within the above. Matrices of one shape are stepped together, with up to
+    1 GiB beside them (or what one matrix takes), which is free again after the step; nothing waits for the device. CUDA
+    tensors need CuPy.
 
     Raises TypeError, ValueError or ShapeError that name the argument, and StateError for a state that was altered;
     nothing is changed then.
@@ -70,9 +75,8 @@ class Muon(MatrixOptimizer):
         *,
         ns_dtype: str | None = None,
         momentum_dtype: str = "float32",
-        **ways: Any,
+        **options: Any,
     ) -> None:
-        checks.ways(ways, type(self).__name__)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -85,8 +89,10 @@ class Muon(MatrixOptimizer):
             "ns_dtype": ns_dtype,
             "momentum_dtype": momentum_dtype,
         }
-        self._hyper(defaults, type(self).__name__)
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, options)
+
+    takes = dialect.LIVE
+    codable: ClassVar[Mapping[str, State]] = {s.name: s for s in RULES["muon"].states}
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return RULES["muon"]
@@ -105,40 +111,96 @@ class Muon(MatrixOptimizer):
         ):
             if group[key] not in choices:
                 raise ValueError(f"{call}: {key} must be one of {', '.join(map(repr, choices))}, got {group[key]!r}")
+        if group["momentum_dtype"] != "float32" and group["codecs"]["B"] != "f32":
+            both = f"momentum_dtype={group['momentum_dtype']!r}", f"codecs['B'] = {group['codecs']['B']!r}"
+            raise ValueError(f"{call}: {' and '.join(both)} say it twice; leave momentum_dtype out")
 
     def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: torch.Tensor) -> states.Layout:
+        if group["momentum_dtype"] == "float32":
+            return self._inner(group, p, tuple(p.shape))
         part = states.Part("momentum_buffer", tuple(p.shape), DTYPES[group["momentum_dtype"]], 0.0)
         return states.Layout((), ((part,),))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
         for some in alike(work):
             dtype = DTYPES[group["ns_dtype"] or ("float16" if some[0].p.is_cuda else "float32")]
-            most = _together(some[0].p, dtype, hyper["ns_steps"])
+            kept = self._layout(group, hyper, some[0].p)
+            scaled = any(coding.form.scaled for coding in kept.codings)
+            most = _together(some[0].p, dtype, hyper["ns_steps"], 4 * scaled)
             chunks = -(-len(some) // most)
             cuts = [len(some) * k // chunks for k in range(chunks + 1)]
-            step = _on_cuda if some[0].p.is_cuda else _on_cpu
+            step = self._on_cuda if some[0].p.is_cuda else _on_cpu
             for low, high in zip(cuts, cuts[1:], strict=False):
-                step(some[low:high], hyper, group, dtype)
+                taken = some[low:high]
+                open_ = [_opened(w, kept) for w in taken] if scaled else taken
+                step(open_, hyper, group, dtype)
+                for w, x in zip(taken, open_, strict=True) if scaled else ():
+                    tensors = [w.state[part.key] for part in kept.all]
+                    store(kept.codings[0], tensors, x.state["momentum_buffer"], w.now.skip)
+
+    def _on_cuda(
+        self, work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str, Any], dtype: torch.dtype
+    ) -> None:
+        """Two passes that fill the stack, the products, one pass that steps; all on torch's current stream."""
+        first = work[0].p
+        dense = [w.p.contiguous() for w in work]
+        grads = [w.g.contiguous() for w in work]
+        buffers = [w.state["momentum_buffer"] for w in work]
+        g, b, p = (NUMBERS[x.dtype] for x in (grads[0], buffers[0], first))
+        kernel = kernels.Kernel(g, b, p, NUMBERS[dtype], newton_schulz.UNITS[dtype], bool(hyper["nesterov"]))
+        addresses = [kernels.Matrix(*(x.data_ptr() for x in row)) for row in zip(grads, buffers, dense, strict=True)]
+        with torch.cuda.device(first.device):
+            stream = torch.cuda.current_stream(first.device).cuda_stream
+            sums = torch.empty(len(work) * kernels.parts(first.numel()), dtype=torch.float64, device=first.device)
+            row = self._row(work[0], hyper, group)
+            passes = kernels.Passes(kernel, addresses, first.numel(), row, hyper["eps"], sums.data_ptr())
+            stack = torch.empty((len(work), *first.shape), dtype=dtype, device=first.device)
+            passes.run("momentum", stack.data_ptr(), stream)
+            passes.run("input", stack.data_ptr(), stream)
+            X = _directions(stack, hyper, group).contiguous()
+            passes.run("apply", X.data_ptr(), stream)
+        for w, stepped in zip(work, dense, strict=True):
+            if stepped is not w.p:
+                w.p.copy_(stepped)
+
+    def _row(self, w: Work, hyper: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+        """The scalars of a step, or where the device has computed them."""
+        if w.now.scaling is None:
+            return _scalars(w.p.shape, hyper, group, w.now)
+        rooms = self._rooms.setdefault((id(group), tuple(w.p.shape)), {})
+        more = {**hyper, "factor": _factor(w.p.shape, group)}
+        return live.rows(rows_cuda.MUON, more, {}, [1], w.now.scaling, w.p.device, rooms).address
+
+
+def _opened(w: Work, kept: states.Layout) -> Work:
+    """The same with its momentum in float32."""
+    shape = tuple(w.p.shape)
+    momentum = decoded(kept.codings[0], [w.state[part.key] for part in kept.all], shape)
+    return w._replace(state={"momentum_buffer": momentum})
 
 
 def _finite(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and bool(np.isfinite(x))
 
 
-def _together(p: torch.Tensor, dtype: torch.dtype, steps: int) -> int:
-    """Matrices of this shape that fit into the room beside the weights."""
+def _together(p: torch.Tensor, dtype: torch.dtype, steps: int, beside: int = 0) -> int:
+    """Matrices of this shape that fit into the room beside the weights; `beside`: further bytes an entry."""
     m, n = sorted(p.shape)
     way = newton_schulz.way(m, n, dtype, steps)
-    each = p.numel() * dtype.itemsize + newton_schulz.extra(m, n, dtype, way)
+    each = p.numel() * (dtype.itemsize + beside) + newton_schulz.extra(m, n, dtype, way)
     return max(1, min(ROOM // each, kernels.MATRICES))
 
 
-def _scalars(shape: Sequence[int], hyper: Mapping[str, Any], group: Mapping[str, Any]) -> np.ndarray:
-    """mu, 1 - mu, decay, step: in float64, rounded once."""
+def _factor(shape: Sequence[int], group: Mapping[str, Any]) -> float:
+    """What lr is multiplied by for a matrix of this shape."""
     m, n = shape
-    factor = 0.2 * max(m, n) ** 0.5 if group["adjust_lr_fn"] == "match_rms_adamw" else max(1.0, m / n) ** 0.5
-    mu, lr = hyper["momentum"], hyper["lr"]
-    return np.array([mu, 1.0 - mu, 1.0 - lr * hyper["wd"], lr * factor], np.float32)
+    return 0.2 * max(m, n) ** 0.5 if group["adjust_lr_fn"] == "match_rms_adamw" else max(1.0, m / n) ** 0.5
+
+
+def _scalars(shape: Sequence[int], hyper: Mapping[str, Any], group: Mapping[str, Any], now: Now) -> np.ndarray:
+    """mu, 1 - mu, decay, step, gs: in float64, rounded once."""
+    mu, lr = hyper["momentum"], now.lr
+    return np.array([mu, 1.0 - mu, 1.0 - lr * hyper["wd"], lr * _factor(shape, group), now.gs], np.float32)
 
 
 def _directions(stack: torch.Tensor, hyper: Mapping[str, Any], group: Mapping[str, Any]) -> torch.Tensor:
@@ -151,10 +213,10 @@ def _directions(stack: torch.Tensor, hyper: Mapping[str, Any], group: Mapping[st
 
 def _on_cpu(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str, Any], dtype: torch.dtype) -> None:
     """The oracle's order of operations, a product or a sum at a time."""
-    mu, rest, decay, step = map(float, _scalars(work[0].p.shape, hyper, group))
+    mu, rest, decay, step, _ = map(float, _scalars(work[0].p.shape, hyper, group, work[0].now))
     unit, inputs = newton_schulz.UNITS[dtype], []
     for w in work:
-        g, B = w.g.float(), w.state["momentum_buffer"]
+        g, B = w.gradient, w.state["momentum_buffer"]
         B.copy_((B.float() * mu).add_(g * rest))
         Z = (g * rest).add_(B.float() * mu) if hyper["nesterov"] else B.float()
         norm = torch.linalg.vector_norm(Z, dtype=torch.float64).clamp(min=hyper["eps"])
@@ -164,25 +226,7 @@ def _on_cpu(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str, 
         w.p.copy_(p.sub_((X.float() * (1 / unit)).mul_(step)))
 
 
-def _on_cuda(work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Two passes that fill the stack, the products, one pass that steps; all on torch's current stream."""
-    first = work[0].p
-    dense = [w.p.contiguous() for w in work]
-    grads = [w.g.contiguous() for w in work]
-    buffers = [w.state["momentum_buffer"] for w in work]
-    g, b, p = (NUMBERS[x.dtype] for x in (grads[0], buffers[0], first))
-    kernel = kernels.Kernel(g, b, p, NUMBERS[dtype], newton_schulz.UNITS[dtype], bool(hyper["nesterov"]))
-    addresses = [kernels.Matrix(*(x.data_ptr() for x in row)) for row in zip(grads, buffers, dense, strict=True)]
-    with torch.cuda.device(first.device):
-        stream = torch.cuda.current_stream(first.device).cuda_stream
-        sums = torch.empty(len(work) * kernels.parts(first.numel()), dtype=torch.float64, device=first.device)
-        row = _scalars(first.shape, hyper, group)
-        passes = kernels.Passes(kernel, addresses, first.numel(), row, hyper["eps"], sums.data_ptr())
-        stack = torch.empty((len(work), *first.shape), dtype=dtype, device=first.device)
-        passes.run("momentum", stack.data_ptr(), stream)
-        passes.run("input", stack.data_ptr(), stream)
-        X = _directions(stack, hyper, group).contiguous()
-        passes.run("apply", X.data_ptr(), stream)
-    for w, stepped in zip(work, dense, strict=True):
-        if stepped is not w.p:
-            w.p.copy_(stepped)
+class Muon8bit(Muon):
+    """`Muon` whose momentum is kept in 8 bits (dynamic map, blocks of 256); smaller matrices keep a float32 one."""
+
+    usual = "dynamic8"

@@ -305,11 +305,11 @@ KEPT = {
 """What is behind a rule's name: the usual codec of its states, and in words."""
 
 
-def variant(base: Any, suffix: str) -> Any:
+def variant(base: Any, suffix: str, module: str = __name__) -> Any:
     """The same class with its states kept as the suffix says."""
     codec, words = KEPT[suffix]
     doc = f"`{base.__name__}` whose states are kept in {words}."
-    return type(base.__name__ + suffix, (base,), {"usual": codec, "__doc__": doc, "__module__": __name__})
+    return type(base.__name__ + suffix, (base,), {"usual": codec, "__doc__": doc, "__module__": module})
 
 
 def _kept(base: Any) -> tuple[Any, Any, Any, Any]:

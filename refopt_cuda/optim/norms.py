@@ -94,4 +94,8 @@ class Memory:
         tables = [b.launch.table for plan in plans for b in plan.buckets.values()]
         slots = [slot for plan in plans for slot in plan.slots.values()]
         rooms = [dict(plan.rooms) for plan in plans]
-        self.captured.append((tables, slots, rooms, list(self.norms.runs), self.norms.out))
+        self.keep((tables, slots, rooms))
+
+    def keep(self, held: Any) -> None:
+        """Keep this, and what norms are measured with."""
+        self.captured.append((*held, list(self.norms.runs), self.norms.out))

@@ -103,6 +103,10 @@ class Work(NamedTuple):
     g: torch.Tensor
     t: Count
 
+    @property
+    def p(self) -> torch.Tensor:
+        return self.slot.p
+
 
 @dataclass
 class Bucket:
@@ -320,28 +324,14 @@ class Plan:
             work.append(Work(slot, g, slot.state["step"] if counted else slot.state["step"] + 1))
         if self.home:
             self.home.arrange(self, call)
-        return self._counted(work, group["params"], state) if self.counting else work
+        return live.counted(work, group["params"], state) if self.counting else work
 
     def _entry(self, kept: states.Layout, have: Any, p: torch.Tensor, call: str) -> Entry:
         """The entry to step `p` with; a count that its device keeps is not read."""
         if self.home:
             sharded.refuse_place(p, self.home, call)
-        step, ready = have.get("step") if have else None, (self.home or states).ready
-        if not self.counting or not live.kept_by(step, p):
-            return Entry.of(ready(kept, have, p, call))
-        made = Entry(ready(kept, {**have, "step": 0}, p, call))
-        count([made], step)
-        return made
-
-    @staticmethod
-    def _counted(work: list[Work], params: Sequence[torch.Tensor], state: Entries) -> list[Work]:
-        """The same with counts that CUDA devices keep, made where there are none."""
-        ours = [w for w in work if w.slot.p.is_cuda]
-        taken = {id(w.slot.p) for w in ours}
-        rest = [state[p].get("step") for p in params if id(p) not in taken and p in state]
-        counts = live.counters([w.slot.p for w in ours], [w.t for w in ours], rest)
-        place = {id(w.slot): t for w, t in zip(ours, counts, strict=True)}
-        return [w._replace(t=place.get(id(w.slot), w.t)) for w in work]
+        ready = (self.home or states).ready
+        return Entry.of(live.ready(kept, have, p, call, ready) if self.counting else ready(kept, have, p, call))
 
     def run(
         self,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from refopt.rules import RULES
-from refopt.spec import Rule
-from refopt_cuda.optim import checks, states
+from refopt.spec import Rule, State
+from refopt_cuda.optim import dialect, states
+from refopt_cuda.optim.coded import decoded, put, store
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 
-KEYS = {"mu": "mu", "m": "momentum_buffer"}
-"""What `state[p]` calls the states of the rule."""
 WORDS: Mapping[str, tuple[str, int | None]] = {
     "lr": ("lr", None),
     "momentum": ("momentum", None),
@@ -32,6 +31,8 @@ class SM3(MatrixOptimizer):
     momentum  decay of the running mean of updates, in [0, 1); 0: none is kept
     eps       added under the root, >= 0; TensorFlow has 1e-30, optax 1e-8
     variant   "II", the tighter of the paper's two, or "I"
+    options   by keyword: codecs, of the momentum ("dynamic8", or {"m": ...}), block, min_8bit_size, overrides;
+              max_grad_norm, gnorm_scale and capturable as for `Composed`
 
     State: `step`, `mu`, a number for each index of each axis, axis after axis, and with momentum `momentum_buffer` of
     the parameter's shape; all float32. Passes of torch's own, each rounded by itself: the bits are the reference's.
@@ -48,12 +49,12 @@ class SM3(MatrixOptimizer):
         eps: float = 0.0,
         *,
         variant: str = "II",
-        **ways: Any,
+        **options: Any,
     ) -> None:
-        checks.ways(ways, type(self).__name__)
-        defaults = {"lr": lr, "momentum": momentum, "eps": eps, "variant": variant}
-        self._hyper(defaults, type(self).__name__)
-        super().__init__(params, defaults)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps, "variant": variant}, options)
+
+    takes = dialect.LIVE
+    codable: ClassVar[Mapping[str, State]] = {"m": State("m", "momentum", torch="momentum_buffer")}
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return RULES["sm3"]
@@ -62,30 +63,38 @@ class SM3(MatrixOptimizer):
         return WORDS
 
     def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: Tensor) -> states.Layout:
-        shapes = self._rule(group).shapes(tuple(p.shape), dict(hyper))
-        return states.Layout((), tuple((states.Part(KEYS[n], s, torch.float32, 0.0),) for n, s in shapes.items()))
+        shapes, inner = self._rule(group).shapes(tuple(p.shape), dict(hyper)), self._inner(group, p, tuple(p.shape))
+        mu = (states.Part("mu", shapes["mu"], torch.float32, 0.0),)
+        return states.Layout(inner.codings, (mu, *inner.parts)) if "m" in shapes else states.Layout((), (mu,))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
         for w in work:
-            u = _update(w.state["mu"], w.g.float(), hyper["eps"], hyper["variant"])
+            mu, u = _update(w.state["mu"], w.gradient, hyper["eps"], hyper["variant"])
+            put(w.state["mu"], mu, w.now.skip)
             if hyper["momentum"]:
-                m = w.state["momentum_buffer"]
-                u = m.mul_(hyper["momentum"]).add_(u.mul_(1.0 - hyper["momentum"]))
-            p = w.p.float()
-            w.p.copy_(p.sub(u.mul(hyper["lr"])))
+                u = self._mean(w, u, group, hyper["momentum"])
+            put(w.p, w.p.float().sub(u.mul(w.now.lr)), w.now.skip)
+
+    def _mean(self, w: Work, u: Tensor, group: Mapping[str, Any], beta: float) -> Tensor:
+        """The running mean of updates, kept."""
+        kept = self._inner(group, w.p, tuple(w.p.shape))
+        tensors = [w.state[part.key] for part in kept.all]
+        m = decoded(kept.codings[0], tensors, tuple(w.p.shape)).mul(beta).add_(u.mul(1.0 - beta))
+        store(kept.codings[0], tensors, m, w.now.skip)
+        return m
 
 
-def _update(mu: Tensor, g: Tensor, eps: float, variant: str) -> Tensor:
-    """g over the root of what covers it, 0 where nothing has come yet; the accumulators are overwritten."""
+def _update(mu: Tensor, g: Tensor, eps: float, variant: str) -> tuple[Tensor, Tensor]:
+    """The new accumulators, and g over the root of what covers it, 0 where nothing has come yet."""
     if variant == "II":
         nu = _least(mu, g.shape) + g * g
-        mu.copy_(_greatest(nu))
+        mu = _greatest(nu)
     else:
-        mu.add_(_greatest(g * g))
+        mu = mu + _greatest(g * g)
         nu = _least(mu, g.shape)
     none = nu == 0
     root = _root(torch.where(none, 1.0, nu + eps))
-    return torch.where(none, 0.0, g * root.reciprocal_())
+    return mu, torch.where(none, 0.0, g * root.reciprocal_())
 
 
 def _root(x: Tensor) -> Tensor:

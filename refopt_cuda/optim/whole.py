@@ -6,144 +6,133 @@ CPU parameters are stepped by compiled loops. Both have the bits of `refopt`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 
 from refopt.rules import RULES
-from refopt.spec import Rule
+from refopt.spec import Rule, StateError
+from refopt_cuda.codecs import named
 from refopt_cuda.kernels import whole_cuda, whole_host
-from refopt_cuda.kernels.step_cuda import on_stream
-from refopt_cuda.kernels.whole_rules import Form, Rows, form_of, rows
-from refopt_cuda.optim import checks, gathered, overrides, sharded, states
-from refopt_cuda.optim.checks import NUMBERS, Pair
+from refopt_cuda.kernels.whole_rules import Form, form_of, forms, rows
+from refopt_cuda.optim import checks, dialect, gathered, live, norms, overrides, sharded, states
+from refopt_cuda.optim.checks import Pair
+from refopt_cuda.optim.coded import refuse_capture
 from refopt_cuda.optim.eager import eager
-from refopt_cuda.optim.run import words
-from refopt_cuda.optim.settings import number
+from refopt_cuda.optim.live import Scaling
+from refopt_cuda.optim.run import words as memory
+from refopt_cuda.optim.settings import Coding, check_group, codec_names, number
+from refopt_cuda.optim.whole_launch import Launch, Made
+from refopt_cuda.optim.whole_slots import Slot, Work, batches
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class Slot:
-    """One parameter with its state; good until one of its tensors is moved or replaced."""
-
-    def __init__(
-        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], keys: tuple[str, ...], entry: dict[str, Any]
-    ):
-        self.p, self.mode, self.entry = p, mode, entry
-        self.kept: dict[str, torch.Tensor] = {n: entry[key] for n, key in zip(names, keys, strict=True)}
-        self.watched: list[tuple[str, torch.Tensor, int]] = [(key, entry[key], entry[key].data_ptr()) for key in keys]
-        self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
-        self.row_major = p.is_contiguous()
-        self.tensor = self.tensor_of(p)
-
-    def tensor_of(self, dense: torch.Tensor) -> whole_cuda.Tensor:
-        """What a launch is bound to, the weights lying row-major in `dense`."""
-        pointers = {n: x.data_ptr() for n, x in self.kept.items()}
-        return whole_cuda.Tensor(dense.data_ptr(), pointers, tuple(dense.shape))
-
-    def stale(self, mode: Any, entry: object) -> bool:
-        p = self.p
-        if entry is not self.entry or mode != self.mode or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
-            return True
-        return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
-
-
-class Work(NamedTuple):
-    """One parameter's part in a step: the slot, the gradient, and the count that this step reaches."""
-
-    slot: Slot
-    g: torch.Tensor
-    t: int
-
-    @property
-    def p(self) -> torch.Tensor:
-        return self.slot.p
-
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """What the step's scalars depend on: the count, and whether there are fewer than two axes."""
-        return self.t, self.slot.p.ndim < 2
-
-
-class Launch:
-    """One bound `Whole` and the tensors that it was bound to."""
-
-    def __init__(self, form: Form, hyper: Mapping[str, Any], kind: tuple[torch.dtype, torch.dtype]) -> None:
-        self.whole = whole_cuda.Whole(form, hyper, NUMBERS[kind[0]], NUMBERS[kind[1]])
-        self.bound: list[whole_cuda.Tensor] = []
-
-    def step(
-        self, work: Sequence[Work], dense: Sequence[torch.Tensor], made: Mapping[tuple[int, bool], Rows], stream: int
-    ) -> None:
-        """Enqueue one step of these parameters, whose weights lie row-major in `dense`."""
-        pairs = zip(work, dense, strict=True)
-        tensors = [w.slot.tensor if w.slot.row_major else w.slot.tensor_of(p) for w, p in pairs]
-        with on_stream(stream):  # table and scratch are copied and freed in the order of the launches that use them
-            if tensors != self.bound:
-                self.whole.bind(tensors)
-                self.bound = tensors
-        grads = [w.g.contiguous() for w in work]
-        kinds = [w.kind for w in work]
-        known = sorted(set(kinds))
-        for k in range(0, len(known), whole_cuda.ROWS):
-            some = known[k : k + whole_cuda.ROWS]
-            pointers = [g.data_ptr() if kind in some else whole_cuda.SKIP for g, kind in zip(grads, kinds, strict=True)]
-            which = [some.index(kind) if kind in some else 0 for kind in kinds]
-            self.whole.run(pointers, [made[kind] for kind in some], which, stream)
+FLOAT = Coding(named("f32"), 0)
+Kept = tuple[int, Any, int | None]
+"""bitsandbytes' words on how states are kept: optim_bits, args, min_8bit_size; None where only a keyword says it."""
 
 
 class Whole(torch.optim.Optimizer):
-    """What the classes of this module share.
+    """What the classes of `whole_names` share.
 
     params    tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
     words     the group's settings under torch's names; `NAMES` says what the rule calls each
     maximize  climb instead of descend
-    ways      further arguments of torch's: foreach and fused are taken, and without meaning here
+    options   further arguments by keyword:
+              codecs         one for every state of an entry a weight, or {state: codec}; row and column factors, and
+                             values of a block, stay float32
+              block          elements that share a scale; by default each codec's own
+              min_8bit_size  smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
+              overrides      {pattern of names: settings}
+              max_grad_norm, gnorm_scale, capturable   as for `Composed`
+              foreach, fused   torch's; taken, and without meaning here
 
-    States are float32, made in the first step: `state[p]["step"]`, which counts their steps, and those of the rule
-    under its names or torch's own. Gradients with NaN or Inf propagate.
+    States are made in the first step: `state[p]["step"]`, which counts their steps, and those of the rule under its
+    names or torch's own, "<name>.codes" and "<name>.scales" where they are coded. Coded states are decoded for the
+    step, of 16 million elements or of one tensor at a time. Gradients with NaN or Inf propagate.
 
     Raises TypeError or ValueError that name the argument, ShapeError for a parameter that the rule cannot take, and
     StateError for a state that was altered; nothing is changed then. Parameters that share memory are refused, and so
-    are steps that a CUDA graph captures.
+    are steps that a CUDA graph captures without `capturable`.
     """
 
     stem: ClassVar[str]
-    usual, coded = "f32", False
+    usual: ClassVar[str | None] = None
+    coded = True
     NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
 
     def __init__(
-        self, params: Any, words: dict[str, Any], maximize: bool = False, ways: Mapping[str, Any] = NOTHING
+        self,
+        params: Any,
+        words: dict[str, Any],
+        maximize: bool,
+        options: Mapping[str, Any],
+        kept: Kept = (32, None, None),
     ) -> None:
-        checks.ways(ways, type(self).__name__)
+        call, (bits, args, min_size) = type(self).__name__, kept
+        takes: dict[str, Any] = {"codecs": None, "block": None, "overrides": None, **dialect.LIVE}
+        takes |= {"min_8bit_size": 4096} if min_size is None else {}
+        more = dialect.further(call, options, takes, args)
+        live.check(more["gnorm_scale"], more["max_grad_norm"], call)
+        patterns, codecs = more.pop("overrides"), more.pop("codecs")
+        if patterns is not None:
+            params = overrides.groups(params, patterns, call=call)
+        more["min_size"] = dialect.size(call, more.pop("min_8bit_size", min_size))
+        usual = dialect.usual(call, self.usual, bits)
+        more["codecs"] = self._table(codecs, {s.name: usual for s in self.rule.states if s.name in self._codable}, call)
+        self._forget()
+        self._check({**words, **more, "maximize": maximize}, call)
+        super().__init__(params, {**words, **more, "maximize": maximize, "format": states.FORMAT})
+
+    def _forget(self) -> None:
+        """What steps have found out and bound so far."""
         self._launches: dict[Any, Launch] = {}
         self._slots: dict[torch.Tensor, Slot] = {}
         self._apart: list[tuple[Any, ...]] = []
-        self.hyper({**words, "maximize": maximize}, type(self).__name__)
-        super().__init__(params, {**words, "maximize": maximize, "format": states.FORMAT})
+        self._counting: set[int] = set()
+        self._rooms: dict[int, dict[torch.device, torch.Tensor]] = {}
+        self._memory = norms.Memory()
 
     @property
     def rule(self) -> Rule:
         """The record of the rule."""
         return RULES[self.stem]
 
+    @property
+    def _codable(self) -> set[str]:
+        """States that have an entry a weight under some settings."""
+        return {name for form in forms(self.stem) for name in form.elements}
+
+    def _table(self, given: Any, usual: Mapping[str, str], call: str) -> dict[str, str]:
+        """A codec for each state that may have one; ValueError for the others, and for the weights."""
+        if isinstance(given, Mapping):
+            for role in given.keys() & ({s.name for s in self.rule.states} | {"p"}) - self._codable:
+                why = "these rules step weights as they are" if role == "p" else "a number a row is kept in float32"
+                raise ValueError(f"{call}: codecs[{role!r}]: {why}; of {self.stem} {', '.join(usual)} may be coded")
+        table = codec_names(self.rule, given, usual, call)
+        return {name: text for name, text in table.items() if name in usual}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; a group may have its own settings."""
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
-            self.hyper({**self.defaults, **param_group}, call)
+            table = self._table(param_group.get("codecs"), self.defaults["codecs"], call)
+            param_group = {**param_group, "codecs": table}
+            self._check({**self.defaults, **param_group}, call)
         super().add_param_group(param_group)
-        new = overrides.apart(self, self.param_groups.pop(), call, self.coded)
+        new = overrides.apart(self, self.param_groups.pop(), call)
         for group in new:
             hyper = self.hyper(group, call)
             for p in group["params"]:
                 checks.param(p, call)
                 self._fits(tuple(p.shape), hyper, call)
         self.param_groups += new
+
+    def _check(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
+        """The hyper-parameters of a group whose settings can be."""
+        check_group(self.rule, group, call)
+        refuse_capture(group["codecs"].values(), group["capturable"], call)
+        return self.hyper(group, call)
 
     def hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
         """The rule's hyper-parameters from a group, checked under the names that the group has for them."""
@@ -156,8 +145,9 @@ class Whole(torch.optim.Optimizer):
                 raise ValueError(f"{call}: {key} must be {len(ours)} numbers, got {values!r}")
             for k, (name, value) in enumerate(zip(names, values, strict=True)):
                 word = key if isinstance(ours, str) else f"{key}[{k}]"
-                out[name] = number(value, word, call)
-                replace(records[name], name=word).check(call, out[name])
+                out[name] = number(value, word, call, word == "lr" and group["capturable"])
+                if not isinstance(out[name], torch.Tensor):
+                    replace(records[name], name=word).check(call, out[name])
         if not isinstance(group["maximize"], bool):
             raise TypeError(f"{call}: maximize must be True or False, got {group['maximize']!r}")
         if self.rule.together is not None:
@@ -168,12 +158,34 @@ class Whole(torch.optim.Optimizer):
         if self.rule.fits is not None:
             self.rule.fits(f"{call}: a parameter", shape, hyper)
 
-    def layout(self, p: torch.Tensor, hyper: dict[str, Any]) -> tuple[tuple[str, ...], states.Layout]:
+    def layout(
+        self, p: torch.Tensor, hyper: dict[str, Any], group: Mapping[str, Any]
+    ) -> tuple[tuple[str, ...], states.Layout]:
         """The names of the states that are kept of a parameter, and where in `state[p]`."""
         shapes = self.rule.shapes(tuple(p.shape), hyper)
-        keys = {s.name: s.torch or s.name for s in self.rule.states}
-        parts = tuple((states.Part(keys[n], shape, torch.float32, 0.0),) for n, shape in shapes.items())
-        return tuple(shapes), states.Layout((), parts)
+        own = overrides.settings_of(p)
+        own = {name: own.get(name, group[name]) for name in overrides.KEPT}
+        codecs = own["codecs"]
+        own["codecs"] = {
+            **group["codecs"],
+            **(codecs if isinstance(codecs, Mapping) else dict.fromkeys(shapes, codecs)),
+        }
+        found = []
+        for state in (s for s in self.rule.states if s.name in shapes):
+            if shapes[state.name] == tuple(p.shape) and state.name in group["codecs"]:
+                one = states.layout_of([state], own, p)
+                found.append((state.name, one.codings[0], one.parts[0]))
+            else:
+                key = state.torch or state.name
+                found.append((state.name, FLOAT, (states.Part(key, shapes[state.name], torch.float32, 0.0),)))
+        names, codings, parts = zip(*found, strict=True)
+        return names, states.Layout(codings, parts)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; not where parameters are sharded,
+        of which each is stepped by itself."""
+        return not gathered.any_sharded(self)
 
     @eager
     @torch.no_grad()
@@ -185,6 +197,7 @@ class Whole(torch.optim.Optimizer):
                 loss = closure()
         only = not self.state and sharded.initial()
         if gathered.any_sharded(self):
+            gathered.refuse(self)
             gathered.step(self, lambda: self._step(only), lambda p: self._slots.pop(p, None))
         else:
             self._step(only)
@@ -193,33 +206,47 @@ class Whole(torch.optim.Optimizer):
     def _step(self, only: bool) -> None:
         """One step of whole parameters; `only`: the states that it would begin with, and no step."""
         call = f"{type(self).__name__}.step"
+        scaling = live.scaling_of(self, call)
         hypers = [self.hyper(group, call) for group in self.param_groups]
-        ready = []
-        for hyper, group in zip(hypers, self.param_groups, strict=True):
-            pairs = checks.gather(group["params"], call)
-            checks.capture(pairs, None, call)
-            mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads")
-            ready.append([self._ready(pair, hyper, mode, call) for pair in pairs])
+        if scaling.skip:
+            return
+        ready = [self._prepare(k, hyper, scaling, call) for k, hyper in enumerate(hypers)]
         self._check_apart([w.p for work in ready for w in work], call)
-        for k, (hyper, group, work) in enumerate(zip(hypers, self.param_groups, ready, strict=True)):
-            if only:
-                self.state.update((w.p, w.slot.entry) for w in work)
-            else:
-                self._run(k, hyper | {"maximize": group["maximize"]}, work)
+        if only:
+            self.state.update((w.p, w.slot.entry) for work in ready for w in work)
+            return
+        if scaling.longest is not None:
+            ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
+            scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
+        for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
+            self._run(k, hyper, work, scaling)
+        if checks.capturing():
+            launches = [launch.memory for launch in self._launches.values()]
+            self._memory.keep([*launches, dict(self._slots), [dict(room) for room in self._rooms.values()]])
 
-    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, call: str) -> Work:
+    def _prepare(self, k: int, hyper: dict[str, Any], scaling: Scaling, call: str) -> list[Work]:
+        """Everything that a group's step needs, checked; states that are missing are made but not yet given."""
+        group = self.param_groups[k]
+        pairs = checks.gather(group["params"], call)
+        checks.capture(pairs, group["capturable"], call)
+        if group["capturable"] or scaling.foreign:
+            self._counting.add(k)
+        kept = tuple(group["codecs"].items()), group["block"], group["min_size"]
+        mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads"), kept
+        work = [self._ready(pair, hyper, mode, k, call) for pair in pairs]
+        return live.counted(work, group["params"], self.state) if k in self._counting else work
+
+    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, k: int, call: str) -> Work:
         p, g = pair
-        slot, entry = self._slots.get(p), self.state.get(p)
+        slot, entry, counting = self._slots.get(p), self.state.get(p), k in self._counting
         if slot is None or slot.stale(mode, entry):
+            live.refuse_in_capture("states")
             self._fits(tuple(p.shape), hyper, call)
-            names, kept = self.layout(p, hyper)
-            slot = self._slots[p] = self._slot(p, mode, names, kept, states.ready(kept, entry, p, call))
-        return Work(slot, g, slot.entry["step"] + 1)
-
-    def _slot(
-        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], kept: states.Layout, entry: dict[str, Any]
-    ) -> Slot:
-        return Slot(p, mode, names, kept.keys, entry)
+            names, kept = self.layout(p, hyper, self.param_groups[k])
+            entry = (live if counting else states).ready(kept, entry, p, call)
+            slot = self._slots[p] = Slot(p, mode, names, kept, entry)
+        step = slot.entry["step"]
+        return Work(slot, g, step if counting and p.is_cuda else int(step) + 1)
 
     def _check_apart(self, params: Sequence[torch.Tensor], call: str) -> None:
         """Once for every set of addresses."""
@@ -228,64 +255,95 @@ class Whole(torch.optim.Optimizer):
             checks.apart(params, call)
             self._apart = places
 
-    def _run(self, group: int, hyper: dict[str, Any], work: Iterable[Work]) -> None:
+    def _run(self, k: int, hyper: dict[str, Any], work: list[Work], scaling: Scaling) -> None:
         """Step what was prepared, then count the step."""
-        form = form_of(self.stem, hyper)
-        made: dict[tuple[int, bool], Rows] = {}
-        kinds: dict[Any, list[Work]] = {}
-        for w in work:
-            if w.kind not in made:
-                made[w.kind] = rows(self.stem, *w.kind, hyper)
-            if w.p.numel():
-                kinds.setdefault((w.p.device, w.p.dtype, w.g.dtype), []).append(w)
-        for (device, *dtypes), some in kinds.items():
-            for k in range(0, len(some), whole_cuda.SIZES[-1]):
-                batch = some[k : k + whole_cuda.SIZES[-1]]
-                dense = [w.p if w.slot.row_major else w.p.contiguous() for w in batch]
-                if device.type == "cuda":
-                    blocks = hyper.get("blocks"), hyper.get("heads")
-                    self._launch(device, (group, device, *dtypes, form, *blocks, k), hyper, batch, dense, made)
-                else:
-                    for w, p in zip(batch, dense, strict=True):
-                        arrays = {n: words(x) for n, x in w.slot.kept.items()}
-                        g = words(w.g.contiguous())
-                        whole_host.step(form, hyper, words(p), g, arrays, tuple(p.shape), made[w.kind])
-                for w, p in zip(batch, dense, strict=True):
-                    if not w.slot.row_major:
-                        w.p.copy_(p)
+        hyper = hyper | {"maximize": self.param_groups[k]["maximize"]}
+        factor, skip = scaling.on_host if any(not w.p.is_cuda for w in work) else (1.0, False)
+        if skip:
+            work = [w for w in work if w.p.is_cuda]
+        form, made = form_of(self.stem, hyper), dict[torch.device, Made]()
+        for device in dict.fromkeys(w.p.device for w in work):
+            some = [w for w in work if w.p.device == device]
+            made[device] = self._made(k, form, hyper, some, factor, scaling)
+        for number_, some in enumerate(batches(work)):
+            opened = [w._replace(slot=w.slot.opened()) for w in some if w.p.numel()]
+            self._turn((k, number_), form, hyper, opened, made)
+            for w in opened:
+                inf = scaling.inf if w.p.is_cuda else None
+                w.slot.put(None if inf is None else inf.to(w.p.device) != 0)
         for w in work:
             w.slot.entry["step"] = w.t
             self.state[w.p] = w.slot.entry
 
-    def _launch(
+    def _made(
         self,
-        device: torch.device,
-        key: Any,
+        k: int,
+        form: Form,
+        hyper: dict[str, Any],
+        work: Sequence[Work],
+        factor: float,
+        scaling: Scaling,
+    ) -> Made:
+        """The rows of a group's step on one device: computed there where the host cannot."""
+        kinds, cuda, device = dict.fromkeys(w.kind for w in work), work[0].p.is_cuda, work[0].p.device
+        if cuda and (k in self._counting or scaling.squares is not None):
+            counts, rooms = [*dict.fromkeys(t for t, _ in kinds)], self._rooms.setdefault(k, {})
+            return live.rows(form, hyper, self.param_groups[k], counts, scaling, device, rooms)
+        now = hyper | {"gscale": scaling.factor if cuda else factor}
+        if isinstance(now["lr"], torch.Tensor):
+            now["lr"] = now["lr"].item()
+        return {kind: rows(self.stem, *kind, now) for kind in kinds}
+
+    def _turn(
+        self,
+        key: tuple[int, int],
+        form: Form,
         hyper: Mapping[str, Any],
         work: Sequence[Work],
-        dense: Sequence[torch.Tensor],
-        made: Mapping[tuple[int, bool], Rows],
+        made: Mapping[torch.device, Made],
     ) -> None:
-        _, _, p_dtype, g_dtype, form, *_ = key
-        with torch.cuda.device(device):
-            if key not in self._launches:
-                self._launches[key] = Launch(form, hyper, (p_dtype, g_dtype))
-            self._launches[key].step(work, dense, made, torch.cuda.current_stream(device).cuda_stream)
+        """Step parameters whose states are open: launches on devices, loops on the CPU."""
+        kinds: dict[Any, list[Work]] = {}
+        for w in work:
+            w.slot.take()
+            if w.p.is_cuda:
+                kinds.setdefault((w.p.device, w.p.dtype, w.g.dtype), []).append(w)
+            else:
+                arrays = {n: memory(x) for n, x in w.slot.kept.items()}
+                g, rows_of = memory(w.g.contiguous()), made[w.p.device][w.kind]  # type: ignore[index]
+                whole_host.step(form, hyper, memory(w.slot.dense), g, arrays, tuple(w.p.shape), rows_of)
+        blocks = hyper.get("blocks"), hyper.get("heads")
+        for (device, *dtypes), some in kinds.items():
+            for at in range(0, len(some), whole_cuda.SIZES[-1]):
+                where = (*key, device, *dtypes, form, *blocks, at)
+                with torch.cuda.device(device):
+                    if where not in self._launches:
+                        live.refuse_in_capture("kernels")
+                        self._launches[where] = Launch(form, hyper, (dtypes[0], dtypes[1]))
+                    stream = torch.cuda.current_stream(device).cuda_stream
+                    self._launches[where].step(some[at : at + whole_cuda.SIZES[-1]], made[device], stream)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but states stay float32 whatever the weights are.
+        """As torch's, but codes stay codes and float32 states stay float32 whatever the weights are.
 
-        Raises StateError or ShapeError, before anything is changed, for the state of another rule or of other shapes.
+        Raises StateError or ShapeError, before anything is changed, for the state of another rule, of other codecs or
+        of other shapes.
         """
         states.load(self, state_dict, self._check_saved, self._restore)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
-        for theirs, ours in zip(groups, self.param_groups, strict=True):
-            hyper = self.hyper({**ours, **theirs}, call)
+        for k, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
+            for name in overrides.KEPT:
+                if theirs.get(name, ours[name]) != ours[name]:
+                    raise StateError(
+                        f"{call}: group {k} has {name} {theirs[name]!r}, this optimizer has {ours[name]!r}"
+                    )
+            group = {**ours, **theirs}
+            hyper = self._check(group, call)
             for index, p in zip(theirs["params"], ours["params"], strict=True):
                 if index in saved["state"]:
-                    _, kept = self.layout(p, hyper)
+                    _, kept = self.layout(p, hyper, group)
                     states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
@@ -293,9 +351,15 @@ class Whole(torch.optim.Optimizer):
             hyper = self.hyper(group, "")
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    self.state[p] = states.restore(self.layout(p, hyper)[1], saved["state"][index], p)
-        self._launches, self._slots, self._apart = {}, {}, []
+                    self.state[p] = states.restore(self.layout(p, hyper, group)[1], saved["state"][index], p)
+        held = self._memory.captured
+        self._forget()
+        self._memory.captured = held
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._launches, self._slots, self._apart = {}, {}, []
+        self._forget()
+        usual = dict.fromkeys(self._codable, self.usual or "f32")
+        for group in self.param_groups:  # of a version that had none of these
+            for name, value in {**dialect.LIVE, "codecs": usual, "block": None, "min_size": 4096}.items():
+                group.setdefault(name, value)

@@ -5,30 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from refopt_cuda.optim import dialect
+from refopt_cuda.optim import dialect, names
 from refopt_cuda.optim.whole import Whole
 
-__all__ = ["CAME", "LAMB", "LARS", "Adafactor", "AdamMini", "LAMB32bit", "LARS32bit"]
+__all__ = [
+    "CAME",
+    "LAMB",
+    "LARS",
+    "Adafactor",
+    "Adafactor4bit",
+    "Adafactor8bit",
+    "Adafactor32bit",
+    "AdafactorFp8",
+    "AdamMini",
+    "AdamMini4bit",
+    "AdamMini8bit",
+    "AdamMini32bit",
+    "AdamMiniFp8",
+    "CAME4bit",
+    "CAME8bit",
+    "CAME32bit",
+    "CAMEFp8",
+    "LAMB4bit",
+    "LAMB8bit",
+    "LAMB32bit",
+    "LAMBFp8",
+    "LARS4bit",
+    "LARS8bit",
+    "LARS32bit",
+    "LARSFp8",
+]
 
 Betas = tuple[float, float]
 
 
-def _dialect(
-    call: str,
-    variant: str,
-    unorm: tuple[float, float],
-    kept: tuple[str, int, Any],
-    options: dict[str, Any],
-    theirs: str,
-) -> None:
+def _dialect(call: str, variant: str, unorm: tuple[float, float], theirs: str) -> None:
     """What LAMB and LARS make of bitsandbytes' words: a word on its formula, an error for what is not here.
 
     unorm   max_unorm as given, and its default
     theirs  arguments of bitsandbytes' formula
     """
-    usual, optim_bits, args = kept
-    dialect.nothing_else(call, options, args)
-    dialect.usual(call, usual, optim_bits)
     if variant == "clip":
         return
     if unorm[0] != unorm[1]:
@@ -88,7 +104,7 @@ class LAMB(Whole):
             amsgrad=(amsgrad, False, "LAMB keeps no largest second moment"),
             adam_w_mode=(adam_w_mode, True, "LAMB's decay is decoupled"),
         )
-        _dialect(call, variant, (max_unorm, 1.0), (self.usual, optim_bits, args), options, theirs)
+        _dialect(call, variant, (max_unorm, 1.0), theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "bias_correction": bias_correction,
@@ -97,8 +113,7 @@ class LAMB(Whole):
             "weight_decay": weight_decay,
         }
         words |= {"phi": phi, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
-        words |= {"min_size": dialect.size(call, min_8bit_size)}
-        super().__init__(params, words, maximize)
+        super().__init__(params, words, maximize, options, (optim_bits, args, min_8bit_size))
 
 
 class LARS(Whole):
@@ -144,7 +159,7 @@ class LARS(Whole):
         call, why = type(self).__name__, "LARS has plain momentum, and bitsandbytes' LARS ignores this"
         dialect.refuse(call, dampening=(dampening, 0.0, why), nesterov=(nesterov, False, why))
         theirs = "variant='clip', momentum=0"
-        _dialect(call, variant, (max_unorm, 0.02), (self.usual, optim_bits, args), options, theirs)
+        _dialect(call, variant, (max_unorm, 0.02), theirs)
         words: dict[str, Any] = {
             "lr": lr,
             "momentum": momentum,
@@ -152,8 +167,7 @@ class LARS(Whole):
             "trust_coefficient": trust_coefficient,
         }
         words |= {"eps": eps, "variant": variant, "max_unorm": max_unorm, "exclude_1d": exclude_1d}
-        words |= {"min_size": dialect.size(call, min_8bit_size)}
-        super().__init__(params, words, maximize)
+        super().__init__(params, words, maximize, options, (optim_bits, args, min_8bit_size))
 
 
 class Adafactor(Whole):
@@ -196,7 +210,6 @@ class Adafactor(Whole):
         maximize: bool = False,
         **options: Any,
     ) -> None:
-        dialect.nothing_else(type(self).__name__, options)
         words: dict[str, Any] = {
             "lr": lr,
             "eps": eps,
@@ -205,7 +218,7 @@ class Adafactor(Whole):
         }
         words |= {"decay_rate": decay_rate if beta2_decay is None else beta2_decay, "weight_decay": weight_decay}
         words |= {"scale_parameter": scale_parameter, "relative_step": relative_step, "warmup_init": warmup_init}
-        super().__init__(params, words | {"variant": variant}, maximize)
+        super().__init__(params, words | {"variant": variant}, maximize, options)
 
 
 class CAME(Whole):
@@ -230,7 +243,7 @@ class CAME(Whole):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        **ways: Any,
+        **options: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -239,7 +252,7 @@ class CAME(Whole):
             "betas": betas,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, words, maximize, ways)
+        super().__init__(params, words, maximize, options)
 
 
 class AdamMini(Whole):
@@ -270,7 +283,7 @@ class AdamMini(Whole):
         blocks: str = "rows",
         heads: int = 1,
         maximize: bool = False,
-        **ways: Any,
+        **options: Any,
     ) -> None:
         words: dict[str, Any] = {
             "lr": lr,
@@ -280,12 +293,16 @@ class AdamMini(Whole):
             "blocks": blocks,
             "heads": heads,
         }
-        super().__init__(params, words, maximize, ways)
+        super().__init__(params, words, maximize, options)
 
 
-class LAMB32bit(LAMB):
-    """`LAMB`, whose states are of 32 bits, under bitsandbytes' name."""
+def _kept(base: Any) -> tuple[Any, Any, Any, Any]:
+    one, two, three, four = (names.variant(base, suffix, __name__) for suffix in names.KEPT)
+    return one, two, three, four
 
 
-class LARS32bit(LARS):
-    """`LARS`, whose state is of 32 bits, under bitsandbytes' name."""
+LAMB8bit, LAMB4bit, LAMBFp8, LAMB32bit = _kept(LAMB)
+LARS8bit, LARS4bit, LARSFp8, LARS32bit = _kept(LARS)
+Adafactor8bit, Adafactor4bit, AdafactorFp8, Adafactor32bit = _kept(Adafactor)
+CAME8bit, CAME4bit, CAMEFp8, CAME32bit = _kept(CAME)
+AdamMini8bit, AdamMini4bit, AdamMiniFp8, AdamMini32bit = _kept(AdamMini)

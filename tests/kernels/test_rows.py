@@ -17,7 +17,7 @@ from refopt.rules import RULES as RECORDS
 from refopt_cuda.kernels import build, norm, rows_cuda, whole_build, whole_rules
 from refopt_cuda.kernels.step_cuda import ROWS, SIZES, Launch
 from refopt_cuda.random import step_word
-from refopt_cuda.rules import RULES, Form, form_of, forms, row
+from refopt_cuda.rules import RULES, form_of, forms, row
 from refopt_cuda.scalars import gradient_scale
 from tests.bits import same_bits
 from tests.kernels.functors import OPTIONS
@@ -231,8 +231,12 @@ def nvrtc() -> Any:
 
 @pytest.mark.parametrize("stem", EVERY)
 def test_rows_compile_and_their_arithmetic_does_not_obey_the_flags(stem: str, nvrtc: Any) -> None:
-    """In float64 by name: no FMA, no flush, no approximate division. Adafactor's power is the library's, and left out here."""
-    text = rows_cuda.source(plain(stem)).replace("return pow(base, exponent)", "return mul64(base, exponent)") + "\n" + nvrtc.layout("Args", rows_cuda.args_type())
+    """In float64 by name: no FMA, no flush, no approximate division; but for Adafactor's power, the library's."""
+    text = (
+        rows_cuda.source(plain(stem)).replace("return pow(base, exponent)", "return mul64(base, exponent)")
+        + "\n"
+        + nvrtc.layout("Args", rows_cuda.args_type())
+    )
     text += f'\nstatic_assert(sizeof(Live) * EACH == {rows_cuda.each(plain(stem))}, "row");'
     architecture = nvrtc.ARCHITECTURES[EVERY.index(stem) % len(nvrtc.ARCHITECTURES)]
     ptx, log = nvrtc.compile_text(text, architecture)

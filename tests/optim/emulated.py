@@ -18,8 +18,19 @@ import torch
 
 from refopt.reduce import squares, total
 from refopt_cuda import rules
-from refopt_cuda.kernels import arguments, norm, rows_cuda, step_cuda, step_host
-from refopt_cuda.optim import checks
+from refopt_cuda.kernels import (
+    arguments,
+    muon,
+    norm,
+    rows_cuda,
+    step_cuda,
+    step_host,
+    whole_cuda,
+    whole_host,
+    whole_rules,
+)
+from refopt_cuda.kernels.whole_cut import Cut
+from refopt_cuda.optim import checks, whole_launch
 from refopt_cuda.random import step_word
 
 
@@ -85,6 +96,82 @@ class Launch:
         step_host.step(self.form, self.codecs, p, grad, kept, t.shape, self.blocks, np.ascontiguousarray(row))
 
 
+class Whole:
+    """`whole_cuda.Whole` over float32 weights and gradients."""
+
+    def __init__(self, form: Any, hyper: Any, p_dtype: str, g_dtype: str) -> None:
+        assert (p_dtype, g_dtype) == ("float32", "float32")
+        self.form, self.hyper, self.table, self.scratch = form, dict(hyper), object(), object()
+
+    def bind(self, tensors: Sequence[whole_cuda.Tensor]) -> None:
+        self.tensors = list(tensors)
+
+    def run(self, grads: Any, rows: Sequence[whole_rules.Rows], which: Any, stream: int) -> None:
+        for t, g, k in zip(self.tensors, grads, which, strict=True):
+            cut = Cut.of(self.form, t.shape, self.hyper)
+            if g != step_cuda.SKIP and cut.n:
+                kept = {n: view(t.states[n], size, np.float32) for n, size in cut.sizes(self.form).items()}
+                p, grad = (view(a, cut.n, np.float32) for a in (t.p, g))
+                whole_host.step(self.form, self.hyper, p, grad, kept, t.shape, rows[k])
+
+    def run_live(self, grads: Any, rows: int, which: Any, stream: int) -> None:
+        made = []
+        for k in range(whole_cuda.ROWS):
+            half = rows_cuda.PAIR // 2
+            words = view(rows + k * half, half, np.uint8)
+            if words[128:136].view(np.uint64)[0] and not k:
+                return
+            scalars = words[:64].view(np.float32)[: len(self.form.module.SCALARS)].copy()
+            made.append(whole_rules.Rows(scalars, words[64:128].view(np.float64)[: len(self.form.module.WIDE)].copy()))
+        self.run(grads, made, which, stream)
+
+
+class Passes:
+    """`muon.Passes` over float32 matrices, in float32 words."""
+
+    def __init__(self, kernel: Any, matrices: Any, n: int, scalars: Any, eps: float, sums: int) -> None:
+        self.kernel, self.matrices, self.n, self.eps, self.skip = kernel, matrices, n, eps, False
+        if isinstance(scalars, int):
+            words = view(scalars, rows_cuda.BYTES, np.uint8)
+            self.skip, scalars = bool(words[72:].view(np.uint64)[0]), words[:20].view(np.float32).copy()
+        self.row = scalars
+
+    def run(self, name: str, stack: int, stream: int) -> None:
+        (mu, rest, decay, step, gs), n = self.row, self.n
+        for k, m in enumerate(self.matrices if not self.skip else ()):
+            g, B, p = (view(at, n, np.float32) for at in m)
+            X = view(stack + 4 * n * k, n, np.float32)
+            Z = rest * (g * gs) + mu * B if self.kernel.nesterov else B
+            if name == "momentum":
+                B[:] = mu * B + rest * (g * gs)
+            elif name == "input":
+                norm = np.sqrt((Z.astype(np.float64) ** 2).sum())
+                X[:] = Z * np.float32(self.kernel.unit / max(norm, self.eps))
+            else:
+                p[:] = p * decay - step * (X * np.float32(1 / self.kernel.unit))
+
+
+def _filled(form: Any, t: int, hyper: Any, seed: int, place: int) -> None:
+    """The rows of one step count."""
+    if form.stem in whole_rules.WHOLE:
+        for vector in (False, True):
+            words = view(place + vector * (rows_cuda.PAIR // 2), rows_cuda.PAIR // 2, np.uint8)
+            made = whole_rules.rows(form.stem, t, vector, hyper)
+            words[: made.scalars.nbytes].view(np.float32)[:] = made.scalars
+            words[64 : 64 + made.wide.nbytes].view(np.float64)[:] = made.wide
+        return
+    words, gs = view(place, rows_cuda.BYTES, np.uint8), -hyper["gscale"] if hyper["maximize"] else hyper["gscale"]
+    if form is rows_cuda.PLAIN:
+        made = np.array([gs, hyper["lr"]], np.float32)
+    elif form is rows_cuda.MUON:
+        mu, lr = hyper["momentum"], hyper["lr"]
+        made = np.array([mu, 1 - mu, 1 - lr * hyper["wd"], lr * hyper["factor"], gs], np.float32)
+    else:
+        made = rules.row(form.stem, t, hyper)
+    words[: 4 * made.size].view(np.float32)[:] = made
+    words[64:72].view(np.uint64)[0] = step_word(seed, t)
+
+
 def rows(
     form: Any, hyper: Any, counts: Any, place: int, factor: rows_cuda.Factor, device: int, stream: int, **more: Any
 ) -> None:
@@ -100,14 +187,14 @@ def rows(
             squared += float(x)
     gs = norm.gradient_factor(factor.value / scale, squared, factor.longest)
     for k, (address, step) in enumerate(counts):
-        words = view(place + k * rows_cuda.BYTES, rows_cuda.BYTES, np.uint8)
-        words[72:].view(np.uint64)[0] = skip
+        here = place + k * rows_cuda.each(form)
+        flags = (here + 128, here + 272) if form.stem in whole_rules.WHOLE else (here + 72,)
+        for at in flags:
+            view(at, 1, np.uint64)[0] = skip
         if skip:
             continue
         t = int(view(address, 1, np.int64)[0]) + 1 if address else step
-        made = rules.row(form.stem, t, {**now, "gscale": gs, "maximize": more["maximize"]})
-        words[: 4 * made.size].view(np.float32)[:] = made
-        words[64:72].view(np.uint64)[0] = step_word(more["seed"], t)
+        _filled(form, t, {**now, "gscale": gs, "maximize": more["maximize"]}, more["seed"], here)
         if address:
             view(address, 1, np.int64)[0] = t
 
@@ -131,6 +218,9 @@ def install(patch: pytest.MonkeyPatch) -> None:
     Launch.made = []
     patch.setattr(step_cuda, "Launch", Launch)
     patch.setattr(step_cuda, "on_stream", lambda handle: nullcontext())
+    patch.setattr(whole_cuda, "Whole", Whole)
+    patch.setattr(whole_launch, "on_stream", lambda handle: nullcontext())
+    patch.setattr(muon, "Passes", Passes)
     patch.setattr(rows_cuda, "run", rows)
     patch.setattr(norm, "squares", sums)
     patch.setattr(torch.cuda, "device", lambda device: nullcontext())

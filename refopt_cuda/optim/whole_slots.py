@@ -1,0 +1,103 @@
+"""One parameter of a rule that sees whole tensors, with its states: as they are kept, and as float32 for a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from refopt_cuda.kernels import whole_cuda
+from refopt_cuda.optim import states
+from refopt_cuda.optim.coded import decoded, store
+from refopt_cuda.optim.live import Count
+
+MOST = 1 << 24
+"""Elements whose coded states are decoded at a time, or one tensor if it has more."""
+
+
+class Slot:
+    """One parameter with its states; good until one of its tensors is moved or replaced."""
+
+    def __init__(
+        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], kept: states.Layout, entry: dict[str, Any]
+    ) -> None:
+        self.p, self.mode, self.entry = p, mode, entry
+        self.states = [
+            (name, coding, [entry[part.key] for part in parts])
+            for name, coding, parts in zip(names, kept.codings, kept.parts, strict=True)
+        ]
+        self.coded = any(coding.form.stem != "f32" for _, coding, _ in self.states)
+        self.kept = {} if self.coded else {name: tensors[0] for name, _, tensors in self.states}
+        self.watched = [(key, entry[key], entry[key].data_ptr()) for key in kept.keys]
+        self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
+        self.dense = p if p.is_contiguous() else torch.empty_like(p, memory_format=torch.contiguous_format)
+        self.tensor = self._tensor()
+
+    def _tensor(self) -> whole_cuda.Tensor:
+        pointers = {name: x.data_ptr() for name, x in self.kept.items()}
+        return whole_cuda.Tensor(self.dense.data_ptr(), pointers, tuple(self.dense.shape))
+
+    def stale(self, mode: Any, entry: object) -> bool:
+        p = self.p
+        if entry is not self.entry or mode != self.mode or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
+            return True
+        return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
+
+    def opened(self) -> Slot:
+        """Itself, or with the float32 states that its codes stand for."""
+        return Opened(self) if self.coded else self
+
+    def take(self) -> None:
+        """A parameter that is not row-major is stepped through a copy."""
+        if self.dense is not self.p:
+            self.dense.copy_(self.p)
+
+    def put(self, skip: torch.Tensor | None = None) -> None:
+        """Bring the copy back."""
+        if self.dense is not self.p:
+            self.p.copy_(self.dense)
+
+
+class Opened(Slot):
+    """The same parameter with float32 states; `put` encodes them, but where a device says that the step is skipped."""
+
+    def __init__(self, coded: Slot) -> None:
+        self.p, self.entry, self.states, self.dense = coded.p, coded.entry, coded.states, coded.dense
+        self.kept = {name: decoded(coding, tensors, tuple(self.p.shape)) for name, coding, tensors in self.states}
+        self.tensor = self._tensor()
+
+    def put(self, skip: torch.Tensor | None = None) -> None:
+        super().put()
+        for name, coding, tensors in self.states:
+            store(coding, tensors, self.kept[name], skip)
+
+
+class Work(NamedTuple):
+    """One parameter's part in a step: the slot, the gradient, and the count that this step reaches, or where a device
+    keeps the one that was reached."""
+
+    slot: Slot
+    g: torch.Tensor
+    t: Count
+
+    @property
+    def p(self) -> torch.Tensor:
+        return self.slot.p
+
+    @property
+    def kind(self) -> tuple[Any, bool]:
+        """What the step's scalars depend on: the count, and whether there are fewer than two axes."""
+        return self.t, self.slot.p.ndim < 2
+
+
+def batches(work: Iterable[Work]) -> Iterator[list[Work]]:
+    """What is stepped together: all, but of coded states only so many as may be decoded at a time."""
+    some: list[Work] = []
+    for w in work:
+        if any(x.slot.coded for x in (w, *some)) and sum(x.p.numel() for x in (w, *some)) > MOST and some:
+            yield some
+            some = []
+        some.append(w)
+    if some:
+        yield some
