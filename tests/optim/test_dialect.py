@@ -119,7 +119,7 @@ REFUSED = [
     ("LAMB", {"max_unorm": 2.0}, "LAMB: max_unorm is of variant='clip'"),
     ("LARS", {"dampening": 0.5}, r"LARS: dampening must be 0\.0, got 0\.5"),
     ("LARS", {"nesterov": True}, "LARS: nesterov must be False, got True"),
-    ("LARS", {"optim_bits": 8}, "LARS: optim_bits must be 32, as the name says, got 8"),
+    ("LARS32bit", {"optim_bits": 8}, "LARS32bit: optim_bits must be 32, as the name says, got 8"),
 ]
 
 

@@ -166,7 +166,7 @@ def test_resuming_8_bit_moments_changes_no_bit(device: str) -> None:
     other = GaLoreAdamW8bit(twins(params, device), rank=8)
     other.load_state_dict(through_a_file(opt.state_dict()))
     resume_alike(opt, other)
-    with pytest.raises(StateError, match=r"m\.codes|exp_avg"):
+    with pytest.raises(StateError, match=r"a group has codecs .*'dynamic8'.*, this optimizer has .*'f32'"):
         GaLoreAdamW(twins(params, device), rank=8).load_state_dict(opt.state_dict())
 
 
@@ -219,8 +219,8 @@ ARGUMENTS = [
 def test_impossible_arguments_are_named(words: dict[str, Any], error: Any, message: str) -> None:
     with pytest.raises(error, match=f"^GaLoreAdamW: {message}"):
         GaLoreAdamW(matrices([(12, 20)]), **(GALORE | words))
-    with pytest.raises(TypeError, match="no argument 'block'"):
-        GaLoreAdamW(matrices([(12, 20)]), block=128)
+    with pytest.raises(TypeError, match="no argument 'blocks'; it takes max_grad_norm, gnorm_scale, codecs, block"):
+        GaLoreAdamW(matrices([(12, 20)]), blocks=128)
     with pytest.raises(ValueError, match=r"min_8bit_size .*-1"):
         GaLoreAdamW8bit(matrices([(12, 20)]), min_8bit_size=-1)
     opt = GaLoreAdamW(matrices([(12, 20)]))

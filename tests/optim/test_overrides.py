@@ -157,18 +157,19 @@ def test_wrong_calls_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("LAMB", {"variant": "clip"}), ("AdamMini", {}), ("Muon", {}), ("GaLoreAdamW", {"rank": 4})]
+    ("name", "words"), [("LAMB", {"variant": "clip"}), ("AdamMini", {}), ("Muon", {}), ("GaLoreAdamW", {"rank": 16})]
 )
 def test_rules_of_whole_tensors_know_hyper_parameters_of_single_ones(name: str, words: dict[str, Any]) -> None:
     p, q = two()
     manager.override_config(q, key_value_dict={"lr": 0.5, "optim_bits": 32})
     opt = getattr(bnb.optim, name)([p, q], lr=0.25, **words)
     assert [(g["lr"], len(g["params"])) for g in opt.param_groups] == [(0.25, 1), (0.5, 1)]
-    manager.override_config(p, "optim_bits", 8)
-    with pytest.raises(
-        ValueError, match=f"{name}.add_param_group: codecs is overridden .*'dynamic8'; states are float32"
-    ):
-        getattr(bnb.optim, name)([p], lr=0.25, **words)
+    manager.override_config(p, key_value_dict={"optim_bits": 8, "min_8bit_size": 0})
+    opt = getattr(bnb.optim, name)([p, q], lr=0.25, **words)
+    give([p, q], 0)
+    opt.step()
+    coded = [[key for key in opt.state[x] if key.endswith(".codes")] for x in (p, q)]
+    assert coded[0] and not coded[1]
 
 
 def test_galore_in_8_bits_keeps_an_embedding_in_32() -> None:

@@ -255,9 +255,9 @@ def test_copies_and_older_pickles_know_these_settings() -> None:
 def test_rules_of_whole_tensors_say_what_they_cannot(name: str) -> None:
     make, p = getattr(rc.optim, name), parameter(torch.ones(4, 4))
     make([p], foreach=True, fused=None, capturable=False, differentiable=False, max_grad_norm=None, gnorm_scale=1.0)
-    for words in ({"capturable": True}, {"differentiable": True}, {"max_grad_norm": 1.0}, {"gnorm_scale": 0.5}):
-        ((key, value),) = words.items()
-        with pytest.raises(ValueError, match=rf"^{name}: {key}={value}: "):
-            make([p], **words)
-    with pytest.raises(TypeError, match=rf"^{name}: no argument 'rho'$"):
+    with pytest.raises(ValueError, match=rf"^{name}: differentiable=True: "):
+        make([p], differentiable=True)
+    with pytest.raises(ValueError, match=rf"^{name}: gnorm_scale must be finite, got inf"):
+        make([p], gnorm_scale=float("inf"))
+    with pytest.raises(TypeError, match=rf"^{name}: no argument 'rho'; it takes "):
         make([p], rho=1)

@@ -15,7 +15,7 @@ import refopt
 from refopt.spec import ShapeError, StateError
 from refopt_cuda.kernels import whole_cuda
 from refopt_cuda.kernels.whole_rules import form_of, rows
-from refopt_cuda.optim import whole, whole_names
+from refopt_cuda.optim import whole_launch, whole_names
 from tests.bits import same_bits
 from tests.kernels.whole_emulator import Emulated
 from tests.optim.pairs import exact, give, parameter, weights
@@ -166,7 +166,7 @@ def test_a_launch_is_bound_once_and_steps_as_the_loops_of_the_cpu(
     monkeypatch.setattr(
         whole_cuda.Whole, "bind", lambda self, tensors: (binds.append(len(tensors)), bind(self, tensors))
     )
-    monkeypatch.setattr(whole, "on_stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(whole_launch, "on_stream", lambda stream: contextlib.nullcontext())
     sides = []
     for launched in (False, True):
         params = weights([(7,), (3, 40), (33, 304)], torch.float32, "cpu")
@@ -181,9 +181,9 @@ def test_a_launch_is_bound_once_and_steps_as_the_loops_of_the_cpu(
                 continue
             hyper = opt.hyper(opt.param_groups[0], "") | {"maximize": False}
             form = form_of(case.stem, hyper)
-            work = [opt._ready((p, p.grad), hyper, form, "") for p in params if p.grad is not None]
-            launch = launch or whole.Launch(form, hyper, (torch.float32, torch.float32))
-            launch.step(work, [w.p for w in work], {w.kind: rows(case.stem, *w.kind, hyper) for w in work}, 0)
+            work = [opt._ready((p, p.grad), hyper, form, 0, "") for p in params if p.grad is not None]
+            launch = launch or whole_launch.Launch(form, hyper, (torch.float32, torch.float32))
+            launch.step(work, {w.kind: rows(case.stem, *w.kind, hyper) for w in work}, 0)
             for w in work:
                 w.slot.entry["step"], opt.state[w.p] = w.t, w.slot.entry
         sides.append((opt, params))
