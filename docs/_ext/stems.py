@@ -64,14 +64,19 @@ class Combinations(SphinxDirective):
 def combinations() -> list[str]:
     """Two tables: what a state is kept in under each rule, and what weights are kept in."""
     from refopt_cuda.codecs import FROZEN, STATES, WEIGHTS
+    from refopt_cuda.optim.settings import WITHOUT
     from refopt_cuda.rules import RULES
 
     rules, codecs = RECORDS["rules"], RECORDS["codecs"]
     out = [f"| rule | scope | {' | '.join(STATES)} |", "|---|---|" + "---|" * len(STATES)]
     for stem, record in rules.items():
-        mark = "yes" if stem in RULES else "-"
+        mark = "yes" if stem in RULES else decoded(stem)
         out.append(f"| [{stem}](rules/{stem}.md) | {record.scope} | " + " | ".join([mark] * len(STATES)) + " |")
-    out += ["", "Rules without a mark run in the reference; they see more than an element at a time.", ""]
+    out += [
+        "",
+        "Where letters stand, these states are decoded for a step and encoded behind it; the others of that rule are float32.",
+    ]
+    out += ["A rule with a dash runs in the reference alone.", ""]
     out += ["| format of weights | bits | what lies beside a bfloat16 word |", "|---|---|---|"]
     out += ["| float32, bfloat16, float16 | 32, 16, 16 | nothing |"]
     for stem in WEIGHTS:
@@ -79,10 +84,26 @@ def combinations() -> list[str]:
         beside = ", ".join(f"`{part.name}`" for part in parts) or "nothing; random bits by the element's number"
         bits = 16 + sum(8 * np.dtype(part.dtype).itemsize for part in parts)
         out.append(f"| [{stem}](codecs/{stem}.md) | {bits} | {beside} |")
-    rest = [stem for stem in codecs if stem not in {**STATES, **WEIGHTS, **FROZEN}]
     frozen = ", ".join(f"[{stem}](codecs/{stem}.md)" for stem in FROZEN)
-    out += ["", f"{frozen} keep weights that are not trained (`refopt_cuda.quantize`), and so does `double`."]
-    return [*out, f"Without a kernel for states: {', '.join(rest)}; `q4` by rows and columns and `fp8` by tensors.", ""]
+    out += ["", f"{frozen} keep weights that are not trained (`refopt_cuda.quantize`), and so does `double`.", ""]
+    out += ["| without a kernel for states | because |", "|---|---|"]
+    out += [f"| [{stem}](codecs/{stem}.md) | {why} |" for stem, why in WITHOUT.items()]
+    return [
+        *out,
+        "| `q4` by rows and columns, `fp8` by tensors | a scale is known when the whole tensor has been seen |",
+        "",
+    ]
+
+
+def decoded(stem: str) -> str:
+    """The states of a rule of whole tensors or matrices that may be coded, "-" where the rule has no fast path."""
+    from refopt_cuda import optim
+    from refopt_cuda.kernels.whole_rules import WHOLE, forms
+
+    if stem in WHOLE:
+        return ", ".join(f"`{n}`" for n in dict.fromkeys(n for form in forms(stem) for n in form.elements))
+    cls = {"muon": "Muon", "sm3": "SM3", "galore": "GaLoreAdamW", "apollo": "APOLLOAdamW"}.get(stem)
+    return ", ".join(f"`{name}`" for name in getattr(optim, cls).codable) if cls else "-"
 
 
 def facts(row: str, record: Any) -> list[str]:

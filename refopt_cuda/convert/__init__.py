@@ -1,11 +1,12 @@
-"""Optimizer states of torch.optim, bitsandbytes, torchao and FlashOptim: taken over, and handed back.
+"""Optimizer states of torch.optim, bitsandbytes, torchao, FlashOptim and transformers: taken over, and handed back.
 
 `from_NAME(state_dict, opt)` gives what `opt.load_state_dict` takes; `to_NAME(opt)` what the other library's optimizer
 takes. What can pass bit for bit does; what cannot is rounded once, and a warning says how many states and why; what has
-no meaning on the other side is refused with a sentence. `refopt convert` does the same on files.
+no meaning on the other side is refused with a sentence. `refopt convert` does the same on files, for rules of elements.
 """
 
 from refopt_cuda.convert.bitsandbytes import from_bitsandbytes, to_bitsandbytes
+from refopt_cuda.convert.factored import from_transformers, to_transformers
 from refopt_cuda.convert.flashoptim import from_flashoptim, to_flashoptim
 from refopt_cuda.convert.torch_optim import from_torch, to_torch
 from refopt_cuda.convert.torchao import from_torchao, to_torchao
@@ -15,8 +16,10 @@ __all__ = [
     "from_flashoptim",
     "from_torch",
     "from_torchao",
+    "from_transformers",
     "to_bitsandbytes",
     "to_flashoptim",
     "to_torch",
     "to_torchao",
+    "to_transformers",
 ]

@@ -1,4 +1,4 @@
-"""torch.optim: SGD, Adam, AdamW, RMSprop and Adagrad, whose states are numbers."""
+"""torch.optim: SGD, Adam, AdamW, RMSprop and Adagrad, whose states are numbers; `factored` has Adafactor and Muon."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.convert import walk
+from refopt_cuda.convert import factored, walk
 from refopt_cuda.convert.coded import Losses, values
 from refopt_cuda.optim import states
-from refopt_cuda.optim.composed import MEANING, Composed
+from refopt_cuda.optim.composed import MEANING
 
 CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
 
 
-def from_torch(state_dict: Mapping[str, Any], opt: Composed) -> dict[str, Any]:
+def from_torch(state_dict: Mapping[str, Any], opt: torch.optim.Optimizer) -> dict[str, Any]:
     """A state dict of torch.optim as one that `opt.load_state_dict` takes; `opt` is left as it is.
 
-    state_dict  of torch.optim.SGD, Adam, AdamW, RMSprop or Adagrad; states in any floating dtype
+    state_dict  of torch.optim.SGD, Adam, AdamW, RMSprop, Adagrad, Adafactor or Muon; states in any floating dtype
     opt         the same rule over the same parameters, in the same groups. States that it codes are encoded, with a
                 warning that says how many; float32 states pass bit for bit
 
     Settings come along. Raises StateError or ShapeError for the state of another rule, or of other shapes.
     """
+    if peer := factored.of_torch(opt):
+        return factored.read(state_dict, opt, peer, "from_torch")
     call, opt = "from_torch", walk.check_composed(opt, "from_torch")
     walk.refuse(opt.rule, CLASSES, call, "torch.optim")
     keys = {s.torch: s.name for s in opt.rule.states}
@@ -44,13 +46,15 @@ def from_torch(state_dict: Mapping[str, Any], opt: Composed) -> dict[str, Any]:
     return walk.read(state_dict, opt, call, group, entry)
 
 
-def to_torch(opt: Composed) -> dict[str, Any]:
+def to_torch(opt: torch.optim.Optimizer) -> dict[str, Any]:
     """The state of `opt` as a state dict of the torch.optim class of the same name.
 
     Every state as float32 of the parameter's shape: codes are decoded, exactly. What lies beside bfloat16 weights
     stays behind, with a warning; torch casts the states of bfloat16 weights to bfloat16 when it loads them. Raises
     StateError for a rule, or a setting, that torch.optim does not have.
     """
+    if peer := factored.of_torch(opt):
+        return factored.write(opt, peer, "to_torch")
     call, opt = "to_torch", walk.check_composed(opt, "to_torch")
     name = walk.refuse(opt.rule, CLASSES, call, "torch.optim")
     usual = getattr(torch.optim, name)([torch.zeros(1)]).param_groups[0]

@@ -1,4 +1,5 @@
-"""The text of the kernels of a rule that sees whole tensors: its functor, the template `whole.cu`, an entry a pass."""
+"""The text of the kernels of a rule that sees whole tensors: its functor, the template `whole.cu` behind `whole_walk.cuh`, an
+entry a pass."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def template(kernel: Kernel) -> str:
     names = {"RULE": kernel.rule.functor, "WEIGHT": kernel.weight, "GRAD": kernel.grad}
     names |= {"TENSORS": str(kernel.tensors), "ROWS": str(kernel.rows), "LIVE": str(int(kernel.live))}
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
-    return "\n".join([defines, text("kernels/whole.cu"), entries(kernel)])
+    return "\n".join([defines, text("kernels/whole_walk.cuh"), text("kernels/whole.cu"), entries(kernel)])
 
 
 def source(kernel: Kernel) -> str:

@@ -20,6 +20,16 @@ from refopt_cuda.rules import hypers
 WORDS = {"f32": torch.float32, "bf16": torch.bfloat16}
 """Element codecs of states, as the dtype that a state tensor has."""
 ONE = np.zeros(1, np.float32)
+FLAT = (
+    "its blocks run through the flattened tensor, as checkpoints of frozen weights have them; q4 keeps states in 4 bits"
+)
+WITHOUT = {
+    "fp8_expand": "every element takes powers of float64, whose last bits are each machine's own: no bits to agree on",
+    "nf4": FLAT,
+    "fp4": FLAT,
+    "double": "its scales are coded, too, around a mean of all: of frozen weights",
+}
+"""Block codecs that no kernel keeps states in, and why."""
 
 
 class Field(NamedTuple):
@@ -109,7 +119,8 @@ def words(role: str, codec: Any, call: str) -> str:
     stem = name.partition(".")[0]
     if stem not in table:
         none = f"no kernel for {kind}" if stem in RECORDS else f"no {kind}"
-        raise ValueError(f"{call}: {none} {text!r}; there are {', '.join(table)}")
+        why = f". {stem}: {WITHOUT[stem]}" if role != "p" and stem in WITHOUT else ""
+        raise ValueError(f"{call}: {none} {text!r}; there are {', '.join(table)}{why}")
     try:
         named(name)
     except ValueError:

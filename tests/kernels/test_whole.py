@@ -166,7 +166,7 @@ def test_blocks_warps_and_threads_add_alike(n: int, grid: Emulated) -> None:
 def test_a_sum_in_another_order_would_be_seen(grid: Emulated, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """Proof that these comparisons can fail: two of the last additions of the tree are exchanged."""
     text, one, other = build.text, "a[0], a[4]), add64(a[2], a[6]", "a[0], a[2]), add64(a[4], a[6]"
-    assert one in text("kernels/whole.cu")
+    assert one in text("kernels/whole_walk.cuh")
     monkeypatch.setattr(build, "text", lambda path: text(path).replace(one, other))
     with pytest.raises(AssertionError, match="sums"):
         test_sums_of_pieces_have_the_bits_of_float64((50, 256), Emulated(grid.gxx, tmp_path))

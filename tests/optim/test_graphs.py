@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import refopt
 import refopt_cuda as rc
+from tests.bits import same_bits
 
 pytestmark = pytest.mark.gpu
 
@@ -27,6 +30,20 @@ CASES: list[tuple[str, torch.dtype, dict[str, Any]]] = [
     ("AdEMAMix8bit", torch.bfloat16, {}),
 ]
 NAMES = [f"{name}-{k}" for k, (name, *_) in enumerate(CASES)]
+MATRICES = [(64, 128), (128, 64), (33, 200), (64, 128)]
+WHOLE: list[tuple[str, torch.dtype, dict[str, Any]]] = [
+    ("LAMB", torch.bfloat16, {"weight_decay": 0.06}),
+    ("LAMB", torch.float32, {"variant": "clip", "max_unorm": 0.1, "exclude_1d": True}),
+    ("LARS", torch.float32, {"weight_decay": 0.07, "trust_coefficient": 0.02}),
+    ("Adafactor", torch.bfloat16, {"relative_step": False, "beta1": 0.8, "weight_decay": 0.2}),
+    ("Adafactor", torch.float32, {"variant": "torch", "weight_decay": 0.2}),
+    ("CAME", torch.bfloat16, {"weight_decay": 0.2}),
+    ("AdamMini", torch.float16, {"weight_decay": 0.11, "blocks": "whole"}),
+    ("AdamMini", torch.bfloat16, {"blocks": "elementwise"}),
+    ("SM3", torch.bfloat16, {}),
+    ("Muon", torch.bfloat16, {"weight_decay": 0.3}),
+    ("Muon", torch.float32, {"ns_dtype": "float32", "momentum_dtype": "bfloat16"}),
+]
 
 
 @contextmanager
@@ -39,9 +56,9 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def parameters(dtype: torch.dtype, seed: int = 0, device: str = "cuda") -> list[Any]:
+def parameters(dtype: torch.dtype, seed: int = 0, device: str = "cuda", shapes: Any = SHAPES) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(device, dtype)) for s in SHAPES]
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(device, dtype)) for s in shapes]
 
 
 def fill(params: list[Any], seed: int, scale: float = 1.0) -> None:
@@ -103,6 +120,84 @@ def test_200_replays_equal_200_eager_steps(
     one.step()
     other.step()
     same(one, other, ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:.*bitsandbytes")
+@pytest.mark.parametrize("clip", [None, 0.7])
+@pytest.mark.parametrize(("name", "dtype", "words"), WHOLE, ids=[f"{name}-{k}" for k, (name, *_) in enumerate(WHOLE)])
+def test_20_replays_of_rules_of_whole_tensors_equal_20_eager_steps(
+    name: str, dtype: torch.dtype, words: dict[str, Any], clip: float | None
+) -> None:
+    """The rate, a float64 tensor on the GPU, changes with every step; one step is skipped for its Inf."""
+    shapes = MATRICES if name == "Muon" else SHAPES
+    ours, theirs = (parameters(dtype, shapes=shapes) for _ in range(2))
+    if name != "Muon":  # one that lies by columns goes through a copy
+        for some in (ours, theirs):
+            some.append(torch.nn.Parameter(some[0].detach().float().t().contiguous().to(dtype).t()))
+    rate = torch.tensor(0.01, dtype=torch.float64, device="cuda")
+    one = getattr(rc.optim, name)(ours, lr=rate, capturable=True, max_grad_norm=clip, **words)
+    other = getattr(rc.optim, name)(theirs, lr=0.01, max_grad_norm=clip, **words)
+    one.grad_scale, one.found_inf = torch.tensor(8.0, device="cuda"), torch.tensor(0.0, device="cuda")
+    for opt, params, scale in ((one, ours, 8.0), (other, theirs, 1.0)):
+        fill(params, 0, scale)
+        opt.step()
+    same(one, other, ours, theirs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        one.step()
+    for t in range(1, 21):
+        bad, rates = t == 7, 0.01 / (1 + 0.1 * t)
+        rate.fill_(rates)
+        fill(ours, t, 8.0)
+        if bad:
+            ours[0].grad.view(-1)[3] = float("inf")
+        one.found_inf.fill_(float(bad))
+        graph.replay()
+        if not bad:
+            fill(theirs, t)
+            other.param_groups[0]["lr"] = rates
+            other.step()
+    same(one, other, ours, theirs)
+    assert int(one.state[ours[0]]["step"]) == 20
+    for opt, params, scale in ((one, ours, 8.0), (other, theirs, 1.0)):
+        fill(params, 300, scale)
+        opt.step()
+    same(one, other, ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:.*bitsandbytes")
+@pytest.mark.parametrize(("name", "dtype", "words"), WHOLE[:9:2], ids=[name for name, *_ in WHOLE[:9:2]])
+def test_clipped_steps_of_rules_of_whole_tensors_have_the_bits_of_the_cpu(name: str, dtype: Any, words: Any) -> None:
+    host, device = parameters(dtype, device="cpu"), parameters(dtype)
+    one, two = (getattr(rc.optim, name)(some, max_grad_norm=0.5, gnorm_scale=0.3, **words) for some in (host, device))
+    for t in range(3):
+        fill(device, t)
+        for p, q in zip(host, device, strict=True):
+            p.grad = q.grad.cpu()
+        one.step()
+        if t:
+            with no_waiting():
+                two.step()
+        else:
+            two.step()
+        for k, (p, q) in enumerate(zip(host, device, strict=True)):
+            assert torch.equal(p, q.cpu()), f"weights {k}, step {t + 1}"
+
+
+def test_adafactors_power_is_that_of_the_host_in_float32() -> None:
+    """The device's pow may leave the host's by two units of float64; 1 - t^-0.8 and its rest, rounded, do not."""
+    from refopt_cuda.kernels import rows_cuda, whole_rules
+
+    for decay in (-0.8, -0.6, -0.37):
+        hyper = refopt.rules.adafactor.check("adafactor", {"decay_rate": decay})
+        form, stream = whole_rules.form_of("adafactor", hyper), torch.cuda.current_stream().cuda_stream
+        steps = [*range(1, 4097), *range(5000, 10**6, 997)]
+        room = torch.zeros(rows_cuda.room(len(steps), form), dtype=torch.uint8, device="cuda")
+        counts = [(0, t) for t in steps]
+        rows_cuda.run(form, hyper, counts, room.data_ptr(), rows_cuda.Factor(), 0, stream)
+        got = room.cpu().numpy().view("f4").reshape(-1, rows_cuda.PAIR // 4)[: len(steps), :8]
+        want = [whole_rules.rows("adafactor", t, False, hyper).scalars for t in steps]
+        same_bits(got, np.array(want), f"decay {decay}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
