@@ -72,10 +72,7 @@ def combinations() -> list[str]:
     for stem, record in rules.items():
         mark = "yes" if stem in RULES else decoded(stem)
         out.append(f"| [{stem}](rules/{stem}.md) | {record.scope} | " + " | ".join([mark] * len(STATES)) + " |")
-    out += [
-        "",
-        "Where letters stand, these states are decoded for a step and encoded behind it; the others of that rule are float32.",
-    ]
+    out += ["", "Where letters stand, these states are decoded for a step and encoded behind it; the rest are float32."]
     out += ["A rule with a dash runs in the reference alone.", ""]
     out += ["| format of weights | bits | what lies beside a bfloat16 word |", "|---|---|---|"]
     out += ["| float32, bfloat16, float16 | 32, 16, 16 | nothing |"]

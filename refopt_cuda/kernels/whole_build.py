@@ -1,5 +1,4 @@
-"""The text of the kernels of a rule that sees whole tensors: its functor, the template `whole.cu` behind `whole_walk.cuh`, an
-entry a pass."""
+"""The text of the kernels of a rule that sees whole tensors: functor, `whole_walk.cuh`, `whole.cu`, an entry a pass."""
 
 from __future__ import annotations
 

@@ -63,6 +63,16 @@ def test_special_gradients_step_as_the_oracle(case: Any, grid: Emulated) -> None
         both.step([special(rng, (40, 512)), special(rng, (40, 33))])
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.label in {"lamb", "came"}], ids=label)
+def test_rows_in_memory_step_as_those_of_the_arguments(case: Any, grid: Emulated) -> None:
+    """A step that is to be skipped leaves weights, states and factors as they are."""
+    both, rng = pair(case, TURNS[0], grid), np.random.default_rng(4)
+    shapes = [(40, 512), (300,), (33, 40)]
+    both.start(weights(rng, shapes))
+    for skip in (False, True, False):
+        both.step_live([numbers(rng, s) for s in shapes], skip)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.label in {"lamb", "adafactor-momentum"}], ids=label)
 def test_zero_gradients_and_zero_weights_step_as_the_oracle(case: Any, grid: Emulated) -> None:
     both, zero = pair(case, TURNS[0], grid), np.zeros((5, 300), np.float32)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from refopt import Optimizer
-from refopt_cuda.kernels.whole_cuda import SKIP, Tensor, Whole
+from refopt_cuda.kernels import rows_cuda
+from refopt_cuda.kernels.whole_cuda import ROWS, SKIP, Tensor, Whole
 from refopt_cuda.kernels.whole_rules import form_of, rows
 from tests.kernels.gpu_step import narrow, same, widen
 
@@ -84,6 +85,23 @@ class WholePair:
         pointers = [SKIP if d is None else self.arrays.address(d) for d in device]
         self.whole.run(pointers, made, [known.index(kind) for kind in kinds], self.arrays.stream())
         self.expect(words)
+        self.compare()
+
+    def step_live(self, grads: list[np.ndarray], skip: bool) -> None:
+        """The same with rows in memory, as rows.cu leaves them, of tensors that have been stepped together."""
+        words, (t,) = [narrow(g, self.grad) for g in grads], {s["t"] + 1 for s in self.state}
+        room = np.zeros((ROWS, rows_cuda.PAIR // 2), np.uint8)
+        for vector in (0, 1):
+            made = rows(self.rule, t, bool(vector), self.opt.hyper)
+            room[vector, : made.scalars.nbytes] = made.scalars.view(np.uint8)
+            room[vector, 64 : 64 + made.wide.nbytes] = made.wide.view(np.uint8)
+        room[:, 128] = skip
+        device, here = [self.arrays.put(w) for w in words], self.arrays.put(room)
+        which = [int(w.ndim < 2) for w in self.words]
+        addresses = [self.arrays.address(d) for d in device]
+        self.whole.run_live(addresses, self.arrays.address(here), which, self.arrays.stream())
+        if not skip:
+            self.expect(words)
         self.compare()
 
     def expect(self, words: list[np.ndarray | None]) -> None:
