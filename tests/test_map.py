@@ -156,13 +156,13 @@ def test_all_drop_ins_are_documented() -> None:
     names = [
         "Composed",
         "APOLLOAdamW",
+        "APOLLOAdamW8bit",
         "GaLoreAdamW",
         "GaLoreAdamW8bit",
         "GlobalOptimManager",
         "InBackward",
-        "LAMB8bit",
-        "LARS8bit",
         "Muon",
+        "Muon8bit",
         "SM3",
     ]
     for file in ("names", "placed", "whole_names"):

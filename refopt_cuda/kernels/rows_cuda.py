@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from refopt.rules import RULES as RECORDS
 from refopt_cuda import rules
 from refopt_cuda.kernels.build import OPTIONS, ROOT, functor
 from refopt_cuda.kernels.step_cuda import ROWS, on_stream
@@ -54,6 +53,8 @@ class Maker(Protocol):
 
     @property
     def source(self) -> str: ...
+
+    def __hash__(self) -> int: ...
 
 
 class Few(NamedTuple):
@@ -108,10 +109,10 @@ def numbers(form: Maker, hyper: Mapping[str, Any]) -> list[float]:
     a rule of whole tensors is not given."""
     if isinstance(form, Few):
         return [float(hyper[name]) for name in form.names]
-    words = {h.name: h.choices for h in RECORDS[form.stem].hypers if h.choices}
+    words = getattr(WHOLE.get(form.stem), "VARIANTS", ())
     none = math.nan if form.stem in WHOLE else 0.0
-    values = ((name, hyper.get(name)) for name in hypers(form.stem))
-    return [none if v is None else float(words[n].index(v)) if isinstance(v, str) else float(v) for n, v in values]
+    values = map(hyper.get, hypers(form.stem))
+    return [none if v is None else float(words.index(v) if isinstance(v, str) else v) for v in values]
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -78,8 +78,8 @@ class Whole(torch.optim.Optimizer):
         if patterns is not None:
             params = overrides.groups(params, patterns, call=call)
         more["min_size"] = dialect.size(call, more.pop("min_8bit_size", min_size))
-        usual = dialect.usual(call, self.usual, bits)
-        more["codecs"] = self._table(codecs, {s.name: usual for s in self.rule.states if s.name in self._codable}, call)
+        roles = [s.name for s in self.rule.states if s.name in self._codable]
+        more["codecs"] = self._table(codecs, dict.fromkeys(roles, dialect.usual(call, self.usual, bits) or "f32"), call)
         self._forget()
         self._check({**words, **more, "maximize": maximize}, call)
         super().__init__(params, {**words, **more, "maximize": maximize, "format": states.FORMAT})
@@ -310,7 +310,7 @@ class Whole(torch.optim.Optimizer):
                 kinds.setdefault((w.p.device, w.p.dtype, w.g.dtype), []).append(w)
             else:
                 arrays = {n: memory(x) for n, x in w.slot.kept.items()}
-                g, rows_of = memory(w.g.contiguous()), made[w.p.device][w.kind]  # type: ignore[index]
+                g, rows_of = memory(w.g.contiguous()), cast(Any, made[w.p.device])[w.kind]
                 whole_host.step(form, hyper, memory(w.slot.dense), g, arrays, tuple(w.p.shape), rows_of)
         blocks = hyper.get("blocks"), hyper.get("heads")
         for (device, *dtypes), some in kinds.items():

@@ -29,7 +29,7 @@ class Slot:
         ]
         self.coded = any(coding.form.stem != "f32" for _, coding, _ in self.states)
         self.kept = {} if self.coded else {name: tensors[0] for name, _, tensors in self.states}
-        self.watched = [(key, entry[key], entry[key].data_ptr()) for key in kept.keys]
+        self.watched: list[tuple[str, torch.Tensor, int]] = [(k, entry[k], entry[k].data_ptr()) for k in kept.keys]
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         self.dense = p if p.is_contiguous() else torch.empty_like(p, memory_format=torch.contiguous_format)
         self.tensor = self._tensor()

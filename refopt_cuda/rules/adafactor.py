@@ -12,6 +12,8 @@ from refopt_cuda.scalars import gradient_scale, row, wide
 
 SCALARS = ("gs", "b2", "omb2", "plus", "top", "beta1", "omb1", "low")
 WIDE = ("rho", "eps2", "clip", "wd", "shrink")
+VARIANTS = ("transformers", "torch")
+"""The functor's `scalars` takes the place among these."""
 OPTIONS: dict[str, tuple[bool | str, ...]] = {"momentum": (False, True), "scaled": (True, False)}
 FACTORS = ("R", "C")
 KEEP = (("b2", "omb2"),)

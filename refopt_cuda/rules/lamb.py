@@ -12,6 +12,8 @@ from refopt_cuda.scalars import gradient_scale, ipow, row, wide
 
 SCALARS = ("gs", "beta1", "omb1", "beta2", "omb2", "ibc1", "ir2", "eps", "wd", "decay")
 WIDE = ("lr", "low", "high", "longest", "bare")
+VARIANTS = ("paper", "apex", "clip")
+"""The functor's `scalars` takes the place among these."""
 OPTIONS: dict[str, tuple[bool | str, ...]] = {"variant": ("paper", "clip")}
 FACTORS = ()
 

@@ -149,7 +149,7 @@ def bytes_for(subject: Subject, shapes: Iterable[tuple[int, ...]]) -> int:
         (group,) = opt.param_groups
         if isinstance(opt, Whole):
             hyper = opt.hyper(group, "bytes_for")
-            kept = [opt.layout(p, hyper)[1] for p in params]
+            kept = [opt.layout(p, hyper, group)[1] for p in params]
         else:
             hyper = settings.hyper_of(opt.rule, group, "bytes_for")
             kept = [states.layout(opt.rule, hyper, group, p) for p in params]

@@ -28,6 +28,7 @@ def loss(net: Any, seed: int) -> torch.Tensor:
         ("AdamW8bit", torch.float32, {"lr": 0.01}),
         ("AdamW8bit", torch.bfloat16, {"lr": 0.01, "codecs": {"p": "bf16_sr"}, "seed": 3}),
         ("SGD", torch.float32, {"lr": 0.1, "momentum": 0.9}),
+        ("SM3", torch.bfloat16, {"lr": 0.1, "codecs": "dynamic8", "gnorm_scale": 0.5}),
     ],
 )
 def test_steps_in_backward_have_the_bits_of_steps_after_it(
@@ -45,6 +46,31 @@ def test_steps_in_backward_have_the_bits_of_steps_after_it(
         opt.step()
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
     assert len(stepper.param_groups) == len(stepper.handles) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("APOLLOAdamW", {"rank": 3}), ("Muon", {"ns_dtype": "float32"}), ("CAME", {"gnorm_scale": 0.5})],
+)
+def test_matrices_are_stepped_in_backward_as_after_it(name: str, words: dict[str, Any], device: str) -> None:
+    """APOLLO's projections go by the parameter's number among all."""
+    cls, sides = getattr(rc.optim, name), [[torch.nn.Parameter(p.detach().clone()) for p in two()] for _ in range(2)]
+    sides = [[torch.nn.Parameter(p.to(device)) for p in side] for side in sides]
+    rc.optim.in_backward(sides[0], lambda ps: cls(ps, **words))
+    opt = cls(sides[1], **words)
+    for t in range(2):
+        for side in sides:
+            sum(((t + 1) * p**3).sum() for p in side).backward()
+        opt.step()
+        opt.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(*sides, strict=True))
+    with pytest.raises(ValueError, match=r"in_backward: max_grad_norm=1\.0: the norm over all gradients"):
+        rc.optim.in_backward(two(), lambda ps: cls(ps, **words, max_grad_norm=1.0))
+
+
+def two() -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in ((12, 20), (16, 40))]
 
 
 def test_accumulation_is_deferred_and_the_next_pass_takes_it_along() -> None:
