@@ -26,7 +26,10 @@ def refuse(opt: torch.optim.Optimizer) -> None:
     """ValueError for settings that need all parameters whole at once."""
     call, groups = f"{type(opt).__name__}.step", opt.param_groups
     if any(group.get("max_grad_norm") is not None for group in groups):
-        sharded.refuse_norm((p for group in groups for p in group["params"]), call)
+        raise ValueError(
+            f"{call}: max_grad_norm: sharded parameters of this rule are put together one at a time, when no norm over "
+            "all is known; torch.nn.utils.clip_grad_norm_, before the step, measures all"
+        )
     if any(group.get("capturable") for group in groups):
         raise ValueError(
             f"{call}: capturable=True: sharded parameters of this rule are put together in every step, in memory that "

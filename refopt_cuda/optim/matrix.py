@@ -188,7 +188,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         self._check_apart((w.p for work in ready for w in work), call)
         if scaling.longest is not None and not only:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
-            scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
+            every = [w for work in ready for w in work]
+            scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.p for w in every])
         for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             if only:
                 self.state.update((w.p, w.state) for w in work)

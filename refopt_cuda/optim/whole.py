@@ -217,7 +217,8 @@ class Whole(torch.optim.Optimizer):
             return
         if scaling.longest is not None:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
-            scaling = self._memory.norms.measure([w.g for work in ready for w in work], scaling, call)
+            every = [w for work in ready for w in work]
+            scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.p for w in every])
         for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             self._run(k, hyper, work, scaling)
         if checks.capturing():
