@@ -84,7 +84,7 @@ def tiles(tables: Sequence[Table], loop: Callable, p_form: Table, g_form: Elemen
 def spread(serial: Callable) -> Callable:
     """All tiles, an even share for each thread; no element depends on the share it falls into."""
 
-    @numba.njit(parallel=True, error_model="numpy")
+    @numba.njit(parallel=True, error_model="numpy", nogil=True)
     def parallel(p, rest, g, codes, scales, s, blocks, row, tile, key, count, threads):
         for k in numba.prange(threads):
             lo, hi = k * count // threads, (k + 1) * count // threads

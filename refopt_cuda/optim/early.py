@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from refopt_cuda.optim import live, settings
-from refopt_cuda.optim.paging import Book, turn
+from refopt_cuda.optim.paging import Book
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
 from refopt_cuda.optim.watched import count
@@ -92,24 +92,24 @@ class Early:
         found.grads[slot] = g.contiguous()
         for book, page in found.pages[slot]:
             if all(piece.slot in found.works for piece in page.pieces):
-                self._turn(opt, found, book, page)
+                self._turn(found, book, page)
         return slot
 
     @staticmethod
-    def _turn(opt: Any, found: Group, book: Book, page: Page) -> None:
-        deck = opt._home.deck(page.pieces[0].p.device)
-        if book.ring is deck.ring and not page.turned:
-            counts: set[Any] = {found.works[piece.slot].t for piece in page.pieces}
-            rows: Any = {t: found.plan.row(found.form, found.hyper, found.group, t, found.factor) for t in counts}
-            with deck.current:
-                deck.begin()
-                turn(deck, found.plan, found.form, page, found.works, found.grads, rows)
-                deck.lanes.flush()
-            page.turned = True
-            for slot in {piece.slot for piece in page.pieces}:
-                if found.turned(slot):  # the gradient's memory may be wanted
-                    del found.grads[slot]
-                    found.works[slot] = found.works[slot]._replace(g=torch.empty(0))
+    def _turn(found: Group, book: Book, page: Page) -> None:
+        if page.turned:
+            return
+        deck = book.home.deck(page.pieces[0].p.device)
+        counts: set[Any] = {found.works[piece.slot].t for piece in page.pieces}
+        rows: Any = {t: found.plan.row(found.form, found.hyper, found.group, t, found.factor) for t in counts}
+        with deck.current:
+            page.turned = book.home.early(
+                deck, book, page, found.plan, found.form, found.works, found.grads, rows
+            )
+        for slot in {piece.slot for piece in page.pieces}:
+            if found.turned(slot):  # the gradient's memory may be wanted
+                del found.grads[slot]
+                found.works[slot] = found.works[slot]._replace(g=torch.empty(0))
 
     def _group(self, opt: Any, p: torch.Tensor, call: str) -> Group | None:
         """The group of a parameter, looked at once a backward pass."""

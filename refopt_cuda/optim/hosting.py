@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from refopt_cuda.optim.paging import Book, Deck, Paged
-from refopt_cuda.optim.pieces import Piece
+from refopt_cuda.optim.pieces import Page, Piece
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host, words
 from refopt_cuda.places.host import Move, Staging, Turn
+from refopt_cuda.places.lanes import STEP
 from refopt_cuda.places.slabs import ALIGN, up
 from refopt_cuda.rules import Form
 
@@ -47,9 +48,15 @@ class Hosted(Paged):
     """Where an optimizer's states live: in host memory, but for `resident_bytes` of them beside the weights.
 
     CPU parameters have theirs beside them anyway, and are stepped where they are, unless `rehearsal` says otherwise.
+    Pages that are stepped ahead of `step` are the work of a thread, so that backward goes on.
     """
 
     rehearsal, shards = False, True
+
+    def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
+        super().__init__(page_bytes, resident_bytes)
+        self._thread = ThreadPoolExecutor(1, "refopt-host")
+        self._ahead: list[Future[None]] = []
 
     def holds(self, slot: Slot) -> bool:
         return super().holds(slot) and (slot.p.is_cuda or self.rehearsal)
@@ -58,6 +65,7 @@ class Hosted(Paged):
         """Staging memory for the largest page: its weights, and gradients of at most four bytes."""
         size = max((sum(_bytes(x) for x in page.pieces) for page in book.pages), default=0)
         if not isinstance(deck.ring, Staging) or deck.ring.size < size:
+            self.wait()
             deck.lanes.finish()
             deck.memory = torch.from_numpy(deck.slabs.take(BUFFERS * size))
             with deck.current:
@@ -65,21 +73,63 @@ class Hosted(Paged):
                 deck.slabs.pin(call)
 
     def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
-        """Step these parameters."""
+        """Step these parameters, but for pages that have been stepped ahead."""
         deck.begin()
         for slot in mine:
             deck.lanes.run(slot.take)
         grads = {slot: w.g.contiguous() for slot, w in mine.items()}
-        turns: list[Turn] = []
+        ready, count = _mark(deck), 0
         for page in book.pages:
-            some = [piece for piece in page.pieces if piece.slot in mine]
-            if some:
-                turns.append(_turn(deck, len(turns), some, form, mine, grads, rows))
-        deck.ring.run(turns)
+            pieces = [piece for piece in page.pieces if piece.slot in mine and not page.turned]
+            if pieces:
+                deck.ring.give(_turn(deck, pieces, form, mine, grads, rows), ready)
+                count += 1
+        self.wait()
+        for _ in range(count):
+            deck.ring.advance()
+        deck.ring.settle()
         for slot in mine:
             deck.lanes.run(slot.put)
-        deck.lanes.run(partial(list, grads))  # kept until they have come down
         deck.lanes.flush()
+
+    def early(
+        self,
+        deck: Deck,
+        book: Book,
+        page: Page,
+        plan: Plan,
+        form: Form,
+        mine: Mapping[Slot, Work],
+        grads: Mapping[Slot, torch.Tensor],
+        rows: Any,
+    ) -> bool:
+        """Have the thread step one page, all of whose gradients are there."""
+        deck.begin()
+        deck.ring.give(_turn(deck, page.pieces, form, mine, grads, rows), _mark(deck))
+        self._ahead.append(self._thread.submit(_advance, deck))
+        return True
+
+    def wait(self) -> None:
+        """Wait for what the thread has been given; raises what it raised."""
+        ahead, self._ahead = self._ahead, []
+        for job in ahead:
+            job.result()
+
+    def finish(self) -> None:
+        self.wait()
+        super().finish()
+
+
+def _advance(deck: Deck) -> None:
+    with deck.current:
+        deck.ring.advance()
+
+
+def _mark(deck: Deck) -> Any:
+    """An event behind all that the lane of steps has been given."""
+    event = deck.lanes.event()
+    deck.lanes.record(STEP, event)
+    return event
 
 
 def _bytes(piece: Piece) -> int:
@@ -88,15 +138,14 @@ def _bytes(piece: Piece) -> int:
 
 def _turn(
     deck: Deck,
-    at: int,
     pieces: Sequence[Piece],
     form: Form,
     mine: Mapping[Slot, Work],
     grads: Mapping[Slot, torch.Tensor],
     rows: Any,
 ) -> Turn:
-    """One page of a step: what comes down, and what is done with it."""
-    start, moves, todo = at % BUFFERS * deck.ring.size, list[Move](), list[Work]()
+    """The next page of a step: what comes down, and what is done with it."""
+    start, moves, todo = deck.ring.given % BUFFERS * deck.ring.size, list[Move](), list[Work]()
     place, end = deck.memory[start : start + deck.ring.size], 0
     for piece in pieces:
         found = []
@@ -110,4 +159,4 @@ def _turn(
         for w in todo:
             on_host(form, w, rows[w.t])
 
-    return Turn(moves, step)
+    return Turn(moves, step, [grads[piece.slot] for piece in pieces])

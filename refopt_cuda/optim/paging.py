@@ -30,8 +30,10 @@ SPARE = 0.9
 
 @dataclass(eq=False)
 class Book:
-    """The pages of one parameter group on one device, and the slots and the ring that they were made for."""
+    """The pages of one parameter group on one device, and the slots and the ring that they were made for; `home` is the
+    place that they are of."""
 
+    home: Any
     slots: list[Slot] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
     ring: Any = None
@@ -169,7 +171,7 @@ class Paged:
             if self.holds(slot):
                 by_device.setdefault(slot.p.device, []).append(slot)
         for device, slots in by_device.items():
-            book, deck = plan.books.setdefault(device, Book()), self.deck(device)
+            book, deck = plan.books.setdefault((id(self), device), Book(self)), self.deck(device)
             if book.slots != slots:
                 self._extend(deck, book, slots, call)
             self.room(deck, book, call)
@@ -199,9 +201,9 @@ class Paged:
 
     def step(self, plan: Plan, form: Form, work: Sequence[Work], rows: Mapping[torch.device, Any]) -> None:
         """Step these parameters, page by page."""
-        for device, book in plan.books.items():
+        for (home, device), book in plan.books.items():
             mine = {w.slot: w for w in work if w.slot.p.device == device}
-            if mine:
+            if mine and home == id(self):
                 deck = self.deck(device)
                 with deck.current:
                     self.turn(deck, book, plan, form, mine, rows[device])
@@ -222,6 +224,25 @@ class Paged:
         for slot in mine:
             deck.lanes.run(slot.put)
         deck.lanes.flush()
+
+    def early(
+        self,
+        deck: Deck,
+        book: Book,
+        page: Page,
+        plan: Plan,
+        form: Form,
+        mine: Mapping[Slot, Work],
+        grads: Mapping[Slot, torch.Tensor],
+        rows: Any,
+    ) -> bool:
+        """Step one page, all of whose gradients are there, ahead of `step`; False where it is not bound yet."""
+        if book.ring is not deck.ring:
+            return False
+        deck.begin()
+        turn(deck, plan, form, page, mine, grads, rows)
+        deck.lanes.flush()
+        return True
 
     def finish(self) -> None:
         """Wait until every state is back in host memory."""

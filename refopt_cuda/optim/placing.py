@@ -25,8 +25,8 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any
     """What was asked for; ValueError names the argument."""
     if not isinstance(during_backward, bool):
         raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
-    if during_backward and place != "paged":
-        raise ValueError(f"{call}: during_backward is of place='paged', and place is {place!r}")
+    if during_backward and place == "resident":
+        raise ValueError(f"{call}: during_backward is of place='paged' or 'host', and place is 'resident'")
     if place not in KNOWN:
         raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
     given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}

@@ -10,6 +10,7 @@ import mmap
 import sys
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,15 @@ CHUNK = 1 << 30
 def up(x: int, to: int) -> int:
     """The next multiple of `to` from x on."""
     return -(-x // to) * to
+
+
+def parts(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, bytes) of the copies that host memory from `address` on takes: none crosses a multiple of `CHUNK`."""
+    at = 0
+    while at < size:
+        end = min(size, up(address + at + 1, CHUNK) - address)
+        yield at, end - at
+        at = end
 
 
 class Pins(Protocol):
