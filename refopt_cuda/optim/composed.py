@@ -9,7 +9,21 @@ from typing import Any
 import torch
 
 from refopt.spec import Rule, StateError
-from refopt_cuda.optim import checks, dialect, live, moved, norms, overrides, placing, run, settings, sharded, states
+from refopt_cuda.optim import (
+    checks,
+    delayed,
+    dialect,
+    live,
+    moved,
+    norms,
+    overrides,
+    placing,
+    run,
+    settings,
+    sharded,
+    states,
+)
+from refopt_cuda.optim.delayed import Late
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.watched import Entries
@@ -74,6 +88,8 @@ class Composed(torch.optim.Optimizer):
         page_bytes: int | None = None,
         resident_bytes: int | str | None = None,
         during_backward: bool = False,
+        delay: int | None = None,
+        warm: int | None = None,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -95,7 +111,8 @@ class Composed(torch.optim.Optimizer):
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
-        self._placed = placing.check(place or self.usual_place, page_bytes, resident_bytes, during_backward, call)
+        where = place or self.usual_place
+        self._placed = placing.check(where, page_bytes, resident_bytes, during_backward, delay, warm, call)
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -111,6 +128,7 @@ class Composed(torch.optim.Optimizer):
         placing.refuse(self._placed, capturable, max_grad_norm, call)
         self._home = placing.home(self._placed)
         self._early = Early(self) if during_backward else None
+        self._late = Late(self, self._placed.warm) if delay else None
         super().__init__(params, {**known, **hyper, **ours})
 
     @property
@@ -141,9 +159,9 @@ class Composed(torch.optim.Optimizer):
         if self._early is not None:
             sharded.refuse_early(group["params"], call)
         self.param_groups += parts
-        if self._early is not None:
-            for part in parts:
-                self._early.listen(part["params"])
+        for hears in (self._early, self._late):
+            for part in parts if hears is not None else ():
+                hears.listen(part["params"])  # type: ignore[union-attr]
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -173,10 +191,23 @@ class Composed(torch.optim.Optimizer):
         if not scaling.skip and not self._again(plans, hypers, scaling, call):
             self._anew(plans, hypers, scaling, call)
         if self._early is not None:
-            self._early.done()
+            self._early.done(self)
         if capturing:
             self._memory.hold(plans)
         return loss
+
+    def finish(self) -> None:
+        """Apply the gradients that wait, the last step of a run with `delay=1`. Nothing is done where none waits."""
+        if self._late is None:
+            return
+        held = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        try:
+            for p, _ in held:
+                p.grad = None
+            self.step()
+        finally:
+            for p, g in held:
+                p.grad = g
 
     def _again(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> bool:
         """The step of before with new gradients, if nothing else has changed in any group."""
@@ -205,6 +236,8 @@ class Composed(torch.optim.Optimizer):
     def state(self) -> Any:
         """The states by parameter. From the first look on, every step compares where they lie."""
         self._settle()
+        if self._late is not None:
+            self._late.settle(self)
         if self._home is not None:
             self._home.finish()
         self._seen = True
@@ -228,11 +261,17 @@ class Composed(torch.optim.Optimizer):
         ready = []
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
             pairs = checks.gather(group["params"], call)
+            if self._late is not None:
+                pairs = self._late.due(group["params"], pairs, self._state)
             ready.append(plan.prepare(self.rule, hyper, group, pairs, self._state, numbers, call))
         self._check_apart(plans, call)
         if not self._state and sharded.initial():
             for plan, work in zip(plans, ready, strict=True):
                 plan.keep(work, self._state)
+            return
+        if self._late is not None:
+            runs = list(zip(plans, hypers, self.param_groups, ready, strict=True))
+            self._late.step(self, runs, scaling, call)
             return
         if scaling.longest is not None:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
@@ -291,7 +330,9 @@ class Composed(torch.optim.Optimizer):
                 if index in saved["state"]:
                     known = states.layout_of(self.rule.states, ours, p)
                     needed = states.layout(self.rule, hyper, ours, p)
-                    states.check(known, needed, saved["state"][index], f"{call}: state[{index}]")
+                    where = f"{call}: state[{index}]"
+                    entry = delayed.checked(saved["state"][index], p, self._placed.delay, where)
+                    states.check(known, needed, entry, where)
 
     def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         overrides.settle(self, f"{type(self).__name__}.load_state_dict")
@@ -314,8 +355,10 @@ class Composed(torch.optim.Optimizer):
             self._placed = state.pop("placed")
             self._home = placing.home(self._placed)
             self._early = Early(self) if self._placed.during_backward else None
-            if self._early is not None:
-                self._early.listen(p for group in state["param_groups"] for p in group["params"])
+            self._late = Late(self, self._placed.warm) if self._placed.delay else None
+            for hears in (self._early, self._late):
+                if hears is not None:
+                    hears.listen(p for group in state["param_groups"] for p in group["params"])
         if "state" in state:
             self.state = state.pop("state")
         super().__setstate__(state)

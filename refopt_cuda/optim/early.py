@@ -103,9 +103,7 @@ class Early:
         counts: set[Any] = {found.works[piece.slot].t for piece in page.pieces}
         rows: Any = {t: found.plan.row(found.form, found.hyper, found.group, t, found.factor) for t in counts}
         with deck.current:
-            page.turned = book.home.early(
-                deck, book, page, found.plan, found.form, found.works, found.grads, rows
-            )
+            page.turned = book.home.early(deck, book, page, found.plan, found.form, found.works, found.grads, rows)
         for slot in {piece.slot for piece in page.pieces}:
             if found.turned(slot):  # the gradient's memory may be wanted
                 del found.grads[slot]
@@ -150,8 +148,9 @@ class Early:
     def _turned(self, slot: Slot | None) -> bool:
         return all(slot not in found.works or found.turned(slot) for found in self.groups.values())
 
-    def done(self) -> None:
+    def done(self, opt: Any) -> None:
         """Count the steps of those whose gradients are gone, and begin anew."""
+        opt._home.join()
         for p, _, _, slot in self.seen.values():
             if slot is not None and p.grad is None:
                 count([slot.state], slot.state["step"] + 1)

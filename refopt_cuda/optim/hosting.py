@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,17 @@ class Hosted(Paged):
     def wait(self) -> None:
         """Wait for what the thread has been given; raises what it raised."""
         ahead, self._ahead = self._ahead, []
+        wait(ahead)
         for job in ahead:
             job.result()
+
+    def join(self) -> None:
+        self.wait()
+        for deck in self.decks.values():
+            if isinstance(deck.ring, Staging):
+                with deck.current:
+                    deck.ring.settle()
+                    deck.lanes.flush()
 
     def finish(self) -> None:
         self.wait()

@@ -59,10 +59,21 @@ class Deck:
         """Steps go to torch's current stream."""
         self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
 
+    def lend(self, x: torch.Tensor, lane: int) -> None:
+        """Nobody gets the memory of `x` anew before what this lane was given is done."""
+        if self.device.type == "cuda":
+            x.record_stream(torch.cuda.ExternalStream(self.lanes.stream(lane), device=self.device))
+        else:
+            done = self.lanes.event()
+            self.lanes.record(lane, done)
+            self.lanes.wait(lanes.STEP, done)
+            self.lanes.run(x.data_ptr)
+
     def make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
         """Memory of the slabs for a part of a state, as much as this rank keeps of it."""
         shape = sharded.part_shape(part.shape, p)
-        x = torch.from_numpy(self.slabs.take(part.dtype.itemsize * math.prod(shape)))
+        size = part.dtype.itemsize * math.prod(shape)  # an empty part of a slab would be all of it to torch.save
+        x = torch.from_numpy(self.slabs.take(size)) if size else torch.empty(0, dtype=torch.uint8)
         return sharded.as_part(x.view(part.dtype).view(shape), part.shape, p)
 
     def owns(self, entry: Mapping[str, Any]) -> bool:
@@ -121,7 +132,8 @@ class Paged:
         new = p not in self.resident
         stays, deck = self._stays(kept, p), self.deck(p.device)
         if have is not None and states.begun(kept, have) and (new if stays else not deck.owns(have)):
-            states.check(kept, kept, have, f"{call}: the state of a parameter of shape {tuple(p.shape)}")
+            found = {key: x for key, x in have.items() if key != states.PENDING}
+            states.check(kept, kept, found, f"{call}: the state of a parameter of shape {tuple(p.shape)}")
             return states.restore(kept, have, p, states.beside if stays else deck.make)
         return states.ready(kept, have, p, call, states.beside if stays else deck.make)
 
@@ -243,6 +255,9 @@ class Paged:
         turn(deck, plan, form, page, mine, grads, rows)
         deck.lanes.flush()
         return True
+
+    def join(self) -> None:
+        """Work that is given from now on finds all weights that were stepped ahead."""
 
     def finish(self) -> None:
         """Wait until every state is back in host memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from refopt_cuda.optim.delayed import Delayed
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import PAGE_BYTES, Paged
 
@@ -15,14 +16,20 @@ class Placed(NamedTuple):
     page_bytes: int = PAGE_BYTES
     resident_bytes: int | str = 0
     during_backward: bool = False
+    delay: int = 0
+    warm: int = 0
 
 
 HOMES = {"paged": Paged, "host": Hosted}
 KNOWN = ("resident", *HOMES)
 
 
-def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str) -> Placed:
+def check(
+    place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, delay: Any, warm: Any, call: str
+) -> Placed:
     """What was asked for; ValueError names the argument."""
+    if delay is not None or warm is not None:
+        _check_delay(place, page_bytes, resident_bytes, during_backward, delay, warm, call)
     if not isinstance(during_backward, bool):
         raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
     if during_backward and place == "resident":
@@ -38,7 +45,25 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
-    return Placed(place, **given, during_backward=during_backward)
+    return Placed(place, **given, during_backward=during_backward, delay=delay or 0, warm=warm or 0)
+
+
+def _check_delay(
+    place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, delay: Any, warm: Any, call: str
+) -> None:
+    if isinstance(delay, bool) or delay not in (None, 0, 1):
+        raise ValueError(f"{call}: delay must be 0 or 1, got {delay!r}")
+    if warm is not None and (isinstance(warm, bool) or not isinstance(warm, int) or warm < 0):
+        raise ValueError(f"{call}: warm must be a whole number >= 0, got {warm!r}")
+    if warm and not delay:
+        raise ValueError(f"{call}: warm is of delay=1, and delay is {delay or 0}")
+    if delay and place != "host":
+        raise ValueError(f"{call}: delay=1 is of place='host', and place is {place!r}")
+    if delay and during_backward:
+        raise ValueError(f"{call}: with delay=1 the host steps during the next backward pass: no during_backward")
+    for name, value in (("page_bytes", page_bytes), ("resident_bytes", resident_bytes)):
+        if delay and value not in (None, 0):
+            raise ValueError(f"{call}: with delay=1 whole tensors go to the host: no {name}, got {value!r}")
 
 
 def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> None:
@@ -54,4 +79,6 @@ def home(placed: Placed) -> Any:
     """What keeps the states there; None where nothing does, because they live beside the weights."""
     if placed.place == "resident":
         return None
+    if placed.delay:
+        return Delayed(placed.page_bytes, 0)
     return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)

@@ -48,6 +48,8 @@ class Part(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+PENDING = "pending"
+"""Where the gradient waits that the next step applies, of an optimizer with a delay."""
 Make = Callable[[Part, torch.Tensor], torch.Tensor]
 """Memory for a part of a parameter's state."""
 
@@ -145,7 +147,7 @@ def beside(part: Part, p: torch.Tensor) -> torch.Tensor:
 
 def begun(kept: Layout, have: Mapping[str, Any] | None) -> bool:
     """Whether a parameter's entry has what this layout keeps; if not, the states are yet to be made."""
-    return bool(have) and not (kept.keys and have.keys() <= {"step"})  # type: ignore[union-attr]
+    return bool(have) and not (kept.keys and have.keys() <= {"step", PENDING})  # type: ignore[union-attr]
 
 
 def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str, make: Make = beside) -> dict[str, Any]:
@@ -155,7 +157,8 @@ def ready(kept: Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str,
     """
     where = f"{call}: the state of a parameter of shape {tuple(p.shape)}"
     if have is None or not begun(kept, have):
-        return {"step": 0, **{part.key: sharded.filled(make(part, p), part.first) for part in kept.all}}
+        waits = {PENDING: have[PENDING]} if have and PENDING in have else {}
+        return {"step": 0, **{part.key: sharded.filled(make(part, p), part.first) for part in kept.all}, **waits}
     steps, home = count(have, where), p.device if make is beside else torch.device("cpu")
     for part in kept.all:
         x = _fitting(part, have, where)
@@ -193,6 +196,9 @@ def restore(known: Layout, saved: Mapping[str, Any], p: torch.Tensor, make: Make
     for part in known.all:
         if part.key in have:
             out[part.key] = sharded.fill(make(part, p), have[part.key])
+    if PENDING in have:
+        g = have[PENDING]
+        out[PENDING] = sharded.fill(make(Part(PENDING, tuple(g.shape), g.dtype, 0), p), g)
     return out
 
 

@@ -23,6 +23,9 @@ class Lanes(Protocol):
     def begin(self, stream: int) -> None:
         """Steps given from now on go to this stream (a cudaStream_t)."""
 
+    def stream(self, lane: int) -> int:
+        """The cudaStream_t that does a lane's work; 0 where there is none."""
+
     def copy(self, lane: int, to: int, source: int, size: int) -> None: ...
 
     def run(self, call: Callable[[], Any]) -> None:
@@ -60,6 +63,9 @@ class HostLanes:
     """Everything is done when it is given."""
 
     def begin(self, stream: int) -> None: ...
+
+    def stream(self, lane: int) -> int:
+        return 0
 
     def copy(self, lane: int, to: int, source: int, size: int) -> None:
         ctypes.memmove(to, source, size)
@@ -107,6 +113,9 @@ class CudaLanes:
 
     def begin(self, stream: int) -> None:
         self.handles[STEP] = stream
+
+    def stream(self, lane: int) -> int:
+        return int(self.handles[lane])
 
     def copy(self, lane: int, to: int, source: int, size: int) -> None:
         self._run.memcpyAsync(to, source, size, self._kinds[lane], self.handles[lane])

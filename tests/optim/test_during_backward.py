@@ -1,0 +1,148 @@
+"""`during_backward=True`: pages are stepped as gradients arrive, with the same bits; what it cannot bear is refused."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import refopt_cuda as rc
+from refopt_cuda.optim import hosting
+from refopt_cuda.optim.hosting import Hosted
+from refopt_cuda.optim.paging import Paged
+from tests.optim.placed import (
+    ADAMW8,
+    backward,
+    model,
+    pages_of,
+    trained,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
+
+
+@pytest.fixture(params=["paged", "host"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either place; CPU weights go down and up as a GPU's would."""
+    monkeypatch.setattr(Hosted, "rehearsal", True)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("size", [1, 3000, 1 << 30])
+def test_steps_during_backward_have_the_same_bits(
+    size: int, place: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = {"paged": Paged, "host": Hosted}[place]
+    monkeypatch.setattr(home, "early", counted := Counted(home.early))
+    nets = [model(device=device) for _ in range(2)]
+    words = ADAMW8.words | {"min_8bit_size": 1000}
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **words)
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words, place=place, page_bytes=size, during_backward=True)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 4)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] == 4
+        assert all(torch.equal(x.cpu(), two.state[q][k]) for k, x in one.state[p].items() if torch.is_tensor(x))
+    assert counted.calls == 3 * len(pages_of(two)), "every page of every step but the first was stepped in backward"
+
+
+class Counted:
+    """A method that counts its calls; what it is called on comes first in `args`."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call, self.calls = call, 0
+
+    def __get__(self, owner: Any, cls: Any = None) -> Any:
+        def bound(*args: Any) -> Any:
+            self.calls += 1
+            return self.call(owner, *args)
+
+        return bound
+
+
+def test_what_the_thread_of_the_host_raises_is_raised_by_the_step(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if place == "paged":
+        pytest.skip("paged steps have no thread")
+    net = model()
+    opt = rc.optim.AdamW8bit(net.parameters(), place=place, page_bytes=1, during_backward=True)
+    trained(net, opt, 1)
+
+    def broken(*args: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(hosting, "on_host", broken)
+    backward(net, 1)
+    with pytest.raises(MemoryError, match="no room"):
+        opt.step()
+
+
+def test_a_gradient_may_be_gone_before_the_step(place: str) -> None:
+    """What torch's optimizer-in-backward does to save the memory of gradients."""
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": place, "page_bytes": 1, "during_backward": True}
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    trained(nets[0], one, 3)
+    trained(nets[1], two, 1)
+    for t in (1, 2):
+        two.zero_grad()
+        backward(nets[1], t)
+        two.zero_grad()
+        two.step()
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and two.state[q]["step"] == 3
+
+
+def test_pages_whose_gradients_do_not_all_arrive_are_left_to_the_step(place: str) -> None:
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": place, "page_bytes": 50_000, "during_backward": True}
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 2)
+        net[2].requires_grad_(False)
+        trained(net, opt, 2)
+        net[2].requires_grad_(True)
+        trained(net, opt, 2)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"]
+
+
+def test_clipping_is_refused_before_anything_is_changed() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match=r"PagedAdamW8bit\.step: .*changed after backward.*nothing has been stepped"):
+        trained(net, opt, 1, lambda: torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)) and not opt.state
+
+
+def test_a_scaler_is_refused() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(net(torch.ones(2, 80)).sum()).backward()
+    with pytest.raises(RuntimeError, match="GradScaler and accumulation need during_backward=False"):
+        scaler.step(opt)
+    assert not opt.state
+
+
+def test_a_second_backward_before_the_step_is_refused() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    trained(net, opt, 1)
+    opt.zero_grad()
+    backward(net, 1)
+    with pytest.raises(RuntimeError, match=r"PagedAdamW8bit: a second gradient .* every backward pass is a step"):
+        backward(net, 2)
+
+
+def test_hooks_go_with_the_optimizer() -> None:
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
+    del opt
+    gc.collect()
+    assert not any(p._post_accumulate_grad_hooks for p in net.parameters())
