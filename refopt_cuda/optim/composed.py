@@ -26,6 +26,7 @@ from refopt_cuda.optim import (
 from refopt_cuda.optim.delayed import Late
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
+from refopt_cuda.optim.splitting import Mixed, Split
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.rules import form_of
 
@@ -167,7 +168,7 @@ class Composed(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's, and steps
         that began in backward have to hear of it to refuse."""
-        if self._early is not None or self._placed.place == "host":
+        if self._early is not None or self._placed.place in ("host", "auto"):
             return self._early is not None
         return not any(live.scheduled(group) for group in self.param_groups)
 
@@ -257,6 +258,7 @@ class Composed(torch.optim.Optimizer):
         """A step in which everything is looked at."""
         self._settle()
         overrides.settle(self, call)
+        self._decide(call)
         numbers = self._numbers()
         ready = []
         for plan, hyper, group in zip(plans, hypers, self.param_groups, strict=True):
@@ -280,6 +282,20 @@ class Composed(torch.optim.Optimizer):
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state, scaling, call)
         self._state.changed = False
+
+    def _decide(self, call: str) -> None:
+        """With `place="auto"`, where the states of each parameter are to live."""
+        if isinstance(self._home, Mixed):
+            self._home.decide(self, call)
+
+    @property
+    def plan(self) -> dict[torch.device, Split]:
+        """How `place="auto"` has split the states of each device; empty before the first step, and in other places.
+
+        `print(*opt.plan.values())` says what is where, and how long a step should take; so does the logger
+        `refopt_cuda` when it is made.
+        """
+        return dict(self._home.plans) if isinstance(self._home, Mixed) else {}
 
     def _numbers(self) -> dict[int, int]:
         """Of each parameter by id; random bits are drawn by them."""
@@ -336,6 +352,7 @@ class Composed(torch.optim.Optimizer):
 
     def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         overrides.settle(self, f"{type(self).__name__}.load_state_dict")
+        self._decide(f"{type(self).__name__}.load_state_dict")
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:

@@ -137,7 +137,8 @@ class Early:
         opt.__dict__.pop("grad_scale", None)
         for p, address, version, slot in self.seen.values():
             g = p.grad
-            same = self._turned(slot) if g is None else (g.data_ptr(), g._version) == (address, version)
+            gone = slot is not None and self._turned(slot)
+            same = gone if g is None else (g.data_ptr(), g._version) == (address, version)
             if scaled or not same:
                 done = "it has been stepped with already" if slot else "nothing has been stepped yet"
                 raise RuntimeError(

@@ -42,9 +42,9 @@ class Book:
 class Deck:
     """One device's lanes, slabs and ring."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, pair: int = 0) -> None:
         self.device = device
-        self.lanes = lanes.lanes_of(device.type, device.index or 0)
+        self.lanes = lanes.lanes_of(device.type, device.index or 0, *([pair] if pair else []))
         self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
         self.ring: Any = Ring(self.lanes, 0, 0, 0)
         self.numbered, self.largest, self.spare = 0, 0, -1
@@ -115,7 +115,8 @@ class Paged:
     Of sharded parameters it is each rank's shards that live here, as DTensors whose parts are host memory.
     """
 
-    shards = True
+    shards, pair = True, 0
+    """Whether it takes sharded parameters; of the streams of copies, which pair it shares with other optimizers."""
 
     def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
         self.page_bytes, self.resident_bytes = page_bytes, resident_bytes
@@ -124,7 +125,7 @@ class Paged:
 
     def deck(self, device: torch.device) -> Deck:
         if device not in self.decks:
-            self.decks[device] = Deck(device)
+            self.decks[device] = Deck(device, self.pair)
         return self.decks[device]
 
     def ready(self, kept: states.Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str) -> dict[str, Any]:
@@ -141,13 +142,13 @@ class Paged:
         """Whether the states of `p` stay on its device. Decided once a parameter."""
         if p not in self.resident:
             sizes = [part.dtype.itemsize * math.prod(sharded.part_shape(part.shape, p)) for part in kept.all]
-            size, spare = sum(sizes), self._spare(p.device)
+            size, spare = sum(sizes), self.spare(p.device)
             deck = self.deck(p.device)
             self.resident[p] = size <= spare
             deck.spare = spare - size if size <= spare else spare
         return bool(self.resident[p])
 
-    def _spare(self, device: torch.device) -> int:
+    def spare(self, device: torch.device) -> int:
         """Bytes of the budget that are left on a device."""
         deck = self.deck(device)
         if deck.spare < 0 and isinstance(self.resident_bytes, int):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from refopt_cuda.optim.delayed import Delayed
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import PAGE_BYTES, Paged
+from refopt_cuda.optim.splitting import Mixed
 
 
 class Placed(NamedTuple):
@@ -20,7 +21,7 @@ class Placed(NamedTuple):
     warm: int = 0
 
 
-HOMES = {"paged": Paged, "host": Hosted}
+HOMES = {"paged": Paged, "host": Hosted, "auto": Mixed}
 KNOWN = ("resident", *HOMES)
 
 
@@ -33,18 +34,20 @@ def check(
     if not isinstance(during_backward, bool):
         raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
     if during_backward and place == "resident":
-        raise ValueError(f"{call}: during_backward is of place='paged' or 'host', and place is 'resident'")
+        raise ValueError(f"{call}: during_backward is of place='paged', 'host' or 'auto', and place is 'resident'")
     if place not in KNOWN:
         raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
     given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         if place == "resident":
-            raise ValueError(f"{call}: {name} is of place='paged' or 'host', and place is 'resident'")
+            raise ValueError(f"{call}: {name} is of place='paged', 'host' or 'auto', and place is 'resident'")
         low, auto = (1, False) if name == "page_bytes" else (0, True)
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
+    if place == "auto":
+        given = {"resident_bytes": "auto", **given}
     return Placed(place, **given, during_backward=during_backward, delay=delay or 0, warm=warm or 0)
 
 
@@ -70,8 +73,8 @@ def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> No
     """ValueError for what a place cannot do: copies are not captured, and early steps and the host know no norm."""
     if capturable and placed.place != "resident":
         raise ValueError(f"{call}: capturable is of place='resident', and place is {placed.place!r}")
-    if max_grad_norm is not None and (placed.place == "host" or placed.during_backward):
-        where = "during_backward" if placed.during_backward else "place='host'"
+    if max_grad_norm is not None and (placed.place in ("host", "auto") or placed.during_backward):
+        where = "during_backward" if placed.during_backward else f"place={placed.place!r}"
         raise ValueError(f"{call}: max_grad_norm needs every gradient's norm before a step, got {where}")
 
 

@@ -92,8 +92,8 @@ class HostLanes:
 
 
 @cache
-def _streams(device: int) -> tuple[Any, Any]:
-    """Of copies in and out; all optimizers of a device share them."""
+def _streams(device: int, pair: int) -> tuple[Any, Any]:
+    """Of copies in and out; all optimizers of a device share each pair."""
     import cupy
 
     with cupy.cuda.Device(device):
@@ -103,11 +103,11 @@ def _streams(device: int) -> tuple[Any, Any]:
 class CudaLanes:
     """Streams and events of one CUDA device, which must be current when they are used."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, pair: int = 0) -> None:
         import cupy
 
         self.device, self._cuda, self._run = device, cupy.cuda, cupy.cuda.runtime
-        self._streams = _streams(device)
+        self._streams = _streams(device, pair)
         self.handles = [self._streams[0].ptr, 0, self._streams[1].ptr]
         self._kinds = [self._run.memcpyHostToDevice, self._run.memcpyDeviceToDevice, self._run.memcpyDeviceToHost]
 
@@ -154,6 +154,6 @@ class CudaLanes:
             pass  # the driver is shutting down: it has unregistered everything
 
 
-def lanes_of(kind: str, device: int) -> Lanes:
-    """The lanes for tensors on a device of this kind, "cpu" or "cuda"."""
-    return CudaLanes(device) if kind == "cuda" else HostLanes()
+def lanes_of(kind: str, device: int, pair: int = 0) -> Lanes:
+    """The lanes for tensors on a device of this kind, "cpu" or "cuda"; copies of other pairs are not in their way."""
+    return CudaLanes(device, pair) if kind == "cuda" else HostLanes()

@@ -120,6 +120,18 @@ def test_clipping_is_refused_before_anything_is_changed() -> None:
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)) and not opt.state
 
 
+def test_a_gradient_that_is_gone_before_it_was_stepped_with_is_missed() -> None:
+    """States that stay on the device wait for the step."""
+    net = model()
+    opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True, resident_bytes=30_000)
+    trained(net, opt, 1)
+    opt.zero_grad()
+    backward(net, 1)
+    opt.zero_grad()
+    with pytest.raises(RuntimeError, match=r"PagedAdamW8bit\.step: .*changed after backward.*nothing has been stepped"):
+        opt.step()
+
+
 def test_a_scaler_is_refused() -> None:
     net = model()
     opt = rc.optim.PagedAdamW8bit(net.parameters(), during_backward=True)
