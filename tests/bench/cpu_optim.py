@@ -1,10 +1,10 @@
 """AdamW on the CPU: the compiled loops beside torch's fused kernel and bitsandbytes' CPU path, with the same threads.
 
-    python -m tests.bench.cpu_optim [--only AdamW,AdamW8bit] [--threads 2] [--commit HASH]
+    python -m tests.bench.cpu_optim [--only AdamW,AdamW8bit] [--threads 2] [--dtype bfloat16] [--commit HASH]
 
 Subjects of a comparison take turns, step by step, in one order and in the other, so that whatever else the machine does
-troubles them alike. float32 weights and gradients, one tensor. `ratio` is the peer's median time over ours: above 1,
-ours is faster.
+troubles them alike. One tensor; weights and gradients in float32, or as --dtype says. `ratio` is the peer's median time
+over ours: above 1, ours is faster. DeepSpeed's CPUAdam, which is built from source, is not among the peers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from tests.bench.subjects import Missing, Subject, named
 
 TORCH = Subject("torch AdamW fused", "AdamW", {"fused": True}, "torch.optim")
 FOREACH = Subject("torch AdamW foreach", "AdamW", {"foreach": True}, "torch.optim")
+HOST = Subject("CPUAdamW", "CPUAdamW")
 PAIRS: tuple[tuple[str, tuple[Subject, ...]], ...] = (
+    ("CPUAdamW", (TORCH,)),
     ("AdamW", (TORCH, FOREACH, *named("bitsandbytes AdamW32bit"))),
     ("AdamW8bit", named("bitsandbytes AdamW8bit")),
     ("Lion8bit", named("bitsandbytes Lion8bit")),
@@ -93,6 +95,7 @@ def options() -> argparse.ArgumentParser:
     parser = arguments(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, Numba and OpenMP")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights")
     parser.add_argument("--elements", type=int, default=2**26, help="of the tensor")
     return parser
 
@@ -103,12 +106,14 @@ def main(argv: Sequence[str] | None = None) -> Recorder:
     numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))
     versions = software("torch", "numba", "numpy", "bitsandbytes")
     rec = Recorder("cpu_optim", f"CPU {platform.machine()}, {args.threads} threads", versions, args.commit, args.out)
-    work = models.Work(f"flat{models.count(args.elements)}-f32", ((args.elements,),), torch.float32)
+    dtype = getattr(torch, args.dtype)
+    work = models.Work(f"flat{models.count(args.elements)}", ((args.elements,),)).of(dtype)
     for name, peers in PAIRS:
         if args.only and name not in args.only:
             continue
         try:
-            compare(rec, work, *named(name), peers, 3 if args.quick else 10)
+            ours = HOST if name == HOST.name else named(name)[0]
+            compare(rec, work, ours, peers, 3 if args.quick else 10)
         except Exception as error:
             print(f"{work.name:<16} {name:<34} FAILED: {type(error).__name__}: {error}", flush=True)
     if not args.dry:

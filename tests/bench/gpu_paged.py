@@ -6,7 +6,7 @@ link     bytes a second each way while pinned memory is copied both ways at once
 ms       a step of many in a row, the last store waited for
 of_link  (bytes of states / ms) / link: every state byte goes each way once
 faster   bitsandbytes' ms / ours; its managed pages are sent to the host after every step, which is not timed
-memory   bytes that the whole device has in use above an empty one / (weights, gradients and the ring)
+memory   bytes that the whole device has in use above an empty one / what `refopt.memory` says of weights, gradients, ring
 
 With --device cpu --smaller 8 --dry the script can be tried without a GPU.
 """
@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from refopt import Optimizer, places
+from refopt import memory as memory_of
 from refopt_cuda import optim
 from refopt_cuda.optim.paging import BUFFERS, PAGE_BYTES
 from refopt_cuda.places import lanes, slabs
@@ -238,10 +240,17 @@ def held(b: Bench, work: Work) -> None:
         opt.step()
     clocks.synchronize(b.device)
     used = before - torch.cuda.mem_get_info()[0]
-    least = sum(2 * p.nbytes for p in params) + BUFFERS * PAGE_BYTES
-    b.rec.add(
-        work.name, "PagedAdamW8bit", "memory", used / 1e9, "GB", f"p + g + ring {least / 1e9:.4g} GB", used / least
-    )
+    least = expected(work.shapes)
+    label = f"refopt.memory {least / 1e9:.4g} GB"
+    b.rec.add(work.name, "PagedAdamW8bit", "memory", used / 1e9, "GB", label, used / least)
+
+
+def expected(shapes: Sequence[tuple[int, ...]]) -> int:
+    """What `refopt.memory` says that the device holds: weights and gradients in bfloat16, and the ring."""
+    coded = Optimizer("adamw", {"m": "dynamic8", "v": "dynamic8"})
+    blocks = PAGE_BYTES // (memory_of.states(coded, [(coded.block,)]))
+    place = places.paged(page_blocks=blocks, buffers=BUFFERS)
+    return memory_of.train(shapes, Optimizer("adamw", {"m": "dynamic8", "v": "dynamic8", "p": "bf16"}, place)).total
 
 
 def tries(b: Bench, label: str, run: Callable[[], Any]) -> None:
@@ -270,25 +279,33 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> Bench:
-    parser = arguments(__doc__ or "")
+    return launch("gpu_paged", __doc__ or "", PARTS, argv)
+
+
+def launch(
+    bench: str, doc: str, parts: dict[str, Callable[[Bench], None]], argv: Sequence[str] | None, batch: int = 4
+) -> Bench:
+    """Run the parts that the command line asks for, the link first."""
+    parser = arguments(doc)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--parts", type=names, default=tuple(PARTS), help=f"of {','.join(PARTS)}; link goes first")
+    parser.add_argument("--parts", type=names, default=tuple(parts), help=f"of {','.join(parts)}; link goes first")
+    parser.add_argument("--batch", type=int, default=batch, help="sequences of 2,048 tokens, of parts that train")
     parser.add_argument("--limit", type=float, default=540, help="seconds, after which nothing new begins")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script, with --dry")
     parser.add_argument("--smaller", type=int, default=1, help="divide every side of every tensor, to try the script")
     args = parser.parse_args(argv)
-    if unknown := [p for p in args.parts if p not in PARTS]:
-        raise SystemExit(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if unknown := [p for p in args.parts if p not in parts]:
+        raise SystemExit(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
     gpu = args.device == "cuda"
     if not (gpu and args.smaller == 1) and not args.dry:
         raise SystemExit("--device cpu and --smaller are for trying this script: add --dry")
     device = torch.cuda.get_device_name() if gpu else f"CPU {platform.machine()}"
-    b = Bench(Recorder("gpu_paged", device, software(*PACKAGES), args.commit, args.out), args, Limit(args.limit))
+    b = Bench(Recorder(bench, device, software(*PACKAGES), args.commit, args.out), args, Limit(args.limit))
     if not args.dry:
         b.rec.check()
     for part in dict.fromkeys(("link", *args.parts)):
         if b.limit.allows(part):
-            PARTS[part](b)
+            parts[part](b)
     if not args.dry:
         b.rec.save()
     b.limit.say()
