@@ -40,6 +40,7 @@ SHARED = {
     "refopt_cuda/codecs/nibbles.cuh": "the same",
     "refopt_cuda/places/lanes.py": "copies in, steps, copies out, and events between them",
     "refopt_cuda/places/slabs.py": "host memory that a device can copy from",
+    "refopt_cuda/places/timeline.py": "when each copy and each step was",
     "tests/codecs/test_blocks.py": "laws of the block list",
     "tests/codecs/test_every_codec.py": "laws that hold for all of them",
     "tests/codecs/test_weights.py": "laws that formats of weights have in common",

@@ -31,7 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "AdamW8bit": {},
     "PagedAdamW8bit": {"place": "paged"},
     "PagedAdamW8bit during_backward": {"place": "paged", "during_backward": True},
-    "PagedAdamW8bit during_backward, embedding resident": {"place": "paged", "during_backward": True},
+    "PagedAdamW8bit during_backward with a resident embedding": {"place": "paged", "during_backward": True},
     "AdamW8bit on the host": {"place": "host"},
     "AdamW8bit on the host during_backward": {"place": "host", "during_backward": True},
     "AdamW8bit on the host delay=1": {"place": "host", "delay": 1},
@@ -96,7 +96,7 @@ def paged_step(b: Bench, net: torch.nn.Module, passes: Callable[[], Any], times:
 
 def way(b: Bench, net: torch.nn.Module, passes: Callable[[], Any], named: Any, alone: float, transfer: float) -> None:
     work, label, options = named
-    if "resident" in label:
+    if "resident embedding" in label:
         options = {**options, "resident_bytes": int(2.05 * max(p.numel() for p in net.parameters()))}
     opt = optim.AdamW8bit(net.parameters(), lr=1e-6, **options)
 

@@ -6,7 +6,7 @@ link     bytes a second each way while pinned memory is copied both ways at once
 ms       a step of many in a row, the last store waited for
 of_link  (bytes of states / ms) / link: every state byte goes each way once
 faster   bitsandbytes' ms / ours; its managed pages are sent to the host after every step, which is not timed
-memory   bytes that the whole device has in use above an empty one / what `refopt.memory` says of weights, gradients, ring
+memory   bytes that the whole device has in use above an empty one / what `refopt.memory` says of p, g and the ring
 
 With --device cpu --smaller 8 --dry the script can be tried without a GPU.
 """
