@@ -269,6 +269,24 @@ def test_a_step_that_a_scaler_skips_loses_its_own_gradients_alone() -> None:
             agree(opt, mirrors, [grads[k] for k in range(3)], f"step {t + 1}")
 
 
+@pytest.mark.gpu
+def test_backward_reads_the_old_weights_to_its_end() -> None:
+    """New ones go up behind all that was enqueued before the step; gradients come down behind what makes them."""
+    params = weights([(256, 256)], torch.float32, "cuda")
+    opt, mirrors = ADAMW8.make(params, **OPTIONS), [Late(ADAMW8, p) for p in params]
+    follow(opt, mirrors, [(0,)] * 2)
+    old, g = params[0].detach().clone(), gradient(params[0], 7)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)
+    backward(params, {0: g})
+    read = params[0].detach() * 1.0
+    opt.step()
+    params[0].grad = None
+    torch.empty_like(old).fill_(float("nan"))  # the memory of the gradient, if it were free
+    assert torch.equal(read, old)
+    agree(opt, mirrors, [g], "after a slow backward")
+
+
 # -------------------------------------------------------------------------------------------------------------- refused
 
 
