@@ -50,14 +50,17 @@ class Composed(torch.optim.Optimizer):
     seed           of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
     place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
                    pages of device memory in every step; or "host", states in host memory, whose threads step the
-                   weights that come down and go up again. The bits are the same. With the latter two `state[p]` holds
-                   CPU tensors, and
+                   weights that come down and go up again; or "auto", which chooses among these for each parameter
+                   (`plan`). The bits are the same. In the latter three `state[p]` holds CPU tensors, and
                    page_bytes (16 MiB) of states travel at a time, one block at least;
                    resident_bytes (0) of states stay on the device, parameters in their order while they fit;
-                   "auto": in 0.9 of what is free on it at the first step;
+                   "auto", as with place="auto": in 0.9 of what is free on it at the first step;
                    during_backward steps a page as soon as the gradients of its tensors have arrived: copies
                    are hidden behind backward. Every backward pass is a step then: RuntimeError for a second one before
                    `step()`, and for gradients that were changed in between (clipping, GradScaler)
+    delay          1, with place="host": each step applies the gradient of the step before, whose update the host makes
+                   during backward; `finish()` applies the last. As `refopt.Optimizer(delay=1)`, to the bit
+    warm           steps of a parameter that are without delay
     max_grad_norm  scale all gradients, within the step, so that their joint norm is this at most; one for all groups
     gnorm_scale    multiplies every gradient, before its norm is taken (bitsandbytes' name); one for all groups
     capturable     the device keeps step counts, and a CUDA graph may capture the step; lr may be a tensor there
@@ -199,16 +202,8 @@ class Composed(torch.optim.Optimizer):
 
     def finish(self) -> None:
         """Apply the gradients that wait, the last step of a run with `delay=1`. Nothing is done where none waits."""
-        if self._late is None:
-            return
-        held = [(p, p.grad) for group in self.param_groups for p in group["params"]]
-        try:
-            for p, _ in held:
-                p.grad = None
-            self.step()
-        finally:
-            for p, g in held:
-                p.grad = g
+        if self._late is not None:
+            self._late.finish(self)
 
     def _again(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> bool:
         """The step of before with new gradients, if nothing else has changed in any group."""

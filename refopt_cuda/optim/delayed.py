@@ -185,7 +185,8 @@ class Late:
         self._begun, opt = True, self._opt()
         if opt is None:
             return
-        call, numbers, factor = f"{type(opt).__name__}.backward", opt._numbers(), live.scaling_of(opt, "").factor
+        call, numbers = f"{type(opt).__name__}.backward", opt._numbers()
+        factor = live.scaling_of(opt, call).factor
         for k, plan in opt._plans.items():
             group = opt.param_groups[k]
             hyper = settings.hyper_of(opt.rule, group, call)
@@ -228,6 +229,18 @@ class Late:
             dict.pop(slot.state, PENDING, None)
         for (slot, _), x in zip(pairs, held, strict=True):
             dict.__setitem__(slot.state, PENDING, x)
+
+    @staticmethod
+    def finish(opt: Any) -> None:
+        """A step without gradients; those that are there stay."""
+        held = [(p, p.grad) for group in opt.param_groups for p in group["params"]]
+        try:
+            for p, _ in held:
+                p.grad = None
+            opt.step()
+        finally:
+            for p, g in held:
+                p.grad = g
 
     def settle(self, opt: Any) -> None:
         """Somebody looks at the state: what was begun is done, and no gradient waits for it any longer."""

@@ -125,6 +125,8 @@ def link(deck: Deck) -> float:
     here = [pool.take(SAMPLE).ctypes.data for _ in range(2)]
     there = torch.empty(2 * SAMPLE, dtype=torch.uint8, device=deck.device)
     pool.pin("place='auto'")
+    if deck.device.type == "cuda":  # whoever had this memory before may still be at work
+        torch.cuda.current_stream().synchronize()
     found = []
     for _ in range(3):
         deck.lanes.finish()
@@ -163,6 +165,7 @@ class Mixed:
         self.hosted.pair = 1  # its copies do not queue behind those of the pages
         self.plans: dict[torch.device, Split] = {}
         self.known: Any = WeakTensorKeyDictionary()
+        self._last: list[int] = []
 
     @property
     def decks(self) -> dict[Any, Deck]:
@@ -171,6 +174,10 @@ class Mixed:
 
     def decide(self, opt: Any, call: str) -> None:
         """Give every parameter that is new its place, and log the plan."""
+        every = [id(p) for group in opt.param_groups for p in group["params"]]
+        if every == self._last:
+            return
+        self._last = every
         groups = [(group, settings.hyper_of(opt.rule, group, call)) for group in opt.param_groups]
         new = [(p, g, h) for g, h in groups for p in g["params"] if p.requires_grad and p not in self.known]
         for device in dict.fromkeys(p.device for p, *_ in new):
