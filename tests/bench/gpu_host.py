@@ -106,9 +106,8 @@ def way(b: Bench, net: torch.nn.Module, passes: Callable[[], Any], named: Any, a
 
     for _ in range(2):
         iteration()
-    ms = per_step(
-        iteration, finish(b, opt) if options else lambda: clocks.synchronize(b.device), 3 if b.args.quick else 10
-    )
+    wait = finish(b, opt) if options else lambda: clocks.synchronize(b.device)
+    ms = per_step(iteration, wait, 3 if b.args.quick else 10)
     b.rec.add(work, label, "ms", ms, "ms")
     ratio = (ms - alone) / transfer
     b.rec.add(work, label, "exposed", ms - alone, "ms", f"transfer {transfer:.4g} ms", ratio)

@@ -13,6 +13,7 @@ import refopt_cuda as rc
 from refopt_cuda.optim import hosting
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import Paged
+from refopt_cuda.places import lanes
 from tests.optim.placed import (
     ADAMW8,
     backward,
@@ -20,6 +21,7 @@ from tests.optim.placed import (
     pages_of,
     trained,
 )
+from tests.optim.shuffled import ShuffledLanes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
 
@@ -47,6 +49,20 @@ def test_steps_during_backward_have_the_same_bits(
         assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] == 4
         assert all(torch.equal(x.cpu(), two.state[q][k]) for k, x in one.state[p].items() if torch.is_tensor(x))
     assert counted.calls == 3 * len(pages_of(two)), "every page of every step but the first was stepped in backward"
+
+
+def test_any_order_that_the_events_allow_gives_the_same_bits(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places are NaN as soon as they are free; the thread of the host runs beside the hooks."""
+    poisons = lanes.OUT if place == "paged" else lanes.IN
+    for seed in range(3):
+        monkeypatch.setattr(lanes, "lanes_of", lambda kind, device, seed=seed: ShuffledLanes(seed, poisons))
+        nets = [model() for _ in range(2)]
+        one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+        words = ADAMW8.words | {"place": place, "page_bytes": 3000, "during_backward": True}
+        two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+        for net, opt in zip(nets, (one, two), strict=True):
+            trained(net, opt, 3)
+        assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True)), seed
 
 
 class Counted:
