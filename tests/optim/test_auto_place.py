@@ -129,7 +129,9 @@ def test_parameters_that_come_later_get_a_place(mixed: None) -> None:
     assert all(p in opts[1]._home.known for p in params_of(opts[1]))
 
 
-def test_the_machine_is_measured_where_it_matters(device: str) -> None:
+def test_the_machine_is_measured_where_it_matters(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "SAMPLE", 1 << 24)
+    monkeypatch.setattr(splitting, "SIDE", 64)
     opt = ADAMW8.make(weights(SHAPES[:1], torch.float32, device), place="auto", resident_bytes=0)
     step(opt, 0)
     (plan,) = opt.plan.values()

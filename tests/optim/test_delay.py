@@ -26,6 +26,7 @@ SOME = [(64, 80), (33, 300), (40,), (), (0,)]
 OPTIONS: dict[str, Any] = {"place": "host", "delay": 1}
 IDLE = [(0, 1, 2, 3, 4), (0, 2), (1,), (0, 1, 2, 3, 4), (), (0, 1)]
 """Which parameters have a gradient in each step."""
+IDLE_OF_THREE = [(0, 1, 2), (0, 2), (1,), (0, 1, 2)]
 
 
 class Late(Mirror):
@@ -177,11 +178,9 @@ def test_groups_have_their_own_settings(device: str) -> None:
 def test_float32_weights_on_the_host_for_bfloat16_ones(device: str) -> None:
     """ZeRO-Offload's set-up: what the device sees of a weight, and the rest of it."""
     params = weights(SOME[:3], torch.bfloat16, device)
-    opt = ADAMW.make(params, **OPTIONS, codecs={"p": "bf16_rem16"})
-    follow(opt, [Late(ADAMW, p, p="bf16_rem16") for p in params], IDLE_OF_THREE)
-
-
-IDLE_OF_THREE = [(0, 1, 2), (0, 2), (1,), (0, 1, 2)]
+    codecs = {"p": "bf16_rem16", "v": "q4:64"}
+    opt = ADAMW.make(params, **OPTIONS, codecs=codecs)
+    follow(opt, [Late(ADAMW, p, **codecs) for p in params], IDLE_OF_THREE)
 
 
 def test_parameters_in_another_order_are_stepped_through_a_copy(device: str) -> None:

@@ -54,7 +54,7 @@ def test_steps_during_backward_have_the_same_bits(
 def test_any_order_that_the_events_allow_gives_the_same_bits(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are NaN as soon as they are free; the thread of the host runs beside the hooks."""
     poisons = lanes.OUT if place == "paged" else lanes.IN
-    for seed in range(3):
+    for seed in range(2):
         monkeypatch.setattr(lanes, "lanes_of", lambda kind, device, seed=seed: ShuffledLanes(seed, poisons))
         nets = [model() for _ in range(2)]
         one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
