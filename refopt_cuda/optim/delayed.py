@@ -62,6 +62,8 @@ class Begun(NamedTuple):
 class Delayed(Paged):
     """Where an optimizer's states live: all in host memory, with a copy of the weights and the gradients that wait."""
 
+    shards = False
+
     def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
         super().__init__(page_bytes, 0)
         self._thread = ThreadPoolExecutor(1, "refopt-host")

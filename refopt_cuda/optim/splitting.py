@@ -160,6 +160,8 @@ def host(opt: Any, group: Mapping[str, Any], hyper: dict[str, Any], like: torch.
 class Mixed:
     """Where an optimizer's states live: beside the weights, streamed or on the host, as a plan says."""
 
+    shards = False
+
     def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
         self.paged, self.hosted = Paged(page_bytes, resident_bytes), Hosted(page_bytes, 0)
         self.hosted.pair = 1  # its copies do not queue behind those of the pages
