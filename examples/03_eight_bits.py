@@ -6,6 +6,7 @@ Adam keeps two arrays a weight, ``m`` and ``v``. Storing each in one byte instea
 the byte stands for decides whether training survives.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from refopt import Optimizer, codecs
@@ -35,6 +36,19 @@ assert lost > 64
 assert (kept > 0).all()
 
 # %%
+# What is left of each value
+# --------------------------
+# A value is good as long as it lies near the diagonal. Below half of a level, the linear map has only zero to offer
+# (drawn at the bottom).
+
+_, axis = plt.subplots(figsize=(6, 4))
+axis.loglog(v, v, color="lightgray", label="exact")
+for codec, mark in ((linear, "x"), (dynamic, ".")):
+    axis.loglog(v, np.maximum(codec.decode(codec.encode(v)), 3e-7), mark, label=codec.stem)
+axis.set(xlabel="v", ylabel="v after one byte", title="One block of a second moment")
+axis.legend()
+
+# %%
 # What it does to a step
 # ----------------------
 # Three optimizers, the same gradients: how far does the weight that moves most go? The states that a step uses are
@@ -43,13 +57,15 @@ assert (kept > 0).all()
 scale = 10 ** rng.uniform(-3, 0, 4096)
 grads = [(rng.standard_normal(4096) * scale).astype(np.float32) for _ in range(20)]
 start = np.zeros(4096, np.float32)
-furthest = {}
+furthest, paths = {}, {}
 for name, codec in [("float32", None), ("dynamic8", "dynamic8"), ("int8_linear", "int8_linear")]:
     opt = Optimizer("adamw", codecs=codec, lr=1e-3, wd=0.0)
     p, state = start, opt.init(start)
+    paths[name] = []
     for g in grads:
         p, state = opt.step(p, g, state)
-    furthest[name] = float(np.abs(p).max())
+        paths[name].append(float(np.abs(p).max()))
+    furthest[name] = paths[name][-1]
     print(f"{name:<12} {furthest[name]:.3g}")
 
 # %%
@@ -58,3 +74,12 @@ for name, codec in [("float32", None), ("dynamic8", "dynamic8"), ("int8_linear",
 assert furthest["float32"] < 0.03
 assert furthest["dynamic8"] < 0.1
 assert furthest["int8_linear"] > 100 * furthest["dynamic8"]
+
+# %%
+# The damage is there at the second step, long before a loss would show what it was.
+
+_, axis = plt.subplots(figsize=(6, 3.5))
+for name, path in paths.items():
+    axis.semilogy(range(1, 21), path, label=name, linestyle="--" if name == "dynamic8" else "-")
+axis.set(xlabel="step", ylabel="farthest weight", xticks=(1, 5, 10, 15, 20))
+axis.legend()

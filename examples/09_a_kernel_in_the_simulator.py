@@ -1,0 +1,100 @@
+"""
+A kernel, and a breakpoint in it
+================================
+
+A rule is written for one element, and a kernel runs it for all of them. Numba compiles such a kernel for a GPU; its
+CUDA simulator runs the same source as plain Python, where a debugger can stop it.
+"""
+
+# %%
+# The simulator is chosen before Numba is first imported, for the whole process. (On a GPU, leave these lines out.)
+
+import os
+
+os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+import numpy as np
+from numba import cuda
+
+import refopt
+
+# %%
+# One element, one thread
+# -----------------------
+# Signum: the momentum moves, and the weight takes a step of ``lr`` along its sign. A thread takes the element of its
+# number, and the threads beyond the end do nothing: forget that line, and the tail is written into somebody's memory.
+
+
+@cuda.jit
+def signum(p, g, m, lr, beta, omb, seen):
+    i = cuda.grid(1)
+    if i < p.size:
+        m[i] = beta * m[i] + omb * g[i]
+        p[i] = p[i] - lr * (np.float32(m[i] > 0) - np.float32(m[i] < 0))
+        if i == 100:  # breakpoint() here stops in this thread; we take notes instead
+            seen[0], seen[1], seen[2] = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+
+
+rng = np.random.default_rng(0)
+p, g = rng.standard_normal((2, 150)).astype(np.float32)
+new, m, seen = p.copy(), np.zeros_like(p), np.zeros(3, np.int64)
+hyper = np.float32(0.1), np.float32(0.9), np.float32(1 - 0.9)
+signum[5, 32](new, g, m, *hyper, seen)
+print("element 100 was block {}, thread {} of {}".format(*seen))
+
+# %%
+# Bit for bit
+# -----------
+# Scalars are float32 and computed outside: a bare ``0.9`` in the kernel would make it compute in float64. The simulator
+# gives the bits of the reference; a GPU, which fuses ``a * b + c`` into one rounding, would not. The package's kernels
+# are written over ``mul`` and ``add``, which it may not fuse (:doc:`/numerics`).
+
+want, state = refopt.rules.signum.update(p, g, {"m": np.zeros_like(p)}, t=1, lr=0.1, beta=0.9)
+assert np.array_equal(new, want) and np.array_equal(m, state["m"])
+
+# %%
+# A block that works together
+# ---------------------------
+# For 8-bit states the threads of a block need their largest magnitude: each leaves its own in shared memory, and half
+# of them fold the other half in, until one is left. Between rounds everybody waits; a barrier that is missing is the
+# classic bug.
+
+
+@cuda.jit
+def largest(x, out):
+    row = cuda.shared.array(32, np.float32)
+    i, lane = cuda.grid(1), cuda.threadIdx.x
+    row[lane] = abs(x[i]) if i < x.size else np.float32(0)
+    half = 16
+    while half:
+        cuda.syncthreads()
+        if lane < half:
+            row[lane] = max(row[lane], row[lane + half])
+        half //= 2
+    if lane == 0:
+        out[cuda.blockIdx.x] = row[0]
+
+
+scales = np.zeros(5, np.float32)
+largest[5, 32](m, scales)
+print(scales)
+assert np.array_equal(scales, refopt.codecs.dynamic8.encode(m, block=32).scales)
+
+# %%
+# The package's own
+# -----------------
+# ``refopt_cuda/kernels/step_numba.py`` is these two kernels together, for every rule and codec. It runs here too, and a
+# breakpoint set in it stops: ``breakpoint()`` in ``refopt_cuda/rules/lion.py``, then run this file.
+
+from refopt_cuda.kernels import step_numba
+from refopt_cuda.rules import lion
+
+box = refopt.codecs.dynamic8.encode(np.zeros_like(p), block=64)
+states = [{"codes": box.codes.copy(), "scales": box.scales.copy()}]
+new = p.copy()
+step_numba.step("lion", ["dynamic8"], new, g, states, p.shape, 64, lion.scalars(1, lr=0.1, wd=0.1))
+want, state = refopt.Optimizer("lion", refopt.codecs.dynamic8(block=64), lr=0.1, wd=0.1).step(
+    p, g, refopt.Optimizer("lion", refopt.codecs.dynamic8(block=64)).init(p)
+)
+assert np.array_equal(new, want) and np.array_equal(states[0]["codes"], state[0]["m"].codes)
+print("the reference's weights and codes, bit for bit")
