@@ -1,5 +1,6 @@
 """What docs/bench/results.csv holds, on a page.
 
+`{measured}`       the table of the landing page, as `figures.py` makes it
 `{results}`        its rows, newest first; `:bench:` names the scripts whose rows are shown, `:without:` those left out
 `{convergence}`    held-out loss of the newest job at GPT-2-small's size: mean and noise of seeds, differences in pairs
 `{finetune}`       held-out loss of the newest fine-tuning of SmolLM2 before and after, likewise; bytes at the peak
@@ -10,19 +11,17 @@ Each says so where there is nothing yet.
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
+from figures import HEAD, PATH, grid, measured, rows
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-FOLDER = Path(__file__).parents[1] / "bench"
-PATH = FOLDER / "results.csv"
+FOLDER = PATH.parent
 SHOWN = ("date", "commit", "device", "bench", "work", "subject", "metric", "value", "unit", "baseline", "ratio")
 BASELINE = "torch.AdamW"
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
@@ -42,6 +41,11 @@ class Written(SphinxDirective):
         node = nodes.container()
         self.state.nested_parse(StringList(self.lines(), source=self.env.docname), 0, node)
         return node.children
+
+
+class Measured(Written):
+    def lines(self) -> list[str]:
+        return grid(HEAD, measured(rows()))
 
 
 class Results(Written):
@@ -70,18 +74,6 @@ class Plot(Written):
         if not path.exists():
             return [f"*Not drawn yet: {' '.join(self.content)}*"]
         return [f"![{' '.join(self.content)}](/bench/{path.name})"]
-
-
-def rows() -> list[dict[str, str]]:
-    """All rows, oldest first."""
-    if not PATH.exists():
-        return []
-    with PATH.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def grid(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *lines)]
 
 
 def table(found: list[dict[str, str]]) -> list[str]:
@@ -170,6 +162,7 @@ def beside(subject: str, by_seed: dict[str, float], base: dict[str, float], base
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("measured", Measured)
     app.add_directive("results", Results)
     app.add_directive("convergence", Convergence)
     app.add_directive("finetune", Finetune)
