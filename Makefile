@@ -43,7 +43,7 @@ imports: $(VENV)/dev  ## the import contract of setup.cfg
 docs: $(VENV)/docs  ## docs/_build/html, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-examples: $(VENV)/test  ## run every example
+examples: $(VENV)/test  ## run every example (the documentation and the tests run them, too)
 	@set -e; for f in examples/[0-9]*.py; do echo "$$f"; $(BIN)/python $$f; done
 
 wheel: $(VENV)/dev  ## dist/*.whl

@@ -14,7 +14,7 @@ author = "The refopt authors"
 copyright = author
 release = version = importlib.metadata.version("refopt")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 extensions += ["sphinx_gallery.gen_gallery", "stems", "results", "columns", "overview", "public"]
 exclude_patterns = ["_build", "examples/*.ipynb", "examples/*.py", "examples/*.zip", "sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]
@@ -24,7 +24,6 @@ myst_heading_anchors = 2
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-
 
 
 def plain(gallery: dict, example: str) -> None:
@@ -39,6 +38,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": r"/[01]\d_",  # those of the front ends are shown; their tests run them
     "ignore_pattern": r"/exercise/|/torchrun/",
+    "default_thumb_file": str(Path(__file__).parent / "_static" / "thumb.png"),
     "reset_modules": ("matplotlib", plain),
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,

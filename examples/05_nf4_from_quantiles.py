@@ -66,7 +66,5 @@ for name, x in (("normal", w), ("uniform", rng.uniform(-1, 1, w.size).astype(np.
     nearest = even[np.searchsorted((even[:-1] + even[1:]) / 2, (blocks / scale))] * scale
     box = codecs.nf4.encode(x)
     losses = [np.sqrt(np.mean((back - x) ** 2)) / x.std() for back in (box.decode(), nearest.ravel())]
-    print(
-        f"{name:<8} NF4 {losses[0]:.4f}   equally spaced {losses[1]:.4f}   {8 * box.nbytes / x.size:.2f} bits each"
-    )
+    print(f"{name:<8} NF4 {losses[0]:.4f}   equally spaced {losses[1]:.4f}   {8 * box.nbytes / x.size:.2f} bits each")
     assert (losses[0] < losses[1]) == (name == "normal")

@@ -6,6 +6,7 @@ States that do not fit beside the weights can live in host memory and pass throu
 which bytes move when, and nothing else.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from refopt import Optimizer, places
@@ -52,7 +53,15 @@ weights = sum(p.size for p in params.values())
 print(f"{stored:,} state bytes for {weights:,} weights: {stored / weights:.2f} bytes a weight, moved twice a step")
 
 # %%
-# The pages of a tensor of eleven blocks:
+# The pages of a tensor of eleven blocks, three at a time: the last one is short.
 
-print(list(places.paged.pages(11, 3)))
-assert list(places.paged.pages(11, 3))[-1] == (9, 11)
+pages = list(places.paged.pages(11, 3))
+print(pages)
+assert pages[-1] == (9, 11)
+
+_, axis = plt.subplots(figsize=(7, 1.6))
+for k, (first, last) in enumerate(pages):
+    axis.barh(0, last - first, left=first, color=f"C{k}", edgecolor="white")
+    axis.text((first + last) / 2, 0, f"page {k + 1}", ha="center", va="center", color="white")
+axis.set(yticks=[], xticks=range(12), xlabel="block")
+plt.tight_layout()

@@ -57,7 +57,8 @@ for axis, buffers in zip(axes, (1, 2, 3)):
     for lane, k, start, length in rows:
         height = ("copy out", "step", "copy in").index(lane)
         axis.barh(height, length, left=start, color=f"C{k % buffers}", edgecolor="white")
-        axis.text(start + length / 2, height, str(k + 1), ha="center", va="center", fontsize=7)
+        if lane != "step":
+            axis.text(start + length / 2, height, str(k + 1), ha="center", va="center", fontsize=7)
     axis.set(yticks=(0, 1, 2), yticklabels=("copy out", "step", "copy in"), title=f"{buffers} page(s) on the device")
 axes[-1].set(xlabel="time; a colour is a place in the ring, a number a page", xticks=[])
 plt.tight_layout()

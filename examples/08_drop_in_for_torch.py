@@ -6,6 +6,7 @@ A drop-in for torch, checked to the bit
 steps can be replayed by the reference: the same weights, the same codes, the same scales, bit for bit.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -55,3 +56,11 @@ for name, tensor in kept.items():
 stored = sum(t.numel() * t.element_size() for t in kept.values())
 print(f"{stored / weight.numel():.3f} bytes a weight; float32 states take 8")
 assert stored == sum(state[0][role].nbytes for role in ("m", "v"))
+
+# %%
+# The codes of ``m``: most of them are near the middle, where the dynamic map has its levels for small values.
+
+_, axis = plt.subplots(figsize=(7, 2.6))
+axis.hist(kept["m.codes"].numpy().ravel(), bins=64, range=(0, 256))
+axis.set(xlabel="code of m (127 is zero)", ylabel="elements", xlim=(0, 255))
+plt.tight_layout()

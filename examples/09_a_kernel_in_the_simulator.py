@@ -13,6 +13,7 @@ import os
 
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
+import matplotlib.pyplot as plt
 import numpy as np
 from numba import cuda
 
@@ -61,24 +62,31 @@ assert np.array_equal(new, want) and np.array_equal(m, state["m"])
 
 
 @cuda.jit
-def largest(x, out):
+def largest(x, out, rounds):
     row = cuda.shared.array(32, np.float32)
     i, lane = cuda.grid(1), cuda.threadIdx.x
     row[lane] = abs(x[i]) if i < x.size else np.float32(0)
-    half = 16
+    half, number = 16, 0
     while half:
         cuda.syncthreads()
+        rounds[number, i] = row[lane]  # only to be drawn
         if lane < half:
             row[lane] = max(row[lane], row[lane + half])
-        half //= 2
+        half, number = half // 2, number + 1
     if lane == 0:
         out[cuda.blockIdx.x] = row[0]
 
 
-scales = np.zeros(5, np.float32)
-largest[5, 32](m, scales)
+scales, rounds = np.zeros(5, np.float32), np.zeros((5, 160), np.float32)
+largest[5, 32](m, scales, rounds)
 print(scales)
 assert np.array_equal(scales, refopt.codecs.dynamic8.encode(m, block=32).scales)
+
+_, axis = plt.subplots(figsize=(8, 2.2))
+live = np.where(np.arange(32) < 32 >> np.arange(5)[:, None], rounds[:, :32], np.nan)
+axis.imshow(live, aspect="auto", cmap="viridis")
+axis.set(xlabel="thread of block 0", ylabel="round", yticks=range(5), title="What the threads at work hold")
+plt.tight_layout()
 
 # %%
 # The package's own

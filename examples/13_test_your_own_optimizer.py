@@ -6,6 +6,8 @@ An optimizer that is slightly wrong still trains. A loss curve does not show it;
 ``refopt conform`` takes any optimizer, says which rule it follows, to how many ulps, and where it stops doing so.
 """
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from refopt import conform
@@ -57,7 +59,15 @@ assert report.ids == {"eps-uncorrected"}
 # %%
 # It is recognised: ``eps`` is added before the correction of ``v``, not after it, so that at the first steps it is up
 # to thirty times as large. TensorFlow's form, too; where gradients are as small as ``eps``, another optimizer.
-#
+
+t = np.arange(1, 3001)
+_, axis = plt.subplots(figsize=(6, 2.8))
+axis.semilogx(t, 1 / np.sqrt(1 - 0.999**t), label="eps before the correction")
+axis.axhline(1, color="gray", linestyle="--", label="after it")
+axis.set(xlabel="step", ylabel="eps, as the step feels it")
+axis.legend()
+
+# %%
 # What is compared
 # ----------------
 # Each step starts from the reference's own weights and states, so that errors do not hide in a drift; hyper-parameters

@@ -1,4 +1,4 @@
-r"""
+"""
 The last exercise: a new rule in eight bits
 ===========================================
 
@@ -9,16 +9,13 @@ right.
 The rule
 --------
 A gradient of ten thousand steps ago still helps. AdEMAMix (Pagliardini et al., arXiv 2409.03137) has a fast mean, a
-slow one, and steps along both:
+slow one, and steps along both::
 
-.. math::
-
-    m_1 &\leftarrow \beta_1 m_1 + (1 - \beta_1) g \\
-    m_2 &\leftarrow \beta_3 m_2 + (1 - \beta_3) g \\
-    v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
-    u &= \left(\frac{m_1}{1 - \beta_1^t} + \alpha m_2\right) \Big/
-         \left(\sqrt{\frac{v}{1 - \beta_2^t}} + \epsilon\right) \\
-    p &\leftarrow p (1 - \eta w) - \eta u
+    m1 <- beta1 m1 + (1 - beta1) g
+    m2 <- beta3 m2 + (1 - beta3) g
+    v  <- beta2 v + (1 - beta2) g^2
+    u   = (m1 / (1 - beta1^t) + alpha m2) / (sqrt(v / (1 - beta2^t)) + eps)
+    p  <- p (1 - lr wd) - lr u
 
 ``m2`` is on purpose not corrected. The step uses the fresh states; they are encoded after it.
 

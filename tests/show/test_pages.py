@@ -1,4 +1,4 @@
-"""What pages say is so: their code runs, their errors exist, their figures are those of the records, their links lead somewhere."""
+"""What pages say is so: code runs, errors exist, figures are the records', links lead somewhere."""
 
 from __future__ import annotations
 
