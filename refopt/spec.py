@@ -126,6 +126,13 @@ class Rule:
     fits: Callable[[str, tuple[int, ...], dict[str, Any]], None] | None = None
     random: bool = False
 
+    def __str__(self) -> str:
+        """What a person asks first: whose rule it is, what it keeps, what it takes."""
+        keeps = [f"  {s.name:<8} {s.doc}{', never negative' if s.nonnegative else ''}" for s in self.states]
+        takes = [f"  {f'{h.name}={h.default!r}':<24} {h.doc}" for h in self.hypers]
+        lines = [f"{self.title}: {self.source}", "keeps, an array each:", *keeps, "takes:", *takes]
+        return "\n".join(lines)
+
     def defaults(self) -> dict[str, Any]:
         return {h.name: h.default for h in self.hypers}
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import refopt
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ANY = "…"
@@ -71,3 +73,11 @@ def test_links_of_pages_outside_of_the_documentation_lead_somewhere(page: str) -
     for target in re.findall(r"\]\(([^)#\s]+)", text(page)):
         if not target.startswith(("http", "mailto:")):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}, which is not there"
+
+
+def test_a_rule_that_is_printed_names_all_that_it_keeps_and_takes() -> None:
+    for rule in refopt.rules.RULES.values():
+        said = str(rule)
+        assert said.startswith(f"{rule.title}: {rule.source}")
+        assert all(f"  {s.name} " in said for s in rule.states)
+        assert all(f"  {h.name}={h.default!r}" in said for h in rule.hypers)
