@@ -20,6 +20,7 @@ from refopt_cuda.train import data, model
 # elements than that keep float32 states, 4,096 unless told otherwise. Without a GPU "paged" means the same pages
 # through the same ring, copied by a thread.
 
+torch.set_num_threads(1)  # so small a model is slower on more
 CONTEXT, BATCH, STEPS = 64, 8, 40
 text = data.standard_library().data
 sizes = model.Sizes(layers=2, width=64, heads=2, hidden=128, context=CONTEXT)

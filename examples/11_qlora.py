@@ -18,6 +18,7 @@ from refopt_cuda.train import data, model
 # ---------------------------------
 # Python's sources, first. What it shall be tuned to is the prose of Python's manual, the first half million bytes.
 
+torch.set_num_threads(1)  # so small a model is slower on more
 CONTEXT, BATCH = 64, 8
 text = data.standard_library().data
 prose, sources = text[:500_000], text[1_000_000:]
