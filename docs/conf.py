@@ -31,6 +31,7 @@ def plain(gallery: dict, example: str) -> None:
     import matplotlib
 
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 120})
+    matplotlib.rcParams["figure.constrained_layout.use"] = True
 
 
 sphinx_gallery_conf = {
@@ -41,6 +42,7 @@ sphinx_gallery_conf = {
     "default_thumb_file": str(Path(__file__).parent / "_static" / "thumb.png"),
     "reset_modules": ("matplotlib", plain),
     "within_subsection_order": "FileNameSortKey",
+    "capture_repr": (),
     "download_all_examples": False,
     "show_memory": False,
     "write_computation_times": False,
