@@ -22,8 +22,8 @@ import refopt
 # %%
 # One element, one thread
 # -----------------------
-# Signum: the momentum moves, and the weight takes a step of ``lr`` along its sign. A thread takes the element of its
-# number, and the threads beyond the end do nothing: forget that line, and the tail is written into somebody's memory.
+# Signum: the momentum moves, the weight steps along its sign. A thread takes the element of its number; those beyond
+# the end do nothing: forget that line, and they write into somebody's memory.
 
 
 @cuda.jit
@@ -39,8 +39,7 @@ def signum(p, g, m, lr, beta, omb, seen):
 rng = np.random.default_rng(0)
 p, g = rng.standard_normal((2, 150)).astype(np.float32)
 new, m, seen = p.copy(), np.zeros_like(p), np.zeros(3, np.int64)
-hyper = np.float32(0.1), np.float32(0.9), np.float32(1 - 0.9)
-signum[5, 32](new, g, m, *hyper, seen)
+signum[5, 32](new, g, m, *np.float32([0.1, 0.9, 1 - 0.9]), seen)
 print("element 100 was block {}, thread {} of {}".format(*seen))
 
 # %%
@@ -56,9 +55,8 @@ assert np.array_equal(new, want) and np.array_equal(m, state["m"])
 # %%
 # A block that works together
 # ---------------------------
-# For 8-bit states the threads of a block need their largest magnitude: each leaves its own in shared memory, and half
-# of them fold the other half in, until one is left. Between rounds everybody waits; a barrier that is missing is the
-# classic bug.
+# For 8-bit states the threads of a block need their largest magnitude: each leaves its own in shared memory, then half
+# of them fold the other half in, until one is left. Between rounds all wait: a missing barrier is the classic bug.
 
 
 @cuda.jit
@@ -79,30 +77,18 @@ def largest(x, out, rounds):
 
 scales, rounds = np.zeros(5, np.float32), np.zeros((5, 160), np.float32)
 largest[5, 32](m, scales, rounds)
-print(scales)
 assert np.array_equal(scales, refopt.codecs.dynamic8.encode(m, block=32).scales)
 
 _, axis = plt.subplots(figsize=(8, 2.2))
 live = np.where(np.arange(32) < 32 >> np.arange(5)[:, None], rounds[:, :32], np.nan)
 axis.imshow(live, aspect="auto", cmap="viridis")
 axis.set(xlabel="thread of block 0", ylabel="round", yticks=range(5), title="What the threads at work hold")
-plt.tight_layout()
 
 # %%
 # The package's own
 # -----------------
-# ``refopt_cuda/kernels/step_numba.py`` is these two kernels together, for every rule and codec. It runs here too, and a
-# breakpoint set in it stops: ``breakpoint()`` in ``refopt_cuda/rules/lion.py``, then run this file.
-
-from refopt_cuda.kernels import step_numba
-from refopt_cuda.rules import lion
-
-box = refopt.codecs.dynamic8.encode(np.zeros_like(p), block=64)
-states = [{"codes": box.codes.copy(), "scales": box.scales.copy()}]
-new = p.copy()
-step_numba.step("lion", ["dynamic8"], new, g, states, p.shape, 64, lion.scalars(1, lr=0.1, wd=0.1))
-want, state = refopt.Optimizer("lion", refopt.codecs.dynamic8(block=64), lr=0.1, wd=0.1).step(
-    p, g, refopt.Optimizer("lion", refopt.codecs.dynamic8(block=64)).init(p)
-)
-assert np.array_equal(new, want) and np.array_equal(states[0]["codes"], state[0]["m"].codes)
-print("the reference's weights and codes, bit for bit")
+# ``refopt_cuda/kernels/step_numba.py`` is these two kernels together, for every rule and codec, and runs here, too. Put
+# ``breakpoint()`` into the step of ``refopt_cuda/rules/lion.py``, and this command stops in it; without, it says that
+# weights, codes and scales are the reference's::
+#
+#     python -m tests.twins.check lion --codec dynamic8 --block 64 --on simulator

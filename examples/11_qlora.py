@@ -71,9 +71,8 @@ opt, course = rc.optim.AdamW(trained, lr=1e-2), [frozen]
 for first in range(0, 40, 10):
     train(prose, opt, range(first, first + 10))
     course.append(held_out())
-after = course[-1]
-print(f"prose, loss {after:.3f} after 40 steps of the adapters")
-assert after < frozen - 0.1
+print(f"prose, loss {course[-1]:.3f} after 40 steps of the adapters")
+assert course[-1] < frozen - 0.1
 assert all(torch.equal(layer.weight, kept) for layer, kept in zip(layers, codes))  # nothing else has moved
 
 _, axis = plt.subplots(figsize=(7, 3.2))
@@ -88,4 +87,4 @@ axis.legend()
 # ``merge`` adds B A to what the codes stand for. Coding the sum anew would lose part of what was learnt.
 
 nn.merge(net)
-assert abs(held_out() - after) < 1e-3
+assert abs(held_out() - course[-1]) < 1e-3

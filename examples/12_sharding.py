@@ -38,7 +38,6 @@ for k, p in enumerate(params):
     axis.axvline(starts[k], color="black", linewidth=1)
     axis.text(starts[k] + p.size / 2, 0.5, f"{p.shape}", ha="center")
 axis.set(yticks=[], xlabel="element; a colour is a rank", ylim=(-0.45, 0.75))
-plt.tight_layout()
 
 # %%
 # The bits of one rank

@@ -2,9 +2,8 @@
 The last exercise: a new rule in eight bits
 ===========================================
 
-Everything before comes together: a rule, a codec, and the suite that judges. The rule is AdEMAMix, which none of these
-pages has computed; its three states shall take a byte each. You write it, and ``refopt conform`` says whether it is
-right.
+Everything comes together: a rule, a codec, and the suite that judges. The rule is AdEMAMix, which none of these pages
+has computed; its three states shall take a byte each. You write it, and ``refopt conform`` says whether it is right.
 
 The rule
 --------
@@ -27,8 +26,7 @@ elements of the flat tensor, the last one short; ``v`` has the unsigned map. The
     refopt conform my_rule:target --as ademamix
 
 It asks what you were not told: tails, blocks of zeros, NaN, gradients of 1e-30, whether each code is the nearest,
-whether you write into what you are given, whether a saved run goes on with the same bits. You are done when nothing
-fails.
+whether you write into what you are given, whether a saved run goes on alike. You are done when nothing fails.
 """
 
 import sys
@@ -58,7 +56,7 @@ assert report.ok
 # What a slip looks like
 # ----------------------
 # Three that have been made before: codes that are rounded down instead of to the nearest; ``m2`` corrected like ``m1``;
-# one scale for a whole tensor instead of one a block. All of them train.
+# the scale of the whole tensor in place of each block's. All of them train.
 
 
 def rounded_down(x, signed):
@@ -74,10 +72,8 @@ def corrected(p, g, state, *, t, lr, beta1, beta2, beta3, alpha, eps, wd):
 
 
 def one_scale(x, signed):
-    values, largest = solution.table(signed), np.abs(x).max(initial=0)
-    y = x.ravel() / largest if largest > 0 else x.ravel()
-    codes = np.searchsorted((values[:-1] + values[1:]) / 2, y).astype(np.uint8)
-    return codes, np.full(-(-x.size // solution.BLOCK), largest, np.float32)
+    codes, scales = right(x, signed)
+    return codes, np.full_like(scales, scales.max(initial=0))
 
 
 right = solution.encode
@@ -89,7 +85,6 @@ for name, encode, update in (
     solution.encode = encode
     report = conform.run(EightBit(solution.init, update, name), "ademamix", only=["L1", "L3"])
     solution.encode = right
-    for finding in report.findings:
-        if finding.status == "fail":
-            print(f"{name}: {finding.level} {finding.id}\n    {finding.text}\n")
+    for finding in (f for f in report.findings if f.status == "fail"):
+        print(f"{name}: {finding.level} {finding.id}\n    {finding.text}\n")
     assert not report.ok
