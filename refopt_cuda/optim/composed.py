@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from refopt.spec import Rule, StateError
 from refopt_cuda.optim import checks, live, moved, norms, overrides, placing, run, settings, sharded, states
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
-from refopt_cuda.optim.watched import Entries
+from refopt_cuda.optim.watched import Entries, Entry
 from refopt_cuda.rules import form_of
 
 MEANING: dict[str, dict[str, Any]] = {
@@ -74,6 +75,7 @@ class Composed(torch.optim.Optimizer):
         page_bytes: int | None = None,
         resident_bytes: int | str | None = None,
         during_backward: bool = False,
+        path: str | os.PathLike[str] | None = None,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -95,7 +97,8 @@ class Composed(torch.optim.Optimizer):
         for name in hyper:
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
-        self._placed = placing.check(place or self.usual_place, page_bytes, resident_bytes, during_backward, call)
+        where = place or self.usual_place
+        self._placed = placing.check(where, page_bytes, resident_bytes, during_backward, call, path)
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -149,7 +152,7 @@ class Composed(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's, and steps
         that began in backward have to hear of it to refuse."""
-        if self._early is not None or self._placed.place == "host":
+        if self._early is not None or self._placed.place in ("host", "disk"):
             return self._early is not None
         return not any(live.scheduled(group) for group in self.param_groups)
 
@@ -207,6 +210,7 @@ class Composed(torch.optim.Optimizer):
         self._settle()
         if self._home is not None:
             self._home.finish()
+            self._home.show(self._state)
         self._seen = True
         return self._state
 
@@ -223,6 +227,8 @@ class Composed(torch.optim.Optimizer):
     def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> None:
         """A step in which everything is looked at."""
         self._settle()
+        if self._home is not None:
+            self._home.begin(self._state, call)
         overrides.settle(self, call)
         numbers = self._numbers()
         ready = []
@@ -240,6 +246,8 @@ class Composed(torch.optim.Optimizer):
             scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.slot.p for w in every])
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state, scaling, call)
+        if self._home is not None:
+            self._home.stepped(plans, self._state, numbers, self.rule.stem)
         self._state.changed = False
 
     def _numbers(self) -> dict[int, int]:
@@ -270,7 +278,33 @@ class Composed(torch.optim.Optimizer):
         Takes the state of the same rule, codecs and block, and a torch.optim state of the same rule where no state is
         coded. Raises StateError or ShapeError, before anything is changed, for any other.
         """
-        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self.state))
+        self._settle()
+        if self._home is not None:
+            self._home.finish()
+        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self._state))
+
+    def resume(self) -> int:
+        """Go on with the states that an optimizer with place="disk" left in `path` when its process ended.
+
+        They are those of its last complete step, which may have been cut off in the next one. Returns the number of
+        steps that its parameters had taken (the most of any): the weights must be those of that step.
+        Raises FileNotFoundError where no step was completed, StateError for the states of another rule, other codecs or
+        other shapes, OSError where the directory cannot be used; ValueError for another place.
+        """
+        call = f"{type(self).__name__}.resume"
+        if self._placed.place != "disk":
+            raise ValueError(
+                f"{call}: only place='disk' leaves states to go on with, and place is {self._placed.place!r}"
+            )
+        layouts, params = [], []
+        for group in self.param_groups:
+            hyper = settings.hyper_of(self.rule, group, call)
+            layouts += [states.layout(self.rule, hyper, group, p) for p in group["params"]]
+            params += group["params"]
+        found, steps = self._home.resume(params, layouts, self.rule.stem, call)
+        self._plans.clear()
+        self.state = {p: Entry(entry) for p, entry in found.items()}
+        return int(steps)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from refopt_cuda.optim.filing import OnDisk
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import PAGE_BYTES, Paged
 
@@ -15,13 +18,16 @@ class Placed(NamedTuple):
     page_bytes: int = PAGE_BYTES
     resident_bytes: int | str = 0
     during_backward: bool = False
+    path: str | None = None
 
 
-HOMES = {"paged": Paged, "host": Hosted}
+HOMES = {"paged": Paged, "host": Hosted, "disk": OnDisk}
 KNOWN = ("resident", *HOMES)
 
 
-def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str) -> Placed:
+def check(
+    place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str, path: Any = None
+) -> Placed:
     """What was asked for; ValueError names the argument."""
     if not isinstance(during_backward, bool):
         raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
@@ -29,16 +35,24 @@ def check(place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any
         raise ValueError(f"{call}: during_backward is of place='paged', and place is {place!r}")
     if place not in KNOWN:
         raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
+    _check_path(place, path, call)
     given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if place == "resident":
-            raise ValueError(f"{call}: {name} is of place='paged' or 'host', and place is 'resident'")
+        if place == "resident" or (place == "disk" and name == "resident_bytes"):
+            raise ValueError(f"{call}: {name} is of place='paged' or 'host', and place is {place!r}")
         low, auto = (1, False) if name == "page_bytes" else (0, True)
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
-    return Placed(place, **given, during_backward=during_backward)
+    return Placed(place, **given, during_backward=during_backward, path=None if path is None else os.fspath(path))
+
+
+def _check_path(place: str, path: Any, call: str) -> None:
+    if place != "disk" and path is not None:
+        raise ValueError(f"{call}: path is of place='disk', and place is {place!r}")
+    if place == "disk" and (not isinstance(path, str | os.PathLike) or not os.fspath(path)):
+        raise ValueError(f"{call}: place='disk' needs path, a directory of its own for the states, got {path!r}")
 
 
 def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> None:
@@ -54,4 +68,6 @@ def home(placed: Placed) -> Any:
     """What keeps the states there; None where nothing does, because they live beside the weights."""
     if placed.place == "resident":
         return None
+    if placed.path is not None:
+        return OnDisk(placed.page_bytes, Path(placed.path).absolute())
     return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)
