@@ -19,6 +19,7 @@ import weakref
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,10 @@ class Held:
         for file in self.files:
             file.close()
         if not self.keep:
-            _clear(self.folder)
-            if self.made and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            with suppress(FileNotFoundError):
+                _clear(self.folder)
+                if self.made and not any(self.folder.iterdir()):
+                    self.folder.rmdir()
         os.close(self.lock)
 
 
@@ -89,9 +91,9 @@ class Vault:
         try:
             found = newest(folder)
             _refuse(folder, found, call, adopt, replace)
-            if not adopt:
-                with named(call, folder):
-                    _clear(folder)
+            with named(call, folder):
+                _clear(folder, found if adopt else None)
+                if not adopt:
                     (folder / "stamp.0").touch()  # now, and not in the first step, if nothing can be written here
         except BaseException:
             os.close(lock)
@@ -264,17 +266,19 @@ def _commit(
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    file = files.opened(path, direct=False)
+    file.write(np.frombuffer(data, np.uint8), 0)
+    file.sync()
+    file.close()
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a vault keeps there, stamps first, and nothing else."""
-    names = sorted(p for p in folder.iterdir() if re.fullmatch(r"stamp\.[01]|pages-\d+\.(bin|json)", p.name))
+def _clear(folder: Path, but: dict[str, Any] | None = None) -> None:
+    """Remove what a vault keeps there, stamps first, and nothing else; not what a stamp names."""
+    kept = {name for name, _ in but["pages"]} | {"stamp"} if but else set()
+    names = [p for p in folder.iterdir() if re.fullmatch(r"stamp\.[01]|pages-\d+\.(bin|json)", p.name)]
     for path in sorted(names, key=lambda p: not p.name.startswith("stamp")):
-        path.unlink()
+        if path.stem not in kept:
+            path.unlink()
 
 
 def _reached(records: Iterable[Record], sources: Iterable[Source]) -> set[Record]:
