@@ -35,9 +35,10 @@ class Composed(torch.optim.Optimizer):
     maximize       climb instead of descend
     seed           of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
     place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
-                   pages of device memory in every step; or "host", states in host memory, whose threads step the
-                   weights that come down and go up again. The bits are the same. With the latter two `state[p]` holds
-                   CPU tensors, and
+                   pages of device memory in every step; "host", states in host memory, whose threads step the
+                   weights that come down and go up again; or "disk", states in files of the directory `path`, which
+                   `resume()` goes on with after a crash (`keep_weights` writes the weights there, too). The bits are
+                   the same. With the latter three `state[p]` holds CPU tensors, of a disk copies, and
                    page_bytes (16 MiB) of states travel at a time, one block at least;
                    resident_bytes (0) of states stay on the device, parameters in their order while they fit;
                    "auto": in 0.9 of what is free on it at the first step;
@@ -76,6 +77,7 @@ class Composed(torch.optim.Optimizer):
         resident_bytes: int | str | None = None,
         during_backward: bool = False,
         path: str | os.PathLike[str] | None = None,
+        keep_weights: bool = False,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -98,7 +100,7 @@ class Composed(torch.optim.Optimizer):
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
         where = place or self.usual_place
-        self._placed = placing.check(where, page_bytes, resident_bytes, during_backward, call, path)
+        self._placed = placing.check(where, page_bytes, resident_bytes, during_backward, call, path, keep_weights)
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -296,15 +298,18 @@ class Composed(torch.optim.Optimizer):
             raise ValueError(
                 f"{call}: only place='disk' leaves states to go on with, and place is {self._placed.place!r}"
             )
-        layouts, params = [], []
-        for group in self.param_groups:
-            hyper = settings.hyper_of(self.rule, group, call)
-            layouts += [states.layout(self.rule, hyper, group, p) for p in group["params"]]
-            params += group["params"]
+        hypers = [settings.hyper_of(self.rule, group, call) for group in self.param_groups]
+        numbers = self._numbers()
+        kept = {
+            numbers[id(p)]: (p, states.layout(self.rule, hyper, group, p))
+            for hyper, group in zip(hypers, self.param_groups, strict=True)
+            for p in group["params"]
+        }
+        params, layouts = ({k: pair[at] for k, pair in kept.items()} for at in (0, 1))
         found, steps = self._home.resume(params, layouts, self.rule.stem, call)
         self._plans.clear()
         self.state = {p: Entry(entry) for p, entry in found.items()}
-        return int(steps)
+        return steps
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]

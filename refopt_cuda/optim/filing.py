@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,16 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt.spec import StateError
-from refopt_cuda.optim import reopening, states
+from refopt_cuda.optim import filed, reopening, states
 from refopt_cuda.optim.paging import Book, Deck, Paged, stepping
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
+from refopt_cuda.optim.watched import replace
 from refopt_cuda.places.disk import BUFFERS, Desk, Turn
 from refopt_cuda.places.files import ALIGN
+from refopt_cuda.places.lanes import OUT
 from refopt_cuda.places.paged import Copy, joined
-from refopt_cuda.places.records import Constant, Dense, Extent, Filed, Source, gather
+from refopt_cuda.places.records import Extent, Filed, Record, Source, gather
 from refopt_cuda.places.slabs import up
 from refopt_cuda.places.vault import Vault, named
 from refopt_cuda.rules import Form
@@ -39,26 +38,27 @@ class OnDisk(Paged):
     rehearsal = False
     """Whether pages of CPU parameters pass through a ring as those of a GPU do."""
 
-    def __init__(self, page_bytes: int, path: Path) -> None:
+    def __init__(self, page_bytes: int, path: Path, keep_weights: bool) -> None:
         super().__init__(page_bytes, 0)
-        self.path, self.vault, self.given, self.lost, self.turned = path, None, False, "", 0
+        self.keep_weights = keep_weights
+        self.path, self.given, self.lost, self.turned = path, False, "", 0
+        self.vault: Vault | None = None
         self.metas: Any = WeakTensorKeyDictionary()
         self.sources: Any = WeakTensorKeyDictionary()
         self.shown: Any = WeakTensorKeyDictionary()
         self.records: Any = WeakKeyDictionary()
+        self.weights: Any = WeakKeyDictionary()
         self.desks: dict[torch.device, Desk] = {}
-
-    vault: Vault | None
 
     # ---------------------------------------------------------------------------------------------------------- entries
 
     def ready(self, kept: states.Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str) -> dict[str, Any]:
         """As `states.ready`, without memory; a state that somebody has changed or replaced is where its words come
         from."""
-        if not reopening.in_files(kept, p):
+        if not filed.in_files(kept, p):
             return states.ready(kept, have, p, call)
         if have is None or not states.begun(kept, have):
-            return {"step": 0, **self._entry(p, {part.key: _constant(part) for part in kept.all}, kept)}
+            return {"step": 0, **self._entry(p, {part.key: filed.constant(part) for part in kept.all}, kept)}
         where = f"{call}: the state of a parameter of shape {tuple(p.shape)}"
         states.check(kept, kept, have, where)
         mine = {key for key in kept.keys if self.metas.get(p, {}).get(key) is have[key]}
@@ -68,13 +68,13 @@ class OnDisk(Paged):
         if mine == set(kept.keys) and type(have.get("step")) is int:
             return have
         self.given = True
-        found = {part.key: self.sources[p][part.key] if part.key in mine else _dense(have, part) for part in kept.all}
-        return {"step": states.count(have, where), **self._entry(p, found, kept)}
+        theirs = {part.key: filed.dense(have, part) for part in kept.all if part.key not in mine}
+        return {"step": states.count(have, where), **self._entry(p, {**self.sources.get(p, {}), **theirs}, kept)}
 
-    def _entry(self, p: torch.Tensor, sources: dict[str, Source], kept: states.Layout) -> dict[str, torch.Tensor]:
+    def _entry(self, p: torch.Tensor, sources: Mapping[str, Source], kept: states.Layout) -> dict[str, torch.Tensor]:
         """Tensors without memory for these sources."""
         parts = [part for part in kept.all if part.key in sources]
-        self.sources[p] = sources
+        self.sources[p] = {part.key: sources[part.key] for part in parts}
         self.metas[p] = {part.key: torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts}
         return dict(self.metas[p])
 
@@ -82,11 +82,11 @@ class OnDisk(Paged):
         self, known: states.Layout, saved: Mapping[str, Any], p: torch.Tensor, have: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """As `states.restore`, into a file of its own, which the pages are made from when they are stepped."""
-        if not reopening.in_files(known, p):
+        if not filed.in_files(known, p):
             return states.restore(known, saved, p)
         self.given, self.lost = True, ""
         copy = states.restore(known, saved, p, self._make)
-        found = {part.key: _dense(copy, part) for part in known.all if part.key in copy}
+        found = {part.key: filed.dense(copy, part) for part in known.all if part.key in copy}
         return {"step": copy["step"], **self._entry(p, found, known)}
 
     def _make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
@@ -98,35 +98,33 @@ class OnDisk(Paged):
         for part in parts:
             starts.append(end)
             end += up(part.bytes, 64)
-        with named("place='disk'", self.path, end):
+        with named("place='disk'", self.path, f"a copy of them takes {end:,} bytes"):
             self.path.mkdir(parents=True, exist_ok=True)
-            memory = np.frombuffer(_mapped(self.path, end), np.uint8)
+            memory = np.frombuffer(filed.mapped(self.path, end), np.uint8)
         cut = [memory[a : a + part.bytes] for a, part in zip(starts, parts, strict=True)]
         return [torch.from_numpy(x).view(part.dtype).view(part.shape) for x, part in zip(cut, parts, strict=True)]
 
     # ----------------------------------------------------------------------------------------------- looking at a state
 
     def show(self, state: Mapping[Any, Any]) -> None:
-        """Put copies where tensors without memory are."""
+        """Put copies where tensors without memory are. RuntimeError where they are not those of one step."""
+        if self.lost:
+            raise RuntimeError(f"place='disk': {self.lost}")
         todo = [(p, entry, own) for p, entry in state.items() if (own := self._own(p, entry))]
         parts = [states.Part(key, tuple(x.shape), x.dtype, 0) for *_, own in todo for key, x in own.items()]
-        copies = iter(self._scratch(parts)) if parts else iter(())
-        wanted = []
-        for p, entry, own in todo:
-            seen = {key: next(copies) for key in own}
-            wanted += [(self.sources[p][key], 0, _bytes(x)) for key, x in seen.items()]
-            for key, x in seen.items():
-                dict.__setitem__(entry, key, x)
-            self.shown[p] = entry, {key: (x, own[key], x._version) for key, x in seen.items()}
-        gather(wanted)
+        copies = iter(self._scratch(parts) if parts else [])
+        shown = [(p, entry, own, {key: next(copies) for key in own}) for p, entry, own in todo]
+        gather((self.sources[p][key], 0, filed.bytes_of(x)) for p, _, _, seen in shown for key, x in seen.items())
+        for p, entry, metas, seen in shown:
+            replace(entry, seen)
+            self.shown[p] = entry, {key: (x, metas[key], x._version) for key, x in seen.items()}
 
     def begin(self, state: Mapping[Any, Any], call: str) -> None:
         """Take the copies away that nobody has changed."""
         for p, (entry, seen) in self.shown.items():
             same = all(entry.get(key) is x and x._version == version for key, (x, _, version) in seen.items())
-            if state.get(p) is entry and same:
-                for key, (_, own, _) in seen.items():
-                    dict.__setitem__(entry, key, own)
+            if same and state.get(p) is entry:
+                replace(entry, {key: meta for key, (_, meta, _) in seen.items()})
         self.shown.clear()
         self.turned = 0
         if self.lost:
@@ -140,7 +138,7 @@ class OnDisk(Paged):
     # ------------------------------------------------------------------------------------------------------------ pages
 
     def holds(self, slot: Slot) -> bool:
-        return reopening.in_files(slot.kept, slot.p)
+        return filed.in_files(slot.kept, slot.p)
 
     def arrange(self, plan: Plan, call: str) -> None:
         if self.vault is not None:
@@ -157,13 +155,21 @@ class OnDisk(Paged):
         self._open(call, deck.device.type == "cuda")
         assert self.vault is not None
         self.vault.wait()
-        about = {"entries": dict(_about(slots)), "spans": [list(_spans(page)) for page in new]}
-        records = self.vault.add([(page.size, _what(page)) for page in new], about, call)
+        beside = new if self.keep_weights else []
+        sizes = [(page.size, filed.what(page, "states")) for page in new]
+        sizes += [(filed.weight_bytes(page), filed.what(page, "weights")) for page in beside]
+        spans = [list(filed.spans(page)) for page in new] + [list(filed.weights(page)) for page in beside]
+        records = self.vault.add(sizes, {"entries": dict(filed.about(slots)), "spans": spans}, call)
+        self.weights.update(zip(beside, records[len(new) :], strict=True))
+        self._file(new, records[: len(new)])
+
+    def _file(self, new: Sequence[Page], records: Sequence[Record]) -> None:
+        """Pages are where words are kept, from now on; what they hold first comes from where it was."""
         extents: dict[tuple[Slot, str], list[Extent]] = {}
         for page, record in zip(new, records, strict=True):
             self.records[page] = record
-            record.sources = [(at, n, self.sources[s.p][key], start) for s, key, start, n, at in _cuts(page)]
-            for slot, key, start, n, at in _cuts(page):
+            record.sources = [(at, n, self.sources[s.p][key], start) for s, key, start, n, at in filed.cuts(page)]
+            for slot, key, start, n, at in filed.cuts(page):
                 extents.setdefault((slot, key), []).append(Extent(start, n, record, at))
         for (slot, key), found in extents.items():
             self.sources[slot.p][key] = Filed(found)
@@ -176,12 +182,14 @@ class OnDisk(Paged):
         """Pages of host memory, and where there is a GPU a ring on it."""
         deck.largest = max([deck.largest, *(up(page.size, ALIGN) for page in book.pages)])
         through = deck.device.type == "cuda" or self.rehearsal
+        records = [(self.records[page], self.weights.get(page)) for page in book.pages]
+        size = max((a.room + (b.room if b else 0) for a, b in records), default=0)
         desk = self.desks.get(deck.device)
-        if desk is None or desk.size < deck.largest:
+        if desk is None or desk.size < size:
             assert self.vault is not None
-            whole = deck.slabs.take(BUFFERS * deck.largest + ALIGN)
+            whole = deck.slabs.take(BUFFERS * size + ALIGN)
             start = -whole.ctypes.data % ALIGN
-            cut = [whole[start + k * deck.largest : start + (k + 1) * deck.largest] for k in range(BUFFERS)]
+            cut = [whole[start + k * size : start + (k + 1) * size] for k in range(BUFFERS)]
             self.desks[deck.device] = Desk(cut, self.vault.pool, deck.lanes.meet, 1 if through else 0)
         if through:
             with deck.current:
@@ -196,14 +204,15 @@ class OnDisk(Paged):
             deck.ring.settle()
             deck.bind(book)
             plan.buckets = {key: b for key, b in plan.buckets.items() if not isinstance(key[-1], Page)}
-        for slot in mine:
+        for slot in book.slots if self.keep_weights else mine:
             deck.lanes.run(slot.take)
         grads = {slot: w.g.contiguous() for slot, w in mine.items()}
         turns = []
         for page in book.pages:
             step = stepping(deck, plan, form, page, mine, grads, rows)
             if step is not None:
-                turns.append(Turn(self.records[page], partial(self._step, deck, page, step, through)))
+                give = partial(self._step, deck, page, step, through)
+                turns.append(Turn(self.records[page], give, self.weights.get(page)))
         self._run(deck, turns)
         for slot in mine:
             deck.lanes.run(slot.put)
@@ -214,28 +223,37 @@ class OnDisk(Paged):
         self.turned += 1
         if through:
             deck.ring.turn(page.number, joined([Copy(0, buffer.ctypes.data, page.size)]), step)
-            return deck.ring.place(page.number).stored
-        page.memory = torch.from_numpy(buffer)
-        for piece in page.pieces:
-            piece.__dict__.pop("arrays", None)
-        step()
-        return None
+        else:
+            page.memory = torch.from_numpy(buffer)
+            for piece in page.pieces:
+                piece.__dict__.pop("arrays", None)
+            step()
+        if page in self.weights:
+            behind = buffer.ctypes.data + self.records[page].room
+            beside = [Copy(at, x.dense.data_ptr(), x.dense.nbytes) for x, at in filed.beside(page)]
+            for offset, address, size in beside:
+                for there, here, some in joined([Copy(0, behind + offset, size)]):
+                    deck.lanes.copy(OUT, here, address + there, some)
+            if through:
+                deck.lanes.record(OUT, deck.ring.place(page.number).stored)
+        return deck.ring.place(page.number).stored if through else None
 
     def _run(self, deck: Deck, turns: Sequence[Turn]) -> None:
         assert self.vault is not None
         try:
             self.desks[deck.device].run(turns, self.vault.wait)
-        except OSError as error:
+        except BaseException as error:
             deck.lanes.finish()
-            self._lose(error)
+            if self.turned:
+                self._lose(error)
             raise
 
-    def _lose(self, error: OSError) -> None:
+    def _lose(self, error: BaseException) -> None:
         """Some weights are a step ahead of their states now."""
-        if self.turned:
+        if not self.lost:
             self.lost = (
-                f"the step before ended early ({error}): some weights were stepped and their states are lost. Load a "
-                "checkpoint, or the weights of the last complete step and resume()"
+                f"the step before ended early ({error or type(error).__name__}): some weights were stepped and their "
+                "states are lost. Load a checkpoint, or resume() with the weights of the last complete step"
             )
             error.add_note(f"{self.turned} pages had been stepped: {self.lost}")
 
@@ -248,76 +266,48 @@ class OnDisk(Paged):
         loose = sorted({number for number, source in every if not isinstance(source, Filed)})
         note = {"rule": rule, "steps": steps, "loose": loose}
         pages = (page for plan in plans for book in plan.books.values() for page in book.pages)
-        self.vault.commit([self.records[page] for page in pages], [source for _, source in every], note)
+        records = [r for page in pages for r in (self.records[page], self.weights.get(page)) if r is not None]
+        self.vault.commit(records, [source for _, source in every], note)
 
     def finish(self) -> None:
         """Wait until every state is in its file, and that is stamped."""
         super().finish()
         if self.vault is not None and not self.lost:
-            self.vault.wait()
+            try:
+                self.vault.wait()
+            except BaseException as error:
+                self._lose(error)
+                raise
 
     # ----------------------------------------------------------------------------------------------------------- resume
 
-    def resume(self, params: Sequence[torch.Tensor], layouts: Sequence[states.Layout], rule: str, call: str) -> Any:
-        """The entries of the last complete step, and how many steps it was."""
+    def resume(
+        self, params: Mapping[int, torch.Tensor], layouts: Mapping[int, states.Layout], rule: str, call: str
+    ) -> tuple[dict[torch.Tensor, dict[str, Any]], int]:
+        """The entries of the last complete step, and how many steps it was; weights that were kept are put back."""
         if self.vault is not None:
             self.vault.close(keep=True)
+        self.shown.clear()
         self.vault, self.lost, self.desks = None, "", {}
-        vault = Vault(self.path, call, adopt=True, gpu=any(p.is_cuda for p in params))
+        vault = Vault(self.path, call, adopt=True, gpu=any(p.is_cuda for p in params.values()))
         try:
             extents = reopening.read(vault, params, layouts, rule, call)
+            weights = reopening.weights(extents, params)
         except BaseException:
             vault.close(keep=True)
             raise
-        self.vault, out = vault, {}
-        for number, (p, kept) in enumerate(zip(params, layouts, strict=True)):
-            if str(number) in vault.note["steps"]:
-                sources: dict[str, Source] = {
-                    part.key: extents[number, part.key] for part in kept.all if reopening.in_files(kept, p)
-                }
-                out[p] = {"step": vault.note["steps"][str(number)], **self._entry(p, sources, kept)}
-        return out, max(vault.note["steps"].values(), default=0)
+        self.vault = vault
+        steps = {int(number): step for number, step in vault.note["steps"].items()}
+        with torch.no_grad():
+            for p, x in weights.items():
+                p.copy_(x)
+        return {params[k]: self._resumed(params[k], layouts[k], extents, k, steps[k]) for k in steps}, max(
+            steps.values()
+        )
 
-
-def _constant(part: states.Part) -> Constant:
-    """The first value of every element."""
-    return Constant(bytes(_bytes(torch.full((1,), part.first, dtype=part.dtype))))
-
-
-def _dense(have: Mapping[str, Any], part: states.Part) -> Dense:
-    return Dense(_bytes(have[part.key].detach().to("cpu", part.dtype)))
-
-
-def _bytes(x: torch.Tensor) -> np.ndarray:
-    """A tensor's memory; its own if it is row-major."""
-    return x.contiguous().view(-1).view(torch.uint8).numpy()
-
-
-def _mapped(folder: Path, size: int) -> mmap.mmap:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
-        file.truncate(max(size, 1))
-        return mmap.mmap(file.fileno(), max(size, 1))
-
-
-def _cuts(page: Page) -> Iterator[tuple[Slot, str, int, int, int]]:
-    """What lies in a page: (slot, key, first byte of the stored array, bytes, offset)."""
-    for piece in page.pieces:
-        for key, span in zip(piece.slot.kept.keys, piece.spans, strict=True):
-            yield piece.slot, key, span.start * span.tensor.element_size(), span.bytes, span.offset
-
-
-def _spans(page: Page) -> Iterator[tuple[int, str, int, int, int]]:
-    """The same with the parameter's number, for a table."""
-    return ((slot.number, *rest) for slot, *rest in _cuts(page))
-
-
-def _what(page: Page) -> str:
-    numbers = [piece.slot.number for piece in page.pieces]
-    first, last = min(numbers), max(numbers)
-    return f"page {page.number} of the states of parameter{f' {first}' if first == last else f's {first} to {last}'}"
-
-
-def _about(slots: Iterable[Slot]) -> Iterator[tuple[str, Any]]:
-    return ((str(slot.number), reopening.layout(slot.kept)) for slot in slots)
+    def _resumed(
+        self, p: torch.Tensor, kept: states.Layout, extents: Mapping[tuple[int, str], Filed], number: int, step: int
+    ) -> dict[str, Any]:
+        if not filed.in_files(kept, p):
+            return {"step": step, **{part.key: states.beside(part, p) for part in kept.all}}
+        return {"step": step, **self._entry(p, {part.key: extents[number, part.key] for part in kept.all}, kept)}

@@ -19,6 +19,7 @@ class Placed(NamedTuple):
     resident_bytes: int | str = 0
     during_backward: bool = False
     path: str | None = None
+    keep_weights: bool = False
 
 
 HOMES = {"paged": Paged, "host": Hosted, "disk": OnDisk}
@@ -26,7 +27,13 @@ KNOWN = ("resident", *HOMES)
 
 
 def check(
-    place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, call: str, path: Any = None
+    place: Any,
+    page_bytes: Any,
+    resident_bytes: Any,
+    during_backward: Any,
+    call: str,
+    path: Any = None,
+    keep_weights: Any = False,
 ) -> Placed:
     """What was asked for; ValueError names the argument."""
     if not isinstance(during_backward, bool):
@@ -35,7 +42,7 @@ def check(
         raise ValueError(f"{call}: during_backward is of place='paged', and place is {place!r}")
     if place not in KNOWN:
         raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
-    _check_path(place, path, call)
+    _check_path(place, path, keep_weights, call)
     given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
@@ -45,10 +52,15 @@ def check(
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
-    return Placed(place, **given, during_backward=during_backward, path=None if path is None else os.fspath(path))
+    given |= {"path": None if path is None else os.fspath(path), "keep_weights": keep_weights}
+    return Placed(place, **given, during_backward=during_backward)
 
 
-def _check_path(place: str, path: Any, call: str) -> None:
+def _check_path(place: str, path: Any, keep_weights: Any, call: str) -> None:
+    if not isinstance(keep_weights, bool):
+        raise ValueError(f"{call}: keep_weights must be True or False, got {keep_weights!r}")
+    if keep_weights and place != "disk":
+        raise ValueError(f"{call}: keep_weights is of place='disk', and place is {place!r}")
     if place != "disk" and path is not None:
         raise ValueError(f"{call}: path is of place='disk', and place is {place!r}")
     if place == "disk" and (not isinstance(path, str | os.PathLike) or not os.fspath(path)):
@@ -69,5 +81,5 @@ def home(placed: Placed) -> Any:
     if placed.place == "resident":
         return None
     if placed.path is not None:
-        return OnDisk(placed.page_bytes, Path(placed.path).absolute())
+        return OnDisk(placed.page_bytes, Path(placed.path).absolute(), placed.keep_weights)
     return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)

@@ -24,10 +24,11 @@ BUFFERS = 8
 
 class Turn(NamedTuple):
     """One page of a step: its record, and how it is stepped in a buffer; `step` returns what `done` waits for before
-    the buffer holds the new page."""
+    the buffer holds the new page. `beside` is a record of what lies behind the page then, and is never read."""
 
     record: Record
     step: Callable[[np.ndarray], Any]
+    beside: Record | None = None
 
 
 class Desk:
@@ -39,7 +40,7 @@ class Desk:
 
     def __init__(self, buffers: Sequence[np.ndarray], pool: Executor, done: Callable[[Any], Any], late: int) -> None:
         self.buffers, self.pool, self.done, self.late = buffers, pool, done, late
-        self._writing: list[Future[Any] | None] = [None] * len(buffers)
+        self._writing: list[list[Future[Any]]] = [[] for _ in buffers]
 
     @property
     def size(self) -> int:
@@ -56,8 +57,7 @@ class Desk:
 
         def fetch(k: int) -> None:
             if k < len(turns):
-                before = self._writing[k % count]
-                if before is not None:
+                for before in self._writing[k % count]:
                     before.result()
                 reads[k] = self.pool.submit(turns[k].record.load, self.buffers[k % count])
 
@@ -65,8 +65,10 @@ class Desk:
             if k == 0:
                 writes()
             self.done(events.pop(k))
-            record, at = turns[k].record, k % count
-            record.writing = self._writing[at] = self.pool.submit(record.store, self.buffers[at])
+            buffer = self.buffers[k % count]
+            self._writing[k % count] = [self._store(turns[k].record, buffer)]
+            if (beside := turns[k].beside) is not None:
+                self._writing[k % count].append(self._store(beside, buffer[turns[k].record.room :]))
 
         try:
             for k in range(ahead):
@@ -81,3 +83,7 @@ class Desk:
                 put(k)
         finally:
             wait(reads.values())
+
+    def _store(self, record: Record, data: np.ndarray) -> Future[Any]:
+        record.writing = self.pool.submit(record.store, data)
+        return record.writing

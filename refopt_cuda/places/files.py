@@ -22,6 +22,8 @@ ALIGN = 4096
 """Direct reads and writes begin and end at multiples of so many bytes."""
 THREADS = 16
 """Of kvikio's pool, which is one for the process and has one thread unless told otherwise."""
+KVIKIO = True
+"""Whether kvikio is taken where it works."""
 REFUSED = (errno.EINVAL, errno.ENOTSUP)
 TOLD: set[int] = set()
 """File systems whose refusal of direct reads and writes was reported."""
@@ -127,16 +129,22 @@ class Kvikio(Plain):
         self._kvikio = _kvikio().CuFile(path, "r+")
 
     def read(self, out: np.ndarray, at: int) -> None:
-        came = self._kvikio.pread(out, out.nbytes, at).get()
+        came = self._move(self._kvikio.pread, out, at)
         if came != out.nbytes:
             says = f"places.disk: short read: {out.nbytes} bytes were asked for at {at}, {came} came"
             raise OSError(errno.EIO, says, str(self.path))
 
     def write(self, data: np.ndarray, at: int) -> None:
-        done = self._kvikio.pwrite(data, data.nbytes, at).get()
+        done = self._move(self._kvikio.pwrite, data, at)
         if done != data.nbytes:
             says = f"places.disk: short write: {data.nbytes} bytes were given at {at}, {done} were taken"
             raise OSError(errno.EIO, says, str(self.path))
+
+    def _move(self, call: Callable[..., Any], data: np.ndarray, at: int) -> int:
+        try:
+            return int(call(data, data.nbytes, at).get())
+        except RuntimeError as error:  # kvikio's for whatever the system said, and for the end of a file
+            raise OSError(errno.EIO, f"places.disk: bytes from {at} on: {error}", str(self.path)) from error
 
     def close(self) -> None:
         self._kvikio.close()
@@ -145,21 +153,21 @@ class Kvikio(Plain):
 
 @cache
 def _kvikio() -> Any:
-    """The package with threads and direct reads; ImportError where there is none."""
-    import kvikio
-    import kvikio.defaults
+    """The package, with threads and direct reads; None where there is none, or none that works."""
+    try:
+        import kvikio
+        import kvikio.defaults
 
-    kvikio.defaults.set({"num_threads": THREADS, "auto_direct_io_read": True, "auto_direct_io_write": True})
+        kvikio.defaults.set({"num_threads": THREADS, "auto_direct_io_read": True, "auto_direct_io_write": True})
+    except (ImportError, OSError, RuntimeError):
+        return None
     return kvikio
 
 
 def opened(path: Path, direct: bool = True, gpu: bool = False) -> File:
-    """A file, made where there is none: through kvikio if there is a GPU and kvikio is installed."""
-    if gpu and direct:
-        try:
-            return Kvikio(path)
-        except ImportError:
-            pass
+    """A file, made where there is none: through kvikio if there is a GPU and kvikio works there."""
+    if gpu and direct and KVIKIO and _kvikio() is not None:
+        return Kvikio(path)
     return Plain(path, direct)
 
 

@@ -125,7 +125,8 @@ class Vault:
         """Room for pages of these sizes, each with what errors are to call it. OSError where there is none."""
         number = 1 + max((int(d.name.split("-")[1]) for d in self.data), default=-1)
         name, records, at = f"pages-{number}", list[Record](), 0
-        with named(call, self.folder, sum(2 * up(size, ALIGN) for size, _ in pages)):
+        room = sum(2 * up(size, ALIGN) for size, _ in pages)
+        with named(call, self.folder, f"two versions of them take {room:,} bytes"):
             file = self._open(self.folder / f"{name}.bin")
             for size, what in pages:
                 records.append(Record(file, at, size, what))
@@ -166,12 +167,11 @@ class Vault:
         self._commit = self._clerk.submit(_commit, stamp, [*self.data], [*records], [*sources], note)
 
     def wait(self) -> None:
-        """Until the last commit is durable; data files that it does without go. OSError where it is not."""
-        if self._commit is not None:
-            for data in self._commit.result():
-                self.data.remove(data)
-                self._drop(data)
-            self._commit = None
+        """Until the last commit is durable; data files that it does without go. OSError, once, where it is not."""
+        commit, self._commit = self._commit, None
+        for data in commit.result() if commit else ():
+            self.data.remove(data)
+            self._drop(data)
 
     def _adopt(self, found: dict[str, Any]) -> None:
         """The records of a stamp."""
@@ -188,8 +188,8 @@ class Vault:
 class named:
     """OSErrors within it say which call and which directory."""
 
-    def __init__(self, call: str, folder: Path, room: int = 0) -> None:
-        self.call, self.folder, self.room = call, folder, room
+    def __init__(self, call: str, folder: Path, need: str = "") -> None:
+        self.call, self.folder, self.need = call, folder, need
 
     def __enter__(self) -> None: ...
 
@@ -197,9 +197,8 @@ class named:
         if not isinstance(error, OSError):
             return
         says = f"{self.call}: path={str(self.folder)!r} cannot hold the states: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(self.folder).free
-            says += f"; two versions of them take {self.room:,} bytes, {free:,} are free. Nothing was stepped"
+        if self.need and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            says += f"; {self.need}, {shutil.disk_usage(self.folder).free:,} are free. Nothing was stepped"
         raise OSError(error.errno, says) from error
 
 

@@ -53,7 +53,8 @@ def train(
     seeds: Annotated[int | None, typer.Option(help="train with so many seeds, and compare in pairs")] = None,
     samples: Annotated[int | None, typer.Option(help="steps of each run that the NumPy reference takes again")] = None,
     place: Annotated[
-        str | None, typer.Option(help="where our optimizers keep their states: resident, paged or host [resident]")
+        str | None,
+        typer.Option(help="where our optimizers keep states: resident, paged, host or disk [resident]"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     deterministic: Annotated[bool | None, typer.Option(help="the same bits every time, on a GPU too [yes]")] = None,

@@ -304,23 +304,24 @@ class Reference:
             assert state.keys() == want.keys()
             assert all(torch.equal(x, want[k]) if torch.is_tensor(x) else x == want[k] for k, x in state.items()), what
 
-    def run(self, folder: Path, size: int = 700) -> Any:
+    def run(self, folder: Path, keep: bool, size: int = 700) -> Any:
         """The same on a disk."""
-        opt = disk(ADAMW8, weights(SHAPES, torch.float32, "cpu"), folder, size)
+        opt = disk(ADAMW8, weights(SHAPES, torch.float32, "cpu"), folder, size, keep_weights=keep)
         for t in range(STEPS):
             step(opt, t)
         opt._home.finish()
         return opt
 
-    def resumed(self, folder: Path, what: str) -> int:
+    def resumed(self, folder: Path, what: str, keep: bool) -> int:
         """Go on with what is there: the states of the last complete step, with its weights, and one step more.
         Returns which step it was."""
-        opt = disk(ADAMW8, weights(SHAPES, torch.float32, "cpu"), folder, 900)
+        opt = disk(ADAMW8, weights(SHAPES, torch.float32, "cpu"), folder, 900, keep_weights=keep)
         try:
             t = opt.resume()
         except FileNotFoundError:
             t = 0
         for p, (q, _) in zip(params_of(opt), self.at[t], strict=True):
+            assert not keep or torch.equal(p, q), f"{what}: kept weights"
             p.data.copy_(q)
         self.agrees(opt, t, what)
         step(opt, t)
@@ -335,7 +336,7 @@ def reference() -> Reference:
     return Reference()
 
 
-def written(reference: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def written(reference: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch, keep: bool) -> tuple[int, int]:
     """How many bytes, and in how many writes, a run gives to its files."""
     storage = Storage(0, 10**9)
     total = [0]
@@ -348,14 +349,14 @@ def written(reference: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "opened", opened)
-        reference.run(folder)
+        reference.run(folder, keep)
     return total[0], 10**9 - storage.left
 
 
 def test_a_process_that_is_killed_within_a_write_leaves_the_last_complete_step(
     reference: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, Any], None]
 ) -> None:
-    total, _ = written(reference, folder, monkeypatch)
+    total, _ = written(reference, folder, monkeypatch, True)
     monkeypatch.setattr(files, "opened", lambda path, direct=True, gpu=False: Dying(path, direct))
     draw, inside, found = random.Random(7), 0, list[int]()
     for trial in range(50):
@@ -364,7 +365,7 @@ def test_a_process_that_is_killed_within_a_write_leaves_the_last_complete_step(
         if child == 0:
             status = 1
             try:
-                reference.run(folder)
+                reference.run(folder, True)
                 status = 0
             finally:
                 os._exit(status)
@@ -373,20 +374,21 @@ def test_a_process_that_is_killed_within_a_write_leaves_the_last_complete_step(
         assert killed or os.WEXITSTATUS(status) == 0, f"trial {trial}: the run failed"
         inside += killed
         Dying.left = 10**12
-        found.append(reference.resumed(folder, f"trial {trial}"))
+        found.append(reference.resumed(folder, f"trial {trial}", True))
     steps = ", ".join(f"{found.count(t)} of step {t}" for t in sorted(set(found)))
     record_property("printed", f"{inside} of 50 processes were killed within a write; they left the states {steps}")
     assert inside >= 30 and len(set(found)) > 2
 
 
 def power_losses(reference: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch, careless: str = "") -> list[int]:
-    _, writes = written(reference, folder, monkeypatch)
+    writes = [written(reference, folder, monkeypatch, keep)[1] for keep in (False, True)]
     draw, found = random.Random(11), list[int]()
     for trial in range(30):
-        storage = Storage(trial, draw.randrange(writes), careless)
+        keep = trial % 2 == 0
+        storage = Storage(trial, draw.randrange(writes[keep]), careless)
         with monkeypatch.context() as patch:
             patch.setattr(files, "opened", storage.opened)
-            opt = disk(ADAMW8, weights(SHAPES, torch.float32, "cpu"), folder, 700)
+            opt = disk(ADAMW8, weights(SHAPES, torch.float32, "cpu"), folder, 700, keep_weights=keep)
             with pytest.raises(PowerLoss):
                 for t in range(STEPS):
                     step(opt, t)
@@ -395,7 +397,7 @@ def power_losses(reference: Reference, folder: Path, monkeypatch: pytest.MonkeyP
                 opt._home.vault.close(keep=True)
             storage.lose()
         del opt
-        found.append(reference.resumed(folder, f"trial {trial}"))
+        found.append(reference.resumed(folder, f"trial {trial}", keep))
     return found
 
 
@@ -416,6 +418,28 @@ def test_a_sync_that_is_left_out_shows(
     """What the test above would say if pages, or stamps, were not synced."""
     with pytest.raises((OSError, AssertionError, ValueError)):
         power_losses(reference, folder, monkeypatch, careless)
+
+
+def test_weights_that_are_kept_come_back(device: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another order, by parameters that share pages and take turns, and through a ring."""
+    monkeypatch.setattr(OnDisk, "rehearsal", True)
+    shapes = [(96, 64), (33, 300), (40,), (), (0,), (7,)]
+    one = ADAMW8.make(weights(shapes, torch.float32, device))
+    two = disk(ADAMW8, weights(shapes, torch.float32, device), folder, 3000, keep_weights=True)
+    for opt in (one, two):
+        params_of(opt)[0].data = params_of(opt)[0].detach().clone().t().contiguous().t()
+    alike(one, two)
+    for opt in (one, two):
+        give(params_of(opt), 7)
+        for k in (0, 2, 5):
+            params_of(opt)[k].grad = None
+        opt.step()
+    leave(two)
+    again = disk(ADAMW8, weights(shapes, torch.float32, device, 9), folder, 1 << 20)
+    assert again.resume() == 4
+    for p, q in zip(params_of(one), params_of(again), strict=True):
+        assert torch.equal(p, q)
+    alike(one, again, 2, start=8)
 
 
 def test_resuming_wants_the_same_optimizer(folder: Path) -> None:
@@ -587,8 +611,10 @@ def test_a_write_that_fails_stops_the_run(folder: Path, monkeypatch: pytest.Monk
         with pytest.raises(OSError, match=r"Input/output error.*pages-0"):
             step(opt, 3)
             step(opt, 4)
-    with pytest.raises(RuntimeError, match="Load a checkpoint, or the weights of the last complete step"):
+    with pytest.raises(RuntimeError, match=r"Load a checkpoint, or resume\(\)"):
         step(opt, 5)
+    with pytest.raises(RuntimeError, match="Load a checkpoint"):
+        opt.state_dict()
     assert opt.resume() == 3
 
 
@@ -624,6 +650,7 @@ def test_where_direct_reads_are_refused_one_warning_says_what_it_costs(
             {"place": "disk", "path": "x", "resident_bytes": 3},
             r"AdamW8bit: resident_bytes is of place='paged' or 'host', and place is 'disk'",
         ),
+        ({"place": "paged", "keep_weights": True}, r"AdamW8bit: keep_weights is of place='disk', and place is 'paged'"),
         ({"place": "disk", "path": "x", "during_backward": True}, r"AdamW8bit: during_backward is of place='paged'"),
         ({"place": "disk", "path": "x", "capturable": True}, r"AdamW8bit: capturable is of place='resident'"),
     ],
