@@ -7,7 +7,6 @@ are multiples of `ALIGN`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import warnings
@@ -103,8 +102,13 @@ class Plain:
             if not self._asked or error.errno not in REFUSED:
                 raise OSError(error.errno, f"places.disk: {error.strerror}", str(self.path)) from error
             self._refused(error)
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+            self._through_the_cache()
             return call(self.fd, [view], at)
+
+    def _through_the_cache(self) -> None:
+        import fcntl  # which Windows lacks, and direct reads
+
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
     def reserve(self, size: int) -> None:
         if size and hasattr(os, "posix_fallocate"):

@@ -9,7 +9,6 @@ A data file holds the pages that were made together, and goes when the last stam
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -30,6 +29,11 @@ from refopt_cuda.places import files
 from refopt_cuda.places.files import ALIGN, File
 from refopt_cuda.places.records import Filed, Record, Source, Version
 from refopt_cuda.places.slabs import up
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 HEAD = struct.Struct("<8sIQ")
 MAGIC = b"refopt-1"
@@ -58,9 +62,12 @@ class Held:
     clerk: ThreadPoolExecutor
     files: list[File] = field(default_factory=list)
     keep: bool = False
+    process: int = field(default_factory=os.getpid)
 
     def release(self) -> None:
         """Wait for what is under way, remove the files unless they are to be kept, unlock."""
+        if os.getpid() != self.process:  # a fork: the files are its parent's
+            return
         self.clerk.shutdown()
         self.pool.shutdown()
         for file in self.files:
@@ -204,6 +211,8 @@ class named:
 
 def _locked(folder: Path) -> int:
     """The directory with a lock that ends with this process. BlockingIOError."""
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "this system has no flock, which keeps others out")
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
