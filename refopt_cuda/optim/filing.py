@@ -176,7 +176,7 @@ class OnDisk(Paged):
 
     def _open(self, call: str, gpu: bool) -> None:
         if self.vault is None:
-            self.vault = Vault(self.path, call, replace=self.given, gpu=gpu)
+            self.vault = Vault(self.path, call, replace=self.given, stays=self.keep_weights, gpu=gpu)
 
     def room(self, deck: Deck, book: Book, call: str) -> None:
         """Pages of host memory, and where there is a GPU a ring on it."""
@@ -289,7 +289,8 @@ class OnDisk(Paged):
             self.vault.close(keep=True)
         self.shown.clear()
         self.vault, self.lost, self.desks = None, "", {}
-        vault = Vault(self.path, call, adopt=True, gpu=any(p.is_cuda for p in params.values()))
+        gpu = any(p.is_cuda for p in params.values())
+        vault = Vault(self.path, call, adopt=True, stays=self.keep_weights, gpu=gpu)
         try:
             extents = reopening.read(vault, params, layouts, rule, call)
             weights = reopening.weights(extents, params)

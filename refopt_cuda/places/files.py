@@ -11,6 +11,7 @@ import mmap
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,7 +131,11 @@ class Kvikio(Plain):
 
     def __init__(self, path: Path, direct: bool = True) -> None:
         super().__init__(path, direct)
-        self._kvikio = _kvikio().CuFile(path, "r+")
+        try:
+            self._kvikio = _kvikio().CuFile(path, "r+")
+        except BaseException:
+            super().close()
+            raise
 
     def read(self, out: np.ndarray, at: int) -> None:
         came = self._move(self._kvikio.pread, out, at)
@@ -171,7 +176,8 @@ def _kvikio() -> Any:
 def opened(path: Path, direct: bool = True, gpu: bool = False) -> File:
     """A file, made where there is none: through kvikio if there is a GPU and kvikio works there."""
     if gpu and direct and KVIKIO and _kvikio() is not None:
-        return Kvikio(path)
+        with suppress(RuntimeError):  # it wants more of a file system than the system's own calls do
+            return Kvikio(path)
     return Plain(path, direct)
 
 

@@ -61,7 +61,7 @@ class Held:
     pool: ThreadPoolExecutor
     clerk: ThreadPoolExecutor
     files: list[File] = field(default_factory=list)
-    keep: bool = False
+    keep: bool = True
     process: int = field(default_factory=os.getpid)
 
     def release(self) -> None:
@@ -81,16 +81,26 @@ class Held:
 
 
 class Vault:
-    """A directory that is open for one optimizer. Files are removed with the optimizer, and stay if the process ends.
+    """A directory that is open for one optimizer. Files stay if the process ends.
 
     folder   made where there is none
-    adopt    go on with what is there; FileNotFoundError where no step was completed
+    adopt    go on with what is there, which stays until a step is complete; FileNotFoundError where none ever was
     replace  what is there may go; else FileExistsError
+    stays    files stay when the optimizer goes; else they go with it
     OSError with `call`, the directory and the reason where it cannot be used.
     """
 
-    def __init__(self, folder: Path, call: str, adopt: bool = False, replace: bool = False, gpu: bool = False) -> None:
-        self.folder, self.gpu, self.generation = folder, gpu, 0
+    def __init__(
+        self,
+        folder: Path,
+        call: str,
+        *,
+        adopt: bool = False,
+        replace: bool = False,
+        stays: bool = False,
+        gpu: bool = False,
+    ) -> None:
+        self.folder, self.gpu, self.generation, self._stays = folder, gpu, 0, stays
         made = not folder.exists()
         with named(call, folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +126,7 @@ class Vault:
         self.note: dict[str, Any] = {}
         if adopt and found:
             self._adopt(found)
+        self._held.keep = stays or adopt
 
     def _open(self, path: Path, direct: bool = True) -> File:
         self._held.files.append(files.opened(path, direct, self.gpu))
@@ -168,15 +179,20 @@ class Vault:
     def commit(self, records: Sequence[Record], sources: Sequence[Source], note: dict[str, Any]) -> None:
         """Stamp these records, and those that these sources read, as a complete step once they are written."""
         self.wait()
-        self.generation += 1
-        stamp = self._stamps[self.generation % 2]
-        note = {"generation": self.generation, **note}
+        generation = self.generation + 1
+        stamp = self._stamps[generation % 2]
+        note = {"generation": generation, **note}
         self._commit = self._clerk.submit(_commit, stamp, [*self.data], [*records], [*sources], note)
 
     def wait(self) -> None:
         """Until the last commit is durable; data files that it does without go. OSError, once, where it is not."""
         commit, self._commit = self._commit, None
-        for data in commit.result() if commit else ():
+        if commit is None:
+            return
+        unused = commit.result()
+        self.generation += 1
+        self._held.keep = self._stays
+        for data in unused:
             self.data.remove(data)
             self._drop(data)
 

@@ -260,6 +260,29 @@ def test_a_directory_is_left_as_it_was_found(folder: Path) -> None:
     assert listed(folder) == ["notes.txt"]
 
 
+def test_files_go_with_the_optimizer_unless_weights_are_kept_or_nothing_was_stepped(folder: Path) -> None:
+    opt = disk(ADAMW8, weights([(64, 80)], torch.float32, "cpu"), folder, keep_weights=True)
+    step(opt, 0)
+    del opt
+    gc.collect()
+    opt = disk(ADAMW8, weights([(64, 80)], torch.float32, "cpu"), folder)
+    assert opt.resume() == 1
+    del opt
+    gc.collect()
+    (folder / "pages-0.json").rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"pages-0\.json"):
+        disk(ADAMW8, weights([(64, 80)], torch.float32, "cpu"), folder).resume()
+    gc.collect()
+    (folder / "elsewhere").rename(folder / "pages-0.json")
+    opt = disk(ADAMW8, weights([(64, 80)], torch.float32, "cpu"), folder)
+    assert opt.resume() == 1
+    step(opt, 1)
+    opt._home.finish()
+    del opt
+    gc.collect()
+    assert listed(folder) == []
+
+
 def test_fifty_optimizers_leave_no_file_no_thread_and_no_descriptor(folder: Path) -> None:
     def once() -> None:
         opt = disk(ADAMW8, weights([(64, 80), (40,)], torch.float32, "cpu"), folder)
@@ -351,7 +374,7 @@ def written(reference: Reference, folder: Path, monkeypatch: pytest.MonkeyPatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "opened", opened)
-        reference.run(folder, keep)
+        reference.run(folder, keep)._home.vault.close(keep=False)
     return total[0], 10**9 - storage.left
 
 
@@ -529,6 +552,7 @@ def test_a_bad_page_in_mid_step_stops_the_run(folder: Path) -> None:
         p.data.copy_(q)
     opt.load_state_dict(saved)
     alike(one, opt, 2, start=5)
+    assert opt._home.vault.generation == 5
 
 
 def test_a_file_that_lost_its_end_is_named_and_nothing_is_stepped(folder: Path) -> None:
