@@ -467,6 +467,29 @@ def test_weights_that_are_kept_come_back(device: str, folder: Path, monkeypatch:
     alike(one, again, 2, start=8)
 
 
+def test_pages_that_were_made_anew_are_resumed_beside_those_that_wait(folder: Path) -> None:
+    """Of a parameter without a gradient the words stay in the file of before, beside older words of the others."""
+    shapes = [(64, 80), (33, 300), (40,)]
+    one = ADAMW8.make(weights(shapes, torch.float32, "cpu"))
+    two = disk(ADAMW8, weights(shapes, torch.float32, "cpu"), folder, 3000, keep_weights=True)
+    alike(one, two)
+    params_of(two)[0].data = params_of(two)[0].data.clone()  # pages of all three are made anew
+    for opt in (one, two):
+        give(params_of(opt), 7)
+        params_of(opt)[1].grad = None
+        opt.step()
+    leave(two)
+    assert [name for name in listed(folder) if name.endswith("bin")] == ["pages-0.bin", "pages-1.bin"]
+    again = disk(ADAMW8, weights(shapes, torch.float32, "cpu", 9), folder, 2500)
+    assert again.resume() == 4
+    for p, q in zip(params_of(one), params_of(again), strict=True):
+        assert torch.equal(p, q)
+    alike(one, again, 2, start=8)
+    again._home.finish()
+    again._home.vault.wait()
+    assert len([name for name in listed(folder) if name.endswith("bin")]) == 1
+
+
 def test_resuming_wants_the_same_optimizer(folder: Path) -> None:
     opt = disk(ADAMW8, weights([(64, 80), (40,)], torch.float32, "cpu"), folder)
     step(opt, 0)
