@@ -137,7 +137,7 @@ def test_groups_settings_and_missing_gradients(folder: Path) -> None:
     def make(place: dict[str, Any]) -> Any:
         a, b, c, d = weights([(64, 80), (90, 64), (33,), (70, 64)], torch.float32, "cpu")
         groups = [{"params": [a, d]}, {"params": [b, c], "lr": 0.3, "momentum": 0.0}]
-        return rc.optim.SGD8bit(groups, lr=0.1, momentum=0.9, **place)
+        return rc.optim.SGD(groups, lr=0.1, momentum=0.9, **place)
 
     opts = make({}), make({"place": "disk", "path": folder, "page_bytes": 2000})
     for t, live in enumerate([(0, 2), (1,), (0, 1, 2, 3), (), (3,), (0, 1, 2, 3)]):
