@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from refopt_cuda.optim.delayed import Late
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.early import Early
 from refopt_cuda.optim.splitting import Mixed, Split
-from refopt_cuda.optim.watched import Entries
+from refopt_cuda.optim.watched import Entries, Entry
 from refopt_cuda.rules import form_of
 
 MEANING: dict[str, dict[str, Any]] = {
@@ -51,7 +52,9 @@ class Composed(torch.optim.Optimizer):
     place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
                    pages of device memory in every step; or "host", states in host memory, whose threads step the
                    weights that come down and go up again; or "auto", which chooses among these for each parameter
-                   (`plan`). The bits are the same. In the latter three `state[p]` holds CPU tensors, and
+                   (`plan`); or "disk", states in files of the directory `path`, which `resume()` goes on with after a
+                   crash (`keep_weights` writes the weights there, too). The bits are the same. In all but the first
+                   `state[p]` holds CPU tensors, of a disk copies, and
                    page_bytes (16 MiB) of states travel at a time, one block at least;
                    resident_bytes (0) of states stay on the device, parameters in their order while they fit;
                    "auto", as with place="auto": in 0.9 of what is free on it at the first step;
@@ -94,6 +97,8 @@ class Composed(torch.optim.Optimizer):
         during_backward: bool = False,
         delay: int | None = None,
         warm: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        keep_weights: bool = False,
         block: int | None = None,
         min_size: int = 4096,
         maximize: bool = False,
@@ -116,7 +121,17 @@ class Composed(torch.optim.Optimizer):
             if name not in known:
                 raise TypeError(f"{call}: no argument {name!r}; {record.stem} takes {', '.join(known)}")
         where = place or self.usual_place
-        self._placed = placing.check(where, page_bytes, resident_bytes, during_backward, delay, warm, call)
+        self._placed = placing.check(
+            where,
+            page_bytes,
+            resident_bytes,
+            during_backward,
+            call,
+            delay=delay,
+            warm=warm,
+            path=path,
+            keep_weights=keep_weights,
+        )
         table = settings.codec_names(record, codecs, {s.name: usual or "f32" for s in record.states}, call)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ValueError(f"{call}: seed must be a whole number, got {seed!r}")
@@ -171,7 +186,7 @@ class Composed(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; schedules are the host's, and steps
         that began in backward have to hear of it to refuse."""
-        if self._early is not None or self._placed.place in ("host", "auto"):
+        if self._early is not None or self._placed.place in ("host", "auto", "disk"):
             return self._early is not None
         return not any(live.scheduled(group) for group in self.param_groups)
 
@@ -236,6 +251,7 @@ class Composed(torch.optim.Optimizer):
             self._late.settle(self)
         if self._home is not None:
             self._home.finish()
+            self._home.show(self._state)
         self._seen = True
         return self._state
 
@@ -252,6 +268,8 @@ class Composed(torch.optim.Optimizer):
     def _anew(self, plans: list[run.Plan], hypers: list[dict[str, Any]], scaling: live.Scaling, call: str) -> None:
         """A step in which everything is looked at."""
         self._settle()
+        if self._home is not None:
+            self._home.begin(self._state, call)
         overrides.settle(self, call)
         self._decide(call)
         numbers = self._numbers()
@@ -276,6 +294,8 @@ class Composed(torch.optim.Optimizer):
             scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.slot.p for w in every])
         for plan, hyper, group, work in zip(plans, hypers, self.param_groups, ready, strict=True):
             plan.run(form_of(self.rule.stem, hyper), hyper, group, work, self._state, scaling, call)
+        if self._home is not None:
+            self._home.stepped(plans, self._state, numbers, self.rule.stem)
         self._state.changed = False
 
     def _decide(self, call: str) -> None:
@@ -320,7 +340,36 @@ class Composed(torch.optim.Optimizer):
         Takes the state of the same rule, codecs and block, and a torch.optim state of the same rule where no state is
         coded. Raises StateError or ShapeError, before anything is changed, for any other.
         """
-        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self.state))
+        self._settle()
+        if self._home is not None:
+            self._home.finish()
+        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self._state))
+
+    def resume(self) -> int:
+        """Go on with the states that an optimizer with place="disk" left in `path` when its process ended.
+
+        They are those of its last complete step, which may have been cut off in the next one. Returns the number of
+        steps that its parameters had taken (the most of any): the weights must be those of that step.
+        Raises FileNotFoundError where no step was completed, StateError for the states of another rule, other codecs or
+        other shapes, OSError where the directory cannot be used; ValueError for another place.
+        """
+        call = f"{type(self).__name__}.resume"
+        if self._placed.place != "disk":
+            raise ValueError(
+                f"{call}: only place='disk' leaves states to go on with, and place is {self._placed.place!r}"
+            )
+        hypers = [settings.hyper_of(self.rule, group, call) for group in self.param_groups]
+        numbers = self._numbers()
+        kept = {
+            numbers[id(p)]: (p, states.layout(self.rule, hyper, group, p))
+            for hyper, group in zip(hypers, self.param_groups, strict=True)
+            for p in group["params"]
+        }
+        params, layouts = ({k: pair[at] for k, pair in kept.items()} for at in (0, 1))
+        found, steps = self._home.resume(params, layouts, self.rule.stem, call)
+        self._plans.clear()
+        self.state = {p: Entry(entry) for p, entry in found.items()}
+        return steps
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]

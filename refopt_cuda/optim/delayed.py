@@ -119,7 +119,7 @@ class Delayed(Paged):
                 deck.begin()
                 yield deck
 
-    def begin(self, work: Sequence[Work], form: Form, rows: Mapping[torch.device, Mapping[int, Row]]) -> None:
+    def start(self, work: Sequence[Work], form: Form, rows: Mapping[torch.device, Mapping[int, Row]]) -> None:
         """Have the thread make these updates, of weights as they are now, with gradients on the host."""
         todo = [w for w in work if w.slot not in self.begun]
         copies = self._memory((w.slot, "p", w.slot.dense) for w in todo)
@@ -158,7 +158,7 @@ class Delayed(Paged):
         """Step these parameters; what backward has begun is only brought up."""
         here = [(w.slot, w.g) for w in work if w.g is not w.slot.state.get(PENDING)]
         held = dict(zip((slot for slot, _ in here), self.hold(here, "step"), strict=True))
-        self.begin([w._replace(g=held.get(w.slot, w.g)) for w in work], form, rows)
+        self.start([w._replace(g=held.get(w.slot, w.g)) for w in work], form, rows)
         self.settle([w.slot for w in work])
 
 
@@ -198,7 +198,7 @@ class Late:
             work = [Work(s, s.state[PENDING], s.state["step"] + 1) for s in slots]
             form = form_of(opt.rule.stem, hyper)
             made = {w.t: plan.row(form, hyper, group, w.t, factor) for w in work}
-            opt._home.begin(work, form, dict.fromkeys((s.p.device for s in slots), made))
+            opt._home.start(work, form, dict.fromkeys((s.p.device for s in slots), made))
 
     def due(self, params: Iterable[torch.Tensor], pairs: Sequence[Pair], state: Entries) -> list[Pair]:
         """The gradients that this step is made with: those that wait, and new ones where none does."""

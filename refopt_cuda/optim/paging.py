@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,6 +260,15 @@ class Paged:
     def join(self) -> None:
         """Work that is given from now on finds all weights that were stepped ahead."""
 
+    def begin(self, state: Mapping[Any, Any], call: str) -> None:
+        """A step of all groups begins."""
+
+    def stepped(self, plans: Iterable[Plan], state: Mapping[Any, Any], numbers: Mapping[int, int], rule: str) -> None:
+        """A step of all groups was given."""
+
+    def show(self, state: Mapping[Any, Any]) -> None:
+        """Somebody looks at the states, which are the memory that they live in."""
+
     def finish(self) -> None:
         """Wait until every state is back in host memory."""
         for deck in self.decks.values():
@@ -277,6 +286,21 @@ def turn(
     rows: Any,
 ) -> None:
     """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
+    step = stepping(deck, plan, form, page, mine, grads, rows)
+    if step is not None:
+        deck.ring.turn(page.number, page.copies, step)
+
+
+def stepping(
+    deck: Deck,
+    plan: Plan,
+    form: Form,
+    page: Page,
+    mine: Mapping[Slot, Work],
+    grads: Mapping[Slot, torch.Tensor],
+    rows: Any,
+) -> Callable[[], None] | None:
+    """How a page that lies in its place is stepped; None where no piece is of these parameters."""
     todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
     kinds: dict[Any, list[Work]] = {}
     for w, piece in todo:
@@ -291,8 +315,7 @@ def turn(
                 for w in some:
                     on_host(form, w, rows[w.t])
 
-    if todo:
-        deck.ring.turn(page.number, page.copies, step)
+    return step if todo else None
 
 
 __all__ = ["BUFFERS", "PAGE_BYTES", "Paged", "Piece"]

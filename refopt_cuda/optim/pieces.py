@@ -158,7 +158,7 @@ class Piece:
 
     def _view(self, span: Span) -> np.ndarray:
         place = self.page.memory[span.offset : span.offset + span.bytes]
-        return place.numpy().view(words(span.tensor).dtype)
+        return place.numpy().view(words(torch.empty(0, dtype=span.tensor.dtype)).dtype)
 
 
 @dataclass(eq=False)

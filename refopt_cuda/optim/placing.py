@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from refopt_cuda.optim.delayed import Delayed
+from refopt_cuda.optim.filing import OnDisk
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import PAGE_BYTES, Paged
 from refopt_cuda.optim.splitting import Mixed
@@ -19,35 +22,48 @@ class Placed(NamedTuple):
     during_backward: bool = False
     delay: int = 0
     warm: int = 0
+    path: str | None = None
+    keep_weights: bool = False
 
 
-HOMES = {"paged": Paged, "host": Hosted, "auto": Mixed}
+HOMES = {"paged": Paged, "host": Hosted, "auto": Mixed, "disk": OnDisk}
 KNOWN = ("resident", *HOMES)
 
 
 def check(
-    place: Any, page_bytes: Any, resident_bytes: Any, during_backward: Any, delay: Any, warm: Any, call: str
+    place: Any,
+    page_bytes: Any,
+    resident_bytes: Any,
+    during_backward: Any,
+    call: str,
+    *,
+    delay: Any = None,
+    warm: Any = None,
+    path: Any = None,
+    keep_weights: Any = False,
 ) -> Placed:
     """What was asked for; ValueError names the argument."""
     if delay is not None or warm is not None:
         _check_delay(place, page_bytes, resident_bytes, during_backward, delay, warm, call)
     if not isinstance(during_backward, bool):
         raise ValueError(f"{call}: during_backward must be True or False, got {during_backward!r}")
-    if during_backward and place == "resident":
-        raise ValueError(f"{call}: during_backward is of place='paged', 'host' or 'auto', and place is 'resident'")
+    if during_backward and place in ("resident", "disk"):
+        raise ValueError(f"{call}: during_backward is of place='paged', 'host' or 'auto', and place is {place!r}")
     if place not in KNOWN:
         raise ValueError(f"{call}: place must be one of {', '.join(map(repr, KNOWN))}, got {place!r}")
+    _check_path(place, path, keep_weights, call)
     given = {"page_bytes": page_bytes, "resident_bytes": resident_bytes}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if place == "resident":
-            raise ValueError(f"{call}: {name} is of place='paged', 'host' or 'auto', and place is 'resident'")
+        if place == "resident" or (place == "disk" and name == "resident_bytes"):
+            raise ValueError(f"{call}: {name} is of place='paged', 'host' or 'auto', and place is {place!r}")
         low, auto = (1, False) if name == "page_bytes" else (0, True)
         if not (auto and value == "auto") and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             words = ' or "auto"' if auto else ""
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
     if place == "auto":
         given = {"resident_bytes": "auto", **given}
+    given |= {"path": None if path is None else os.fspath(path), "keep_weights": keep_weights}
     return Placed(place, **given, during_backward=during_backward, delay=delay or 0, warm=warm or 0)
 
 
@@ -69,6 +85,17 @@ def _check_delay(
             raise ValueError(f"{call}: with delay=1 whole tensors go to the host: no {name}, got {value!r}")
 
 
+def _check_path(place: str, path: Any, keep_weights: Any, call: str) -> None:
+    if not isinstance(keep_weights, bool):
+        raise ValueError(f"{call}: keep_weights must be True or False, got {keep_weights!r}")
+    if keep_weights and place != "disk":
+        raise ValueError(f"{call}: keep_weights is of place='disk', and place is {place!r}")
+    if place != "disk" and path is not None:
+        raise ValueError(f"{call}: path is of place='disk', and place is {place!r}")
+    if place == "disk" and (not isinstance(path, str | os.PathLike) or not os.fspath(path)):
+        raise ValueError(f"{call}: place='disk' needs path, a directory of its own for the states, got {path!r}")
+
+
 def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> None:
     """ValueError for what a place cannot do: copies are not captured, and early steps and the host know no norm."""
     if capturable and placed.place != "resident":
@@ -84,4 +111,6 @@ def home(placed: Placed) -> Any:
         return None
     if placed.delay:
         return Delayed(placed.page_bytes, 0)
+    if placed.path is not None:
+        return OnDisk(placed.page_bytes, Path(placed.path).absolute(), placed.keep_weights)
     return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["Entries", "Entry", "count"]
+__all__ = ["Entries", "Entry", "count", "replace"]
 
 
 def _noting(name: str) -> Callable:
@@ -54,6 +54,12 @@ def count(entries: Iterable[Entry], step: Any) -> None:
     put = dict.__setitem__
     for entry in entries:
         put(entry, "step", step)
+
+
+def replace(entry: Any, tensors: Mapping[str, Any]) -> None:
+    """Other tensors in the place of those that an entry has, unnoted."""
+    for key, x in tensors.items():
+        dict.__setitem__(entry, key, x)
 
 
 for _way in WAYS:

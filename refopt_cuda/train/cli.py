@@ -54,7 +54,7 @@ def train(
     samples: Annotated[int | None, typer.Option(help="steps of each run that the NumPy reference takes again")] = None,
     place: Annotated[
         str | None,
-        typer.Option(help="where our states live: resident, paged, host or auto [resident]"),
+        typer.Option(help="where our optimizers keep states: resident, paged, host, auto or disk [resident]"),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     deterministic: Annotated[bool | None, typer.Option(help="the same bits every time, on a GPU too [yes]")] = None,

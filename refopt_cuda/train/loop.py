@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,7 +63,10 @@ class Run:
     def start(self) -> None:
         """The model with its first weights, or all that the checkpoint holds."""
         self.model: Transformer = build(self.plan.sizes, self.seed, self.plan.device, self.subject.dtype)
-        self.opt = self.subject.make(self.model.parameters(), self.plan.lr, self.plan.place)
+        states = self.folder / "states"
+        if not self.checkpoint.exists():
+            shutil.rmtree(states, ignore_errors=True)  # of a process that was killed before it saved anything
+        self.opt = self.subject.make(self.model.parameters(), self.plan.lr, self.plan.place, states)
         self.params = [p for g in self.opt.param_groups for p in g["params"]]
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,13 +70,16 @@ class Subject:
         """This rule's learning rate where AdamW's is `lr`."""
         return lr * float(WORDS[self.rule]["rate"])
 
-    def make(self, params: Iterable[torch.nn.Parameter], lr: float, place: str = "resident") -> torch.optim.Optimizer:
-        """The optimizer over these parameters; in this place, if it is one that takes a place."""
+    def make(
+        self, params: Iterable[torch.nn.Parameter], lr: float, place: str = "resident", folder: Path | None = None
+    ) -> torch.optim.Optimizer:
+        """The optimizer over these parameters; in this place, if it is one that takes a place, on disk in `folder`."""
         words = {k: v for k, v in WORDS[self.rule].items() if k != "rate"} | {"lr": self.rate(lr)}
         if self.torchs:
             return getattr(torch.optim, self.cls)(params, **words)
         words |= {"codecs": self.codecs} if self.codecs else {}
-        words |= {"place": place} if issubclass(getattr(optim, self.cls), optim.Composed) else {}
+        if issubclass(getattr(optim, self.cls), optim.Composed):
+            words |= {"place": place} | ({"path": folder} if place == "disk" else {})
         return getattr(optim, self.cls)(params, **words)
 
 

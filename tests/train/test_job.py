@@ -40,6 +40,7 @@ def test_a_stopped_job_goes_on_to_the_same_bits(
 ) -> None:
     words = f"{SMALL} --text text.txt --optimizers AdamW8bit Lion8bit torch.AdamW"
     assert refopt_train(f"{words} --name whole") == 0
+    words += " --place disk"
     calls = iter(range(1000))
     monkeypatch.setattr(job.Stop, "__call__", lambda self: next(calls) in (6, 22))
     assert refopt_train(f"{words} --name parts") == cli.INTERRUPTED
@@ -50,12 +51,16 @@ def test_a_stopped_job_goes_on_to_the_same_bits(
     assert whole == parts
 
 
+PLACES = ("resident", "paged", "host", "disk")
+
+
 def test_a_place_changes_no_bit_of_the_results(refopt_train: Train, here: Path) -> None:
     words = f"{SMALL} --text text.txt --optimizers AdamW8bit"
-    for place in ("resident", "paged", "host"):
+    for place in PLACES:
         assert refopt_train(f"{words} --name {place} --place {place}") == 0
-    tables = [(here / "runs" / place / "metrics.csv").read_bytes() for place in ("resident", "paged", "host")]
-    assert tables[0] == tables[1] == tables[2]
+    tables = [(here / "runs" / place / "metrics.csv").read_bytes() for place in PLACES]
+    assert len(set(tables)) == 1
+    assert not [*here.glob("runs/*/*/*/states")], "files of states go with the run"
 
 
 def test_seeds_are_compared_in_pairs(refopt_train: Train, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +85,7 @@ BAD = {
     "steps": ("--steps 0", "--steps must be at least 1"),
     "seeds": ("--seeds 0", "--seeds must be at least 1"),
     "rate": ("--lr nan", "--lr must be a positive number"),
-    "place": ("--place moon", "--place must be one of resident, paged, host"),
+    "place": ("--place moon", "--place must be one of resident, paged, host, disk"),
     "device": ("--device tpu", "--device must be cpu or cuda"),
     "memory": ("--width 65536 --heads 64 --hidden 200000 --layers 100", "not enough memory"),
     "name": ("--name ../x", "--name must be the name of a folder"),

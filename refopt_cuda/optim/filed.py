@@ -1,0 +1,100 @@
+"""What lies where in a page of `place="disk"`, in words that a table beside the pages keeps; bytes of tensors."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from refopt_cuda.optim import states
+from refopt_cuda.optim.pieces import Page, Piece
+from refopt_cuda.optim.run import Slot
+from refopt_cuda.places.records import Constant, Dense
+from refopt_cuda.places.slabs import up
+
+WEIGHTS = "p"
+"""What tables call the weights themselves."""
+APART = 64
+"""Weights of pieces begin at multiples of so many bytes."""
+
+
+def in_files(kept: states.Layout, p: torch.Tensor) -> bool:
+    """Whether there is anything of a parameter to keep in a file."""
+    return bool(kept.all) and p.numel() > 0
+
+
+def layout(kept: states.Layout, p: torch.Tensor) -> Any:
+    """All that the bytes of a parameter's states mean something by, in words that JSON keeps."""
+    codings = [[c.form.stem, sorted(map(str, c.form.options.items())), c.block] for c in kept.codings]
+    parts = [[part.key, list(part.shape), str(part.dtype)] for part in kept.all]
+    weight = kept.weight.stem if kept.weight else None
+    return {"shape": list(p.shape), "dtype": str(p.dtype), "codings": codings, "weight": weight, "parts": parts}
+
+
+def constant(part: states.Part) -> Constant:
+    """The first value of every element."""
+    return Constant(bytes(bytes_of(torch.full((1,), part.first, dtype=part.dtype))))
+
+
+def dense(have: Mapping[str, Any], part: states.Part) -> Dense:
+    return Dense(bytes_of(have[part.key].detach().to("cpu", part.dtype)))
+
+
+def bytes_of(x: torch.Tensor) -> np.ndarray:
+    """A tensor's memory; its own if it is row-major."""
+    return x.contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def mapped(folder: Path, size: int) -> mmap.mmap:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+        file.truncate(max(size, 1))
+        return mmap.mmap(file.fileno(), max(size, 1))
+
+
+def cuts(page: Page) -> Iterator[tuple[Slot, str, int, int, int]]:
+    """What lies in a page: (slot, key, first byte of the stored array, bytes, offset)."""
+    for piece in page.pieces:
+        for key, span in zip(piece.slot.kept.keys, piece.spans, strict=True):
+            yield piece.slot, key, span.start * span.tensor.element_size(), span.bytes, span.offset
+
+
+def spans(page: Page) -> Iterator[tuple[int, str, int, int, int]]:
+    """The same with the parameter's number, for a table."""
+    return ((slot.number, key, start, n, at) for slot, key, start, n, at in cuts(page))
+
+
+def beside(page: Page) -> Iterator[tuple[Piece, int]]:
+    """The pieces, and where the weights of each lie in what is kept beside the page."""
+    at = 0
+    for piece in page.pieces:
+        yield piece, at
+        at += up(piece.dense.nbytes, APART)
+
+
+def weight_bytes(page: Page) -> int:
+    """What the weights of a page take."""
+    return sum(up(piece.dense.nbytes, APART) for piece in page.pieces)
+
+
+def weights(page: Page) -> Iterator[tuple[int, str, int, int, int]]:
+    """As `_spans`, of the weights."""
+    for x, at in beside(page):
+        yield x.slot.number, WEIGHTS, x.first * x.dense.element_size(), x.dense.nbytes, at
+
+
+def what(page: Page, of: str) -> str:
+    numbers = [piece.slot.number for piece in page.pieces]
+    first, last = min(numbers), max(numbers)
+    return f"page {page.number} of the {of} of parameter{f' {first}' if first == last else f's {first} to {last}'}"
+
+
+def about(slots: Iterable[Slot]) -> Iterator[tuple[str, Any]]:
+    return ((str(slot.number), layout(slot.kept, slot.p)) for slot in slots)
