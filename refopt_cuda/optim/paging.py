@@ -105,7 +105,20 @@ class Deck:
         book.ring = self.ring
 
 
-class Paged:
+class Home:
+    """What an optimizer tells the place of its states, which need not listen."""
+
+    def begin(self, state: Mapping[Any, Any], call: str) -> None:
+        """A step of all groups begins."""
+
+    def stepped(self, plans: Iterable[Plan], state: Mapping[Any, Any], numbers: Mapping[int, int], rule: str) -> None:
+        """A step of all groups was given."""
+
+    def show(self, state: Mapping[Any, Any]) -> None:
+        """Somebody looks at the states, which are the memory that they live in."""
+
+
+class Paged(Home):
     """Where an optimizer's states live: in host memory, but for `resident_bytes` of them beside the weights.
 
     page_bytes      bytes of states that travel at a time, one block at least
@@ -259,15 +272,6 @@ class Paged:
 
     def join(self) -> None:
         """Work that is given from now on finds all weights that were stepped ahead."""
-
-    def begin(self, state: Mapping[Any, Any], call: str) -> None:
-        """A step of all groups begins."""
-
-    def stepped(self, plans: Iterable[Plan], state: Mapping[Any, Any], numbers: Mapping[int, int], rule: str) -> None:
-        """A step of all groups was given."""
-
-    def show(self, state: Mapping[Any, Any]) -> None:
-        """Somebody looks at the states, which are the memory that they live in."""
 
     def finish(self) -> None:
         """Wait until every state is back in host memory."""

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt_cuda.optim import settings, states
 from refopt_cuda.optim.hosting import Hosted
-from refopt_cuda.optim.paging import Deck, Paged
+from refopt_cuda.optim.paging import Deck, Home, Paged
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host
 from refopt_cuda.optim.watched import Entry
 from refopt_cuda.places import lanes
@@ -157,7 +157,7 @@ def host(opt: Any, group: Mapping[str, Any], hyper: dict[str, Any], like: torch.
 # --------------------------------------------------------------------------------------------------------------- places
 
 
-class Mixed:
+class Mixed(Home):
     """Where an optimizer's states live: beside the weights, streamed or on the host, as a plan says."""
 
     shards = False

@@ -117,14 +117,14 @@ def test_the_first_steps_may_be_without_delay(warm: int, device: str) -> None:
 def test_the_host_steps_while_backward_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """All updates have been begun by the first gradient of the next backward pass, and `step` begins none."""
     begun: list[int] = []
-    begin = Delayed.begin
+    begin = Delayed.start
 
     def counted(self: Any, work: Any, *args: Any) -> None:
         before = len(self.begun)
         begin(self, work, *args)
         begun.append(len(self.begun) - before)
 
-    monkeypatch.setattr(Delayed, "begin", counted)
+    monkeypatch.setattr(Delayed, "start", counted)
     params = weights(SOME, torch.float32, "cpu")
     opt = ADAMW8.make(params, **OPTIONS)
     follow(opt, [Late(ADAMW8, p) for p in params], [range(5), range(5)])

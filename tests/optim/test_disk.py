@@ -30,10 +30,10 @@ from tests.conftest import DAY, TURNS
 from tests.kernels.covering import CODECS, words_of
 from tests.optim.faulty import Dying, PowerLoss, Storage
 from tests.optim.pairs import CASES, Case, give, snapshot, unchanged, weights
+from tests.optim.placed import ADAMW, ADAMW8, SMALL, alike, pages_of, params_of, step
 from tests.optim.shuffled import ShuffledLanes
 from tests.optim.test_checkpoints import through_a_file, twins
 from tests.optim.test_every_codec import MORE
-from tests.optim.placed import ADAMW, ADAMW8, SMALL, alike, pages_of, params_of, step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*weight_decay is coupled"),
@@ -755,7 +755,7 @@ def test_the_device_holds_the_ring_and_the_host_its_buffers(folder: Path) -> Non
         ({"place": "paged", "path": "x"}, r"AdamW8bit: path is of place='disk', and place is 'paged'"),
         (
             {"place": "disk", "path": "x", "resident_bytes": 3},
-            r"AdamW8bit: resident_bytes is of place='paged' or 'host', and place is 'disk'",
+            r"AdamW8bit: resident_bytes is of place='paged', 'host' or 'auto', and place is 'disk'",
         ),
         ({"place": "paged", "keep_weights": True}, r"AdamW8bit: keep_weights is of place='disk', and place is 'paged'"),
         ({"place": "disk", "path": "x", "during_backward": True}, r"AdamW8bit: during_backward is of place='paged'"),

@@ -14,8 +14,8 @@ from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.places import lanes
 from tests.kernels.covering import words_of
 from tests.optim.pairs import CASES, Case, weights
-from tests.optim.shuffled import ShuffledLanes
 from tests.optim.placed import ADAMW, ADAMW8, PAGES, SMALL, alike, owned, params_of, step
+from tests.optim.shuffled import ShuffledLanes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
 every_page = pytest.mark.parametrize("size", PAGES.values(), ids=PAGES)
