@@ -96,14 +96,15 @@ def one_special(s: Subject, name: str, values: list[float]) -> list[Finding]:
         here = np.zeros(p.size, bool)
         here[places(p.size, values)] = True
         bad = ~(ulps(got, want, p) <= bound(s, p, want, 2)).reshape(-1)
-        if s.target.coded(k) and name in ("infinite", "nan", "huge"):
-            bad &= here  # the other elements of a block share its scale
+        ruled = bool(s.target.coded(k)) and name in ("infinite", "nan", "huge")  # a scale that a block shares
+        if ruled:
+            bad &= here
         if bad[here].any() or (s.rule.scope == "element" and bad.mean() > 0.02):
             i = int(np.flatnonzero(bad)[0])
             shown = f"g = {g.reshape(-1)[i]:.6g}: p {p.reshape(-1)[i]:.6g} becomes {got.reshape(-1)[i]:.6g}"
             shown += " (left as it was)" if got.reshape(-1)[i] == p.reshape(-1)[i] else ""
             return [s.finding("L6", "fail", f"special-{name}", f"{shown}, by the equations {want.reshape(-1)[i]:.6g}")]
-        if off := states_off(s, k, states[k], new):
+        if off := states_off(s, k, states[k], new, ruled):
             return [s.finding("L6", "fail", off.id or f"special-{name}", off.text)]
     return []
 
@@ -127,10 +128,13 @@ class Off(NamedTuple):
     id: str = ""
 
 
-def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array]) -> Off | None:
-    """Which state of parameter k is a number where the equations have none, or the other way, or is another number."""
+def states_off(s: Subject, k: int, before: dict[str, Array], new: dict[str, Array], ruled: bool = False) -> Off | None:
+    """Which state of parameter k is a number where the equations have none, or the other way, or is another number.
+
+    `ruled`: some elements are so large that codes of their neighbours are rightly zero.
+    """
     have = shaped(s.target.state(k), new)
-    for n in sorted(have.keys() & s.target.coded(k).keys()):
+    for n in sorted(have.keys() & s.target.coded(k).keys()) if not ruled else ():
         lost = (np.abs(new[n]) > TINY) & (have[n] == 0)
         if lost.mean() > 0.9:
             return Off(f"state {n} is stored as zero where the equations have {new[n][lost].flat[0]:.3g}", "state-lost")

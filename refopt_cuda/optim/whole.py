@@ -151,7 +151,7 @@ class Whole(torch.optim.Optimizer):
         if not isinstance(group["maximize"], bool):
             raise TypeError(f"{call}: maximize must be True or False, got {group['maximize']!r}")
         if self.rule.together is not None:
-            self.rule.together(call, out)
+            self.rule.together(call, {n: 1.0 if isinstance(x, torch.Tensor) else x for n, x in out.items()})
         return self.rule.defaults() | out
 
     def _fits(self, shape: tuple[int, ...], hyper: dict[str, Any], call: str) -> None:

@@ -15,7 +15,6 @@ BNB = "bitsandbytes.optim:"
 FINDS = [
     (BNB + "AdamW", "adamw", "decay-order-after"),
     (BNB + "AdamW8bit", "adamw", "decay-order-after"),
-    (BNB + "RMSprop8bit", "rmsprop", "decay-skips-the-step"),
     (BNB + "AdEMAMix8bit", "ademamix", "short-block"),
 ]
 

@@ -35,19 +35,19 @@ def test_what_fits_stays_and_nothing_is_measured() -> None:
 @pytest.mark.parametrize(
     ("needs", "spare", "rates", "places", "load"),
     [
-        # a link of 100 B/s: 8 s to stream one; 4 s down, 2 s up and 1 s of work for the host
-        ([F32], 0, Rates(100, 100), "h", Load(4, 2, 1)),
+        # a link of 100 B/s: 8 s to stream one; 4 s of gradient and weights down for the host, and 1 s of work
+        ([F32], 0, Rates(100, 100), "h", Load(0, 4)),
         # the host takes 9 s: it streams
-        ([F32], 0, Rates(100, 100 / 9), "p", Load(8, 8, 0)),
+        ([F32], 0, Rates(100, 100 / 9), "p", Load(8, 0)),
         # equal: it streams
-        ([F32], 0, Rates(100, 100 / 8), "p", Load(8, 8, 0)),
-        # 5 s of work each: host (5), then 10 against 12, then 15 against 16, then 20 against 16
-        ([F32] * 4, 0, Rates(100, 20), "hhhp", Load(20, 14, 15)),
+        ([F32], 0, Rates(100, 100 / 8), "p", Load(8, 0)),
+        # 5 s of work each, longer than what comes down
+        ([F32] * 3, 0, Rates(100, 20), "hhh", Load(0, 15)),
         # codes: 2.03 s to stream, 4 s down
-        ([CODED] * 2, 0, Rates(100, 1e9), "pp", Load(4.06, 4.06, 0)),
-        # the first stays, the last goes to the host (4), and the codes stream: 6.03 against 8; or the codes alone fit
-        ([F32, CODED, F32], 803, Rates(100, 100), "rph", Load(6.03, 4.03, 1)),
-        ([F32._replace(states=900), CODED, F32], 803, Rates(100, 100), "hrh", Load(8, 4, 2)),
+        ([CODED] * 2, 0, Rates(100, 1e9), "pp", Load(4.06, 0)),
+        # the first stays, the last goes to the host and the codes stream; or the codes alone fit
+        ([F32, CODED, F32], 803, Rates(100, 100), "rph", Load(2.03, 4)),
+        ([F32._replace(states=900), CODED, F32], 803, Rates(100, 100), "hrh", Load(0, 8)),
     ],
 )
 def test_plans_are_those_that_were_computed_by_hand(
@@ -55,14 +55,16 @@ def test_plans_are_those_that_were_computed_by_hand(
 ) -> None:
     found = split(needs, spare, lambda: rates)
     assert "".join(at[0] for at in found.places) == places
-    assert found.load == pytest.approx(load) and found.load.seconds == max(found.load)
+    assert found.load == pytest.approx(load) and found.load.seconds == sum(found.load)
 
 
-def test_the_largest_choose_first() -> None:
-    small = Need(80, 20, 20, 10)
-    """Alone, the small one would go to the host; beside the large one there it streams."""
-    assert split([small], 0, lambda: Rates(100, 100 / 7.5)).places == ("host",)
-    assert split([small, F32], 0, lambda: Rates(100, 100 / 7.5)).places == ("paged", "host")
+def test_the_plan_of_a_measured_machine_is_the_place_that_was_fastest() -> None:
+    """Llama-3.2-1B's weights by an H100's link and 16 cores, as `gpu_host` measured them: to stream took least."""
+    n, rates = 10**6, Rates(48.9e9, 1.2358e9 / 0.361)
+    for states in (8, 10, 2.03):
+        assert split([Need(int(states * n), 2 * n, 2 * n, n)], 0, lambda: rates).places == ("paged",)
+    slower = Rates(12e9, rates.host)
+    assert split([Need(8 * n, 2 * n, 2 * n, n)], 0, lambda: slower).places == ("host",)
 
 
 # ------------------------------------------------------------------------------------------------------------- in a run
