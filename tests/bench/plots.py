@@ -228,14 +228,15 @@ def finetune(rows: Sequence[Row]) -> Figure | None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     every = [r for seeds in ends.values() for r in seeds.values()]
-    before = [float(r["value"]) for r in newest(rows, "finetune", "loss before", re.escape(every[0]["work"])).values()]
+    before = newest(rows, "finetune", "loss before", re.escape(every[0]["work"])).values()
     for k, (method, seeds) in enumerate(ends.items()):
         shade = COLOURS[k % len(COLOURS)]
         curve = curve_of(rows, method, seeds, "training loss at ", "finetune")
         steps = sorted(curve)
         left.plot(steps, [np.mean(curve[s]) for s in steps], "o-", color=shade, label=method, markersize=3)
         right.plot([float(r["value"]) for r in seeds.values()], [k] * len(seeds), "o", color=shade, alpha=0.7)
-    right.axvline(float(np.mean(before)), color=GREY, linewidth=1, linestyle=":", label="before")
+        start = [float(r["value"]) for r in before if r["subject"].startswith(f"{method} seed ")]
+        right.plot(start, [k] * len(start), "|", color=shade, markersize=14, label="before" if k == 0 else None)
     left.set_xlabel("step")
     left.set_ylabel("nats a token")
     left.set_title("Training loss, mean of the seeds")
@@ -244,7 +245,7 @@ def finetune(rows: Sequence[Row]) -> Figure | None:
     right.set_ylim(len(ends) - 0.5, -0.5)
     right.set_xlabel("nats a token")
     right.set_title("Held out: before, and each seed after")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="lower right")
     figure.suptitle("SmolLM2-135M, whose weights were 4-bit once, fine-tuned", x=0.01, ha="left")
     caption(figure, every)
     return figure
