@@ -2,7 +2,7 @@
 
 `from_NAME(state_dict, opt)` gives what `opt.load_state_dict` takes; `to_NAME(opt)` what the other library's optimizer
 takes. What can pass bit for bit does; what cannot is rounded once, and a warning says how many states and why; what has
-no meaning on the other side is refused with a sentence. `refopt convert` does the same on files, for rules of elements.
+no meaning on the other side is refused with a sentence. `refopt convert` does the same on files.
 """
 
 from refopt_cuda.convert.bitsandbytes import from_bitsandbytes, to_bitsandbytes

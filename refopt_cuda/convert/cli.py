@@ -34,7 +34,7 @@ def convert(
     show: Annotated[bool, typer.Option("--list", help="print what is in the file and write nothing")] = False,
     force: Annotated[bool, typer.Option("--force", help="write over a file that is there")] = False,
 ) -> None:
-    """Convert an optimizer's state between refopt, torch.optim, bitsandbytes, torchao and FlashOptim."""
+    """Convert an optimizer's state between refopt, torch.optim, bitsandbytes, torchao, FlashOptim and transformers."""
     console = Console(highlight=False)
     if show:
         describe(command.state_dict_in(source, key), console)
@@ -48,7 +48,7 @@ def convert(
     words: dict[str, Any] = {"of": of, "to": to, "optimizer": optimizer, "codecs": _codecs(codecs), "kind": kind}
     opt = command.convert(source, target, **words, model=model, key=key, dtype=DTYPES[dtype])
     count = sum(len(group["params"]) for group in opt.param_groups)
-    console.print(f"{target}: {opt.rule.stem} of {count} parameters for {to}", soft_wrap=True)
+    console.print(f"{target}: {command.stem_of(opt)} of {count} parameters for {to}", soft_wrap=True)
 
 
 def _codecs(text: str | None) -> Any:

@@ -13,25 +13,29 @@ import torch
 from refopt_cuda import optim
 from refopt_cuda.convert import files, shapes
 from refopt_cuda.convert.bitsandbytes import from_bitsandbytes, to_bitsandbytes
+from refopt_cuda.convert.factored import from_transformers, to_transformers
 from refopt_cuda.convert.flashoptim import from_flashoptim, to_flashoptim
 from refopt_cuda.convert.torch_optim import from_torch, to_torch
 from refopt_cuda.convert.torchao import from_torchao, to_torchao
 from refopt_cuda.optim import names
-from refopt_cuda.optim.composed import Composed
 
 FROM: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": from_torch,
     "bitsandbytes": from_bitsandbytes,
     "torchao": from_torchao,
     "flashoptim": from_flashoptim,
+    "transformers": from_transformers,
 }
 TO: dict[str, Callable[..., dict[str, Any]]] = {
-    "refopt": Composed.state_dict,
+    "refopt": lambda opt: opt.state_dict(),
     "torch": to_torch,
     "bitsandbytes": to_bitsandbytes,
     "torchao": to_torchao,
     "flashoptim": to_flashoptim,
+    "transformers": to_transformers,
 }
+CLASSES = (*names.__all__, "Adafactor", *(f"Adafactor{suffix}" for suffix in names.KEPT), "Muon", "Muon8bit")
+"""Of ours, those whose states other libraries have, too."""
 KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state")
 """Where training scripts put an optimizer's state among other things."""
 OWN = ("codecs", "block", "min_size", "seed", "maximize")
@@ -62,18 +66,36 @@ def _read(path: Path) -> Any:
 
 
 def optimizer_for(
-    state_dict: Mapping[str, Any], params: list[torch.Tensor], name: str | None, codecs: Any = None
-) -> Composed:
-    """One of ours over these parameters in the state dict's groups: the class `name`, or as our own groups say."""
+    state_dict: Mapping[str, Any],
+    params: list[torch.Tensor],
+    name: str | None,
+    codecs: Any = None,
+    of: str = "refopt",
+    where: str = "the state dict",
+) -> Any:
+    """One of ours over these parameters in the state dict's groups: the class `name`, or as our own groups say.
+
+    of, where  the library that the state dict is of, and what errors call it
+    """
+    if name is not None and name not in CLASSES:
+        raise ValueError(f"optimizer must be one of {', '.join(CLASSES)}, got {name!r}")
+    own = shapes.class_of(state_dict, where) if of == "refopt" else None
+    if name and own and not issubclass(getattr(optim, name), getattr(optim, own)):
+        raise ValueError(f"{where} is of {'a rule of elements' if own == 'Composed' else own}, not of {name}")
     groups, left = [], iter(params)
     for group in state_dict["param_groups"]:
         tensors = [torch.nn.Parameter(next(left), requires_grad=False) for _ in group["params"]]
         groups.append({"params": tensors} | {k: group[k] for k in OWN if name is None and k in group})
     if name is None:
-        return Composed(groups, state_dict["param_groups"][0]["rule"])
-    if name not in names.__all__:
-        raise ValueError(f"optimizer must be one of {', '.join(names.__all__)}, got {name!r}")
-    return getattr(optim, name)(groups, codecs=codecs)
+        rule = (state_dict["param_groups"][0]["rule"],) if own == "Composed" else ()
+        return getattr(optim, str(own))(groups, *rule)
+    variant = {"variant": "torch"} if of == "torch" and name.startswith("Adafactor") else {}
+    return getattr(optim, name)(groups, codecs=codecs, **variant)
+
+
+def stem_of(opt: Any) -> str:
+    """The rule of one of `CLASSES`."""
+    return "muon" if isinstance(opt, optim.Muon) else str(opt.rule.stem)
 
 
 def convert(
@@ -88,7 +110,7 @@ def convert(
     key: str | None = None,
     dtype: torch.dtype = torch.float32,
     kind: str | None = None,
-) -> Composed:
+) -> Any:
     """Write `source`, a state dict of the library `of`, as one of the library `to`; returns our optimizer between them.
 
     optimizer  the class of ours that stands between ("AdamW8bit"); not needed for our own files
@@ -110,7 +132,10 @@ def convert(
         params = shapes.of_model(files.read(model), state_dict, str(model))
     else:
         params = shapes.parameters(state_dict, dtype, str(source))
-    opt = optimizer_for(state_dict, params, optimizer, codecs)
+    if to == "transformers" and model is None:
+        for p in params:
+            p.zero_()  # their RMS is kept, and found anew in the next step
+    opt = optimizer_for(state_dict, params, optimizer, codecs, of, str(source))
     opt.load_state_dict(state_dict if of == "refopt" else FROM[of](state_dict, opt))
     if kind is not None and to != "torchao":
         raise ValueError(f"kind {kind!r} is a choice among torchao's classes, not of {to}")

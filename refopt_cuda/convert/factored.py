@@ -13,6 +13,8 @@ from refopt_cuda.optim.muon import Muon
 from refopt_cuda.optim.whole_names import Adafactor
 
 Tree = dict[str, Any]
+KEPT = ("initial_lr", "param_names")
+"""What torch itself and its schedulers put into groups."""
 
 
 class Peer(NamedTuple):
@@ -86,7 +88,7 @@ def read(saved: Mapping[str, Any], opt: Any, peer: Peer, call: str) -> Tree:
         raise ShapeError(f"{call}: its parameter groups have {counts[0]} tensors, this optimizer's have {counts[1]}")
     groups, state = [], {}
     for group, own in zip(theirs, opt.param_groups, strict=True):
-        made = {k: v for k, v in own.items() if k != "params"} | {k: group[k] for k in ("initial_lr",) if k in group}
+        made = {k: v for k, v in own.items() if k != "params"} | {k: group[k] for k in KEPT if k in group}
         groups.append(made | {ours: group[name] for name, ours in peer.settings.items() if name in group})
         groups[-1]["params"] = group["params"]
         for number, p in zip(group["params"], own["params"], strict=True):
@@ -125,6 +127,7 @@ def write(opt: Any, peer: Peer, call: str) -> Tree:
         made = {name: group[ours] for name, ours in peer.settings.items()}
         if peer.apart or peer is TRANSFORMERS:
             made["eps"] = (group["eps"][0] if group["eps"][0] is not None or peer.apart else 1e-30, group["eps"][1])
+        made |= {k: group[k] for k in KEPT if k in group}
         groups.append(made | {"params": [*range(number, number + len(group["params"]))]})
         for p in group["params"]:
             if p in opt.state:

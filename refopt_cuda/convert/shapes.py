@@ -10,7 +10,10 @@ import torch
 from refopt_cuda.codecs import CODECS
 from refopt_cuda.convert.bitsandbytes import WRAPPED
 
-LIBRARIES = ("refopt", "torch", "bitsandbytes", "torchao", "flashoptim")
+LIBRARIES = ("refopt", "torch", "bitsandbytes", "torchao", "flashoptim", "transformers")
+
+FACTORS = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
+"""Adafactor's row and column states; torch.optim's `row_var` has a last axis of length 1."""
 
 
 def library_of(state_dict: Mapping[str, Any]) -> str:
@@ -23,9 +26,19 @@ def library_of(state_dict: Mapping[str, Any]) -> str:
         if any(type(x).__name__.startswith("OptimState") for x in flat.values()):
             return "torchao"
     groups = state_dict["param_groups"]
-    if any("rule" in group and "format" in group for group in groups):
-        return "refopt"
-    return "flashoptim" if any("master_bytewidth" in group for group in groups) else "torch"
+    for word, library in (("format", "refopt"), ("master_bytewidth", "flashoptim"), ("relative_step", "transformers")):
+        if any(word in group for group in groups):
+            return library
+    return "torch"
+
+
+def class_of(state_dict: Mapping[str, Any], where: str) -> str:
+    """Which of our classes wrote a state dict of ours: "Composed" (all rules of elements), "Adafactor" or "Muon"."""
+    group = next(iter(state_dict["param_groups"]), {})
+    for word, name in (("rule", "Composed"), ("relative_step", "Adafactor"), ("ns_steps", "Muon")):
+        if word in group:
+            return name
+    raise ValueError(f"{where} is of neither a rule of elements nor Adafactor or Muon, which alone are converted")
 
 
 def entries(state_dict: Mapping[str, Any]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
@@ -37,7 +50,7 @@ def entries(state_dict: Mapping[str, Any]) -> Iterator[tuple[int, int, Mapping[s
 
 
 def parameters(state_dict: Mapping[str, Any], dtype: torch.dtype, where: str) -> list[torch.Tensor]:
-    """An empty tensor of each parameter's shape, in order; of no elements where there is no state to tell it.
+    """An unset tensor of each parameter's shape, in order; of no elements where there is no state to tell it.
 
     dtype  of weights that the state does not show to be bfloat16
 
@@ -45,7 +58,7 @@ def parameters(state_dict: Mapping[str, Any], dtype: torch.dtype, where: str) ->
     """
     out = []
     for k, number, entry in entries(state_dict):
-        shape = _shape(entry, state_dict["param_groups"][k].get("codecs", {}))
+        shape = _shape(entry, state_dict["param_groups"][k])
         if shape is None:
             told = "its shape is not told: give the model's file"
             raise ValueError(f"{where}: state[{number}] is packed in 4 bits, {told}")
@@ -59,15 +72,19 @@ def _is_bf16(entry: Mapping[str, Any]) -> bool:
     return named_so or any(str(key).startswith("p.") or key == "error_bits" for key in entry)
 
 
-def _shape(entry: Mapping[str, Any], codecs: Mapping[str, str]) -> tuple[int, ...] | None:
+def _shape(entry: Mapping[str, Any], group: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The parameter's shape; None where every state is packed."""
     tensors = {str(key): x for key, x in entry.items() if isinstance(x, torch.Tensor) and key != "step"}
     if "state1" in tensors:
         return tuple(tensors["state2" if "state2" in tensors else "state1"].shape)
-    packed = {f"{role}.codes" for role, text in codecs.items() if _bits(text) == 4}
+    for row, column in FACTORS:
+        if row in tensors and column in tensors:
+            lines = tuple(tensors[row].shape)
+            return (lines if "format" in group or row != "row_var" else lines[:-1]) + tuple(tensors[column].shape[-1:])
+    packed = {f"{role}.codes" for role, text in group.get("codecs", {}).items() if _bits(text) == 4}
     apart = [key for key in tensors if key.endswith((".scales", "::scales")) or key in packed]
     shapes = [tuple(x.shape) for key, x in tensors.items() if key not in apart]
-    return shapes[0] if shapes else None if apart else (0,)
+    return shapes[0] if shapes else None if apart else (0, 0) if "ns_steps" in group else (0,)
 
 
 def _bits(codec: str) -> int:

@@ -12,7 +12,8 @@ import torch
 import refopt_cuda as rc
 from refopt.__main__ import main
 from refopt_cuda.convert import files, shapes
-from tests.convert.beside import filled, quietly, same_tree, twins
+from tests.convert.beside import draw, filled, quietly, run, same_tree, twins
+from tests.convert.test_factored import sides, states_of
 from tests.optim.pairs import give
 
 ADAMW = {"lr": 0.0078125, "betas": (0.75, 0.96875), "eps": 1e-7, "weight_decay": 0.125}
@@ -80,6 +81,75 @@ def test_flashoptims_error_bits_over_files(tmp_path: Path) -> None:
     same_tree(got["param_groups"], want["param_groups"])
 
 
+OURS = {"torch": "Adafactor", "transformers": "Adafactor", "Muon": "Muon"}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_factors_and_matrices_pass_over_files_and_come_back(name: str, tmp_path: Path, capsys: Any) -> None:
+    theirs, ours, take, _, shapes_ = sides(name)
+    peer = run(theirs, shapes=shapes_)
+    library, paths = {"Muon": "torch"}.get(name, name), [tmp_path / x for x in ("a.pt", "b.safetensors", "c.pt")]
+    given, mine, back = map(str, paths)
+    held, names = peer.state_dict(), [f"layer.{k}" for k in range(len(shapes_))]
+    held["param_groups"][0]["param_names"] = names
+    torch.save(held, given)
+    assert shapes.library_of(held) == library
+    assert [tuple(p.shape) for p in shapes.parameters(held, torch.float32, "")] == shapes_
+    assert main(["convert", given, mine, "--optimizer", OURS[name]]) == 0
+    want = ours(twins(peer))
+    want.load_state_dict(take(peer.state_dict(), want))
+    got = files.read(paths[1])
+    same_tree(got["state"], want.state_dict()["state"])
+    one, other = (tree["param_groups"][0] for tree in (got, want.state_dict()))
+    assert one.pop("param_names") == names
+    same_tree({**one, "ns_dtype": None}, {**other, "ns_dtype": None})
+    assert main(["convert", mine, back, "--to", library]) == 0
+    assert f"{OURS[name].lower()} of {len(shapes_)} parameters for {library}" in capsys.readouterr().out
+    returned = files.read(paths[2])
+    same_tree(states_of(returned), states_of(held))
+    assert returned["param_groups"][0]["param_names"] == names
+    theirs(twins(peer)).load_state_dict(returned)
+
+
+def coded(name: str, shapes_: list[tuple[int, ...]], **words: Any) -> Any:
+    """An Adafactor or Muon of ours that was never stepped, with states of random codes and numbers, at step 2."""
+    params, random = [torch.nn.Parameter(torch.ones(s)) for s in shapes_], torch.Generator()
+    opt = getattr(rc.optim, name)(params, **words)
+    saved, group = opt.state_dict(), opt.param_groups[0]
+    for k, p in enumerate(group["params"]):
+        layout = opt._layout(group, {}, p) if "Muon" in name else opt.layout(p, opt.hyper(group, ""), group)[1]
+        saved["state"][k] = {"step": 2, **{part.key: draw(part.shape, part.dtype, random) for part in layout.all}}
+    opt.load_state_dict(saved)
+    return opt
+
+
+def test_coded_factors_and_matrices_of_ours_change_their_file_alone(tmp_path: Path, capsys: Any) -> None:
+    """Factors tell a shape that packed codes do not; a matrix's states are all packed."""
+    model, other = tmp_path / "model.pt", tmp_path / "b.safetensors"
+    torch.save({"a": torch.ones(64, 80)}, model)
+    cases = [("Adafactor4bit", SHAPES, {"beta1": 0.8, "variant": "transformers"}, [])]
+    cases += [("Muon8bit", SHAPES[:1], {}, []), ("Muon", [(64, 80)], {"codecs": "q4"}, ["--model", str(model)])]
+    for name, shapes_, words, more in cases:
+        opt = coded(name, shapes_, **words)
+        mine = saved(opt, tmp_path / "a.pt")
+        assert main(["convert", mine, str(other), "--force", *more]) == 0
+        same_tree(files.read(other), opt.state_dict())
+    assert main(["convert", mine, str(tmp_path / "c.pt")]) == 2
+    assert "packed in 4 bits, its shape is not told" in capsys.readouterr().err
+
+
+def test_what_no_state_tells_is_empty_or_0(tmp_path: Path) -> None:
+    """A matrix that was never stepped; weights whose RMS transformers keeps."""
+    mine = saved(rc.optim.Muon([torch.nn.Parameter(torch.ones(3, 4))]), tmp_path / "a.pt")
+    assert main(["convert", mine, str(tmp_path / "b.pt"), "--to", "torch"]) == 0
+    assert files.read(tmp_path / "b.pt")["state"] == {}
+    mine = saved(coded("Adafactor", [(3, 4)]), tmp_path / "c.pt")
+    torch.save({"w": torch.full((3, 4), 0.5)}, tmp_path / "model.pt")
+    for more, rms in ([], 0.0), (["--model", str(tmp_path / "model.pt")], 0.5):
+        assert main(["convert", mine, str(tmp_path / "d.pt"), "--to", "transformers", "--force", *more]) == 0
+        assert files.read(tmp_path / "d.pt")["state"][0]["RMS"] == rms
+
+
 def test_a_list_prints_what_is_in_a_file_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
     mine = saved(adamw8(), tmp_path / "a.pt")
     assert main(["convert", mine, "--list"]) == 0
@@ -105,6 +175,17 @@ REFUSED: list[tuple[list[str], str]] = [
     (["a.pt", "b.pt", "--model", "model.pt"], "model.pt holds 1 tensors, the state is of 2 parameters without names"),
     (["a.pt", "b.pt", "--kind", "4bit"], "kind '4bit' is a choice among torchao's classes, not of refopt"),
     (["a.pt", "b.pt", "--to", "torchao", "--kind", "2bit"], "kind must be one of 8bit, 4bit, fp8, got '2bit'"),
+    (["a.pt", "b.pt", "--optimizer", "Adafactor"], "a.pt is of a rule of elements, not of Adafactor"),
+    (["a.pt", "b.pt", "--to", "transformers"], "to_transformers: opt must be Adafactor of refopt_cuda.optim, got Comp"),
+    (["factors.pt", "b.pt", "--optimizer", "Muon8bit"], "factors.pt is of Adafactor, not of Muon8bit"),
+    (["factors.pt", "b.pt", "--to", "torch"], "torch.optim has variant='torch' alone, here it is 'transformers'"),
+    (["factors.pt", "b.pt", "--to", "torchao"], "opt must be an element-wise optimizer of refopt_cuda.optim, got Adaf"),
+    (["factors.pt", "b.pt", "--from", "transformers", "--optimizer", "AdamW"], "must be Adafactor of refopt_cuda.opt"),
+    (["matrix.pt", "b.pt", "--to", "torch"], "group 0 has codecs {'B': 'dynamic8'}; torch.optim keeps float32"),
+    (
+        ["came.pt", "b.pt"],
+        "came.pt is of neither a rule of elements nor Adafactor or Muon, which alone",
+    ),
     (["none.pt", "b.pt"], "No such file"),
     (["code.pt", "b.pt"], "code.pt cannot be read without running code from it"),
     (["a.pt", "b.pt", "--to", "torchao", "--model", "pair.pt"], "it must have (256, 64)"),
@@ -120,6 +201,8 @@ def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(
     torch.save({"weight": torch.ones(3)}, "model.pt")
     torch.save({"a": torch.ones(256, 64), "b": torch.ones(9)}, "pair.pt")
     torch.save({"state": Path("x"), "param_groups": []}, "code.pt")
+    for name, path in (("Adafactor", "factors.pt"), ("Muon8bit", "matrix.pt"), ("CAME", "came.pt")):
+        saved(getattr(rc.optim, name)([torch.nn.Parameter(torch.ones(3, 4))]), Path(path))
     before = {p.name: p.read_bytes() for p in Path().iterdir()}
     assert main(["convert", *argv]) == 2
     err = capsys.readouterr().err
