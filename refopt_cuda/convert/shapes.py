@@ -34,7 +34,7 @@ def library_of(state_dict: Mapping[str, Any]) -> str:
 
 def class_of(state_dict: Mapping[str, Any], where: str) -> str:
     """Which of our classes wrote a state dict of ours: "Composed" (all rules of elements), "Adafactor" or "Muon"."""
-    group = next(iter(state_dict["param_groups"]), {})
+    group: Mapping[str, Any] = next(iter(state_dict["param_groups"]), {})
     for word, name in (("rule", "Composed"), ("relative_step", "Adafactor"), ("ns_steps", "Muon")):
         if word in group:
             return name
@@ -84,7 +84,9 @@ def _shape(entry: Mapping[str, Any], group: Mapping[str, Any]) -> tuple[int, ...
     packed = {f"{role}.codes" for role, text in group.get("codecs", {}).items() if _bits(text) == 4}
     apart = [key for key in tensors if key.endswith((".scales", "::scales")) or key in packed]
     shapes = [tuple(x.shape) for key, x in tensors.items() if key not in apart]
-    return shapes[0] if shapes else None if apart else (0, 0) if "ns_steps" in group else (0,)
+    if shapes or apart:
+        return shapes[0] if shapes else None
+    return (0, 0) if "ns_steps" in group else (0,)  # Muon takes matrices alone
 
 
 def _bits(codec: str) -> int:
