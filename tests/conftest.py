@@ -1,6 +1,7 @@
 """What every test shares: hypothesis profiles, and what to do where there is no GPU or no g++.
 
-Where CI=true the modules in BY_TURNS take half of their cases a day, the other half the next; REFOPT_ALL=1 takes all.
+Where CI=true the modules in BY_TURNS take a third of their cases a day, so that three days take all; REFOPT_ALL=1 takes
+all at once.
 
 `HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true
 or REFOPT_REQUIRE_GXX=1, a missing GPU where REFOPT_REQUIRE_GPU=1; elsewhere both are skips that say why.
@@ -23,11 +24,20 @@ from hypothesis import HealthCheck, settings
 CI = os.environ.get("CI", "").lower() in ("true", "1")
 REQUIRE_GXX = CI or os.environ.get("REFOPT_REQUIRE_GXX") == "1"
 REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
-TURNS = 2 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
+TURNS = 3 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
 DAY = int(os.environ.setdefault("REFOPT_DAY", str(datetime.now(UTC).toordinal())))  # one for all workers
 BY_TURNS = {
     "kernels": ("test_nvrtc", "test_schedule_free", "test_whole_host", "test_whole_nvrtc"),
-    "optim": ("test_equal_to_refopt", "test_every_codec", "test_hosted", "test_paged", "test_whole"),
+    "optim": (
+        "test_coded_matrices",
+        "test_equal_to_refopt",
+        "test_every_codec",
+        "test_hosted",
+        "test_live_whole",
+        "test_paged",
+        "test_whole",
+        "test_whole_coded",
+    ),
     "twins": ("test_host",),
 }
 """Large products of rules, codecs and formats, most of whose time compilers take."""
@@ -62,7 +72,7 @@ def no_gxx() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of each module in BY_TURNS every second case, by the number of the day."""
+    """Of each module in BY_TURNS every third case, by the number of the day."""
     seen: dict[Path, int] = {}
     left = []
     for item in items:
