@@ -269,7 +269,7 @@ class Composed(torch.optim.Optimizer):
         """A step in which everything is looked at."""
         self._settle()
         if self._home is not None:
-            self._home.begin(self._state, call)
+            self._home.begin(self._state, (p for group in self.param_groups for p in group["params"]), call)
         overrides.settle(self, call)
         self._decide(call)
         numbers = self._numbers()

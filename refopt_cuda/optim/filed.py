@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from refopt_cuda.optim import states
+from refopt_cuda.optim import sharded, states
 from refopt_cuda.optim.pieces import Page, Piece
 from refopt_cuda.optim.run import Slot
 from refopt_cuda.places.records import Constant, Dense
@@ -25,8 +25,8 @@ APART = 64
 
 
 def in_files(kept: states.Layout, p: torch.Tensor) -> bool:
-    """Whether there is anything of a parameter to keep in a file."""
-    return bool(kept.all) and p.numel() > 0
+    """Whether there is anything of a parameter to keep in a file, of a sharded one on this rank."""
+    return bool(kept.all) and sharded.local(p).numel() > 0
 
 
 def layout(kept: states.Layout, p: torch.Tensor) -> Any:
@@ -34,7 +34,8 @@ def layout(kept: states.Layout, p: torch.Tensor) -> Any:
     codings = [[c.form.stem, sorted(map(str, c.form.options.items())), c.block] for c in kept.codings]
     parts = [[part.key, list(part.shape), str(part.dtype)] for part in kept.all]
     weight = kept.weight.stem if kept.weight else None
-    return {"shape": list(p.shape), "dtype": str(p.dtype), "codings": codings, "weight": weight, "parts": parts}
+    out = {"shape": list(p.shape), "dtype": str(p.dtype), "codings": codings, "weight": weight, "parts": parts}
+    return out | ({"shard": [*map(list, sharded.placed(p))]} if sharded.is_sharded(p) else {})
 
 
 def constant(part: states.Part) -> Constant:
@@ -42,13 +43,28 @@ def constant(part: states.Part) -> Constant:
     return Constant(bytes(bytes_of(torch.full((1,), part.first, dtype=part.dtype))))
 
 
-def dense(have: Mapping[str, Any], part: states.Part) -> Dense:
-    return Dense(bytes_of(have[part.key].detach().to("cpu", part.dtype)))
+def here(part: states.Part, p: torch.Tensor) -> states.Part:
+    """What this rank keeps of a part of a state of `p`."""
+    return part._replace(shape=sharded.part_shape(part.shape, p))
+
+
+def meta(part: states.Part, p: torch.Tensor) -> torch.Tensor:
+    """A tensor without memory that stands for it, sharded as `p` is."""
+    return sharded.as_part(torch.empty(here(part, p).shape, dtype=part.dtype, device="meta"), part.shape, p)
+
+
+def dense(have: Mapping[str, Any], part: states.Part, p: torch.Tensor) -> Dense:
+    """Bytes of what somebody gave for a part of a state of `p`, brought to the placements of `p`."""
+    x = have[part.key].detach()
+    if sharded.is_sharded(p) and not sharded.fits(x, p):
+        mine = torch.empty(here(part, p).shape, dtype=part.dtype)
+        x = sharded.fill(sharded.as_part(mine, part.shape, p), x)
+    return Dense(bytes_of(sharded.local(x).to("cpu", part.dtype)))
 
 
 def bytes_of(x: torch.Tensor) -> np.ndarray:
-    """A tensor's memory; its own if it is row-major."""
-    return x.contiguous().view(-1).view(torch.uint8).numpy()
+    """A tensor's memory, of a sharded one this rank's; its own if it is row-major."""
+    return sharded.local(x).contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def mapped(folder: Path, size: int) -> mmap.mmap:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt.spec import StateError
-from refopt_cuda.optim import filed, reopening, states
+from refopt_cuda.optim import agreeing, filed, reopening, sharded, states
 from refopt_cuda.optim.paging import Book, Deck, Paged, stepping
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
@@ -32,16 +32,17 @@ class OnDisk(Paged):
     """Where an optimizer's states live: in files of the directory `path`.
 
     An entry of the optimizer's state holds tensors without memory ("meta"). Whoever looks at it is shown copies, in
-    memory that is itself a file; the next step takes them away, or takes them over where they were changed.
+    memory that is itself a file; the next step takes them away, or takes them over where they were changed. Of sharded
+    parameters it is each rank's shards, in a directory of its own within `path`; all of this are DTensors then.
     """
 
-    rehearsal = False
-    """Whether pages of CPU parameters pass through a ring as those of a GPU do."""
+    rehearsal, shards = False, True
+    """Whether pages of CPU parameters pass through a ring as those of a GPU do; whether it takes sharded parameters."""
 
     def __init__(self, page_bytes: int, path: Path, keep_weights: bool) -> None:
         super().__init__(page_bytes, 0)
         self.keep_weights = keep_weights
-        self.path, self.given, self.lost, self.turned = path, False, "", 0
+        self.path, self.folder, self.given, self.lost, self.turned = path, path, False, "", 0
         self.vault: Vault | None = None
         self.metas: Any = WeakTensorKeyDictionary()
         self.sources: Any = WeakTensorKeyDictionary()
@@ -68,14 +69,14 @@ class OnDisk(Paged):
         if mine == set(kept.keys) and type(have.get("step")) is int:
             return have
         self.given = True
-        theirs = {part.key: filed.dense(have, part) for part in kept.all if part.key not in mine}
+        theirs = {part.key: filed.dense(have, part, p) for part in kept.all if part.key not in mine}
         return {"step": states.count(have, where), **self._entry(p, {**self.sources.get(p, {}), **theirs}, kept)}
 
     def _entry(self, p: torch.Tensor, sources: Mapping[str, Source], kept: states.Layout) -> dict[str, torch.Tensor]:
         """Tensors without memory for these sources."""
         parts = [part for part in kept.all if part.key in sources]
         self.sources[p] = {part.key: sources[part.key] for part in parts}
-        self.metas[p] = {part.key: torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts}
+        self.metas[p] = {part.key: filed.meta(part, p) for part in parts}
         return dict(self.metas[p])
 
     def restore(
@@ -86,11 +87,11 @@ class OnDisk(Paged):
             return states.restore(known, saved, p)
         self.given, self.lost = True, ""
         copy = states.restore(known, saved, p, self._make)
-        found = {part.key: filed.dense(copy, part) for part in known.all if part.key in copy}
+        found = {part.key: filed.dense(copy, part, p) for part in known.all if part.key in copy}
         return {"step": copy["step"], **self._entry(p, found, known)}
 
     def _make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
-        return self._scratch([part])[0]
+        return sharded.as_part(self._scratch([filed.here(part, p)])[0], part.shape, p)
 
     def _scratch(self, parts: Sequence[states.Part]) -> list[torch.Tensor]:
         """Memory for so much that no host may hold it: a file without a name, which goes with the tensors."""
@@ -98,9 +99,9 @@ class OnDisk(Paged):
         for part in parts:
             starts.append(end)
             end += up(part.bytes, 64)
-        with named("place='disk'", self.path, f"a copy of them takes {end:,} bytes"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            memory = np.frombuffer(filed.mapped(self.path, end), np.uint8)
+        with named("place='disk'", self.folder, f"a copy of them takes {end:,} bytes"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            memory = np.frombuffer(filed.mapped(self.folder, end), np.uint8)
         cut = [memory[a : a + part.bytes] for a, part in zip(starts, parts, strict=True)]
         return [torch.from_numpy(x).view(part.dtype).view(part.shape) for x, part in zip(cut, parts, strict=True)]
 
@@ -111,22 +112,28 @@ class OnDisk(Paged):
         if self.lost:
             raise RuntimeError(f"place='disk': {self.lost}")
         todo = [(p, entry, own) for p, entry in state.items() if (own := self._own(p, entry))]
-        parts = [states.Part(key, tuple(x.shape), x.dtype, 0) for *_, own in todo for key, x in own.items()]
+        metas = [(key, x) for *_, own in todo for key, x in own.items()]
+        parts = [states.Part(key, tuple(sharded.local(x).shape), x.dtype, 0) for key, x in metas]
         copies = iter(self._scratch(parts) if parts else [])
-        shown = [(p, entry, own, {key: next(copies) for key in own}) for p, entry, own in todo]
+        shown = [
+            (p, entry, own, {key: sharded.as_part(next(copies), tuple(x.shape), p) for key, x in own.items()})
+            for p, entry, own in todo
+        ]
         gather((self.sources[p][key], 0, filed.bytes_of(x)) for p, _, _, seen in shown for key, x in seen.items())
-        for p, entry, metas, seen in shown:
+        for p, entry, own, seen in shown:
             replace(entry, seen)
-            self.shown[p] = entry, {key: (x, metas[key], x._version) for key, x in seen.items()}
+            self.shown[p] = entry, {key: (x, own[key], _version(x)) for key, x in seen.items()}
 
-    def begin(self, state: Mapping[Any, Any], call: str) -> None:
+    def begin(self, state: Mapping[Any, Any], params: Iterable[torch.Tensor], call: str) -> None:
         """Take the copies away that nobody has changed."""
         for p, (entry, seen) in self.shown.items():
-            same = all(entry.get(key) is x and x._version == version for key, (x, _, version) in seen.items())
+            same = all(entry.get(key) is x and _version(x) == version for key, (x, _, version) in seen.items())
             if same and state.get(p) is entry:
                 replace(entry, {key: meta for key, (_, meta, _) in seen.items()})
         self.shown.clear()
         self.turned = 0
+        if self.vault is None:
+            self.folder = agreeing.folder_of(self.path, params)
         if self.lost:
             raise RuntimeError(f"{call}: {self.lost}")
 
@@ -176,7 +183,7 @@ class OnDisk(Paged):
 
     def _open(self, call: str, gpu: bool) -> None:
         if self.vault is None:
-            self.vault = Vault(self.path, call, replace=self.given, stays=self.keep_weights, gpu=gpu)
+            self.vault = Vault(self.folder, call, replace=self.given, stays=self.keep_weights, gpu=gpu)
 
     def room(self, deck: Deck, book: Book, call: str) -> None:
         """Pages of host memory, and where there is a GPU a ring on it."""
@@ -289,19 +296,18 @@ class OnDisk(Paged):
             self.vault.close(keep=True)
         self.shown.clear()
         self.vault, self.lost, self.desks = None, "", {}
-        gpu = any(p.is_cuda for p in params.values())
-        vault = Vault(self.path, call, adopt=True, stays=self.keep_weights, gpu=gpu)
-        try:
-            extents = reopening.read(vault, params, layouts, rule, call)
-            weights = reopening.weights(extents, params)
-        except BaseException:
-            vault.close(keep=True)
-            raise
-        self.vault = vault
-        steps = {int(number): step for number, step in vault.note["steps"].items()}
+        self.folder = agreeing.folder_of(self.path, params.values())
+        again = partial(reopening.reopened, self.folder, rule=rule, stays=self.keep_weights, call=call)
+        again = partial(again, params=params, layouts=layouts)
+        if self.folder == self.path:
+            self.vault, extents, weights = again(None)
+            steps = agreeing.steps_of(self.vault.note)
+        else:
+            owned = {k for k, p in params.items() if filed.in_files(layouts[k], p)}
+            self.vault, extents, weights, steps = agreeing.resumed(self.folder, owned, again, call)
         with torch.no_grad():
             for p, x in weights.items():
-                p.copy_(x)
+                sharded.local(p).copy_(x)
         return {params[k]: self._resumed(params[k], layouts[k], extents, k, steps[k]) for k in steps}, max(
             steps.values()
         )
@@ -312,3 +318,8 @@ class OnDisk(Paged):
         if not filed.in_files(kept, p):
             return {"step": step, **{part.key: states.beside(part, p) for part in kept.all}}
         return {"step": step, **self._entry(p, {part.key: extents[number, part.key] for part in kept.all}, kept)}
+
+
+def _version(x: torch.Tensor) -> tuple[int, int]:
+    """What changes when somebody writes to a tensor, or to this rank's part of it."""
+    return x._version, sharded.local(x)._version

@@ -108,8 +108,8 @@ class Deck:
 class Home:
     """What an optimizer tells the place of its states, which need not listen."""
 
-    def begin(self, state: Mapping[Any, Any], call: str) -> None:
-        """A step of all groups begins."""
+    def begin(self, state: Mapping[Any, Any], params: Iterable[torch.Tensor], call: str) -> None:
+        """A step of all groups begins, over an optimizer that has these parameters."""
 
     def stepped(self, plans: Iterable[Plan], state: Mapping[Any, Any], numbers: Mapping[int, int], rule: str) -> None:
         """A step of all groups was given."""

@@ -156,8 +156,8 @@ def refuse_place(p: torch.Tensor, home: Any, call: str) -> None:
     """ValueError for a sharded parameter in a place whose class does not say of itself that it keeps shards."""
     if is_sharded(p) and not vars(type(home)).get("shards", False):
         raise ValueError(
-            f"{call}: this place does not keep states of sharded parameters (place='resident', 'paged' and 'host' do), "
-            f"got a parameter of shape {tuple(p.shape)} on {_placements(p)}"
+            f"{call}: this place does not keep states of sharded parameters (place='resident', 'paged', 'host' and "
+            f"'disk' do), got a parameter of shape {tuple(p.shape)} on {_placements(p)}"
         )
 
 

@@ -85,6 +85,7 @@ class Vault:
 
     folder   made where there is none
     adopt    go on with what is there, which stays until a step is complete; FileNotFoundError where none ever was
+    stamp    what to go on with: one of `stamps`; the newest unless told otherwise
     replace  what is there may go; else FileExistsError
     stays    files stay when the optimizer goes; else they go with it
     OSError with `call`, the directory and the reason where it cannot be used.
@@ -96,6 +97,7 @@ class Vault:
         call: str,
         *,
         adopt: bool = False,
+        stamp: dict[str, Any] | None = None,
         replace: bool = False,
         stays: bool = False,
         gpu: bool = False,
@@ -106,7 +108,7 @@ class Vault:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _locked(folder)
         try:
-            found = newest(folder)
+            found = stamp or newest(folder)
             _refuse(folder, found, call, adopt, replace)
             with named(call, folder):
                 _clear(folder, found if adopt else None)
@@ -196,6 +198,17 @@ class Vault:
             self.data.remove(data)
             self._drop(data)
 
+    def verify(self) -> None:
+        """OSError where a page that its stamp names is not what was written."""
+        for record in (r for data in self.data for r in data.records if r.latest):
+            record.load(files.buffer(record.room))
+
+    def go_back(self) -> None:
+        """Forget the stamp that is not gone on with."""
+        other = self._stamps[(self.generation + 1) % 2]
+        other.write(np.zeros(HEAD.size, np.uint8), 0)
+        other.sync()
+
     def _adopt(self, found: dict[str, Any]) -> None:
         """The records of a stamp."""
         self.generation, self.note = found["generation"], found
@@ -254,8 +267,13 @@ def _refuse(folder: Path, found: dict[str, Any] | None, call: str, adopt: bool, 
 
 def newest(folder: Path) -> dict[str, Any] | None:
     """What the newest whole stamp of a directory says; None where there is none."""
+    return next(iter(stamps(folder)), None)
+
+
+def stamps(folder: Path) -> list[dict[str, Any]]:
+    """The whole stamps of a directory, the newest first. Pages of an older one may have been written over since."""
     found = [stamp for k in range(2) if (stamp := _read(folder / f"stamp.{k}"))]
-    return max(found, key=lambda stamp: stamp["generation"], default=None)
+    return sorted(found, key=lambda stamp: -stamp["generation"])
 
 
 def _read(path: Path) -> dict[str, Any] | None:

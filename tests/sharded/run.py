@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.sharded import checkpoints, lane, models, steps, within
-from tests.sharded.cases import Reference, clipped_works, element_works, whole_works
+from tests.sharded import checkpoints, disk, lane, models, steps, within
+from tests.sharded.cases import Reference, Work, clipped_works, element_works, whole_works
 from tests.sharded.world import Report, World, ranks
 
 RESHARDED = (
@@ -59,6 +59,7 @@ class Steps:
         steps.columns(world, [w for w in some if "bf16_sr" not in w.label])
         steps.refusals(world)
         within.places(world, some, self.references)
+        disk.steps(world, some[1:3], self.references)
         within.norm(world, self.clipped, self.references)
         within.scaled(world, some[-1])
         within.captured(world, some[0])
@@ -102,14 +103,22 @@ class Checkpoints:
         for saved in sorted(int(f.name[2:]) for f in where.glob("of*") if f.is_dir()):
             self.load(world, where, saved)
 
+    def filed(self, path: Path) -> Work:
+        """The first one with states in files; its reference needs none."""
+        work = disk.on_disk(self.works[0], path)
+        self.references[work.label] = self.references[self.works[0].label]
+        return work
+
     def save(self, world: World, folder: Path) -> None:
-        checkpoints.save(world, self.works, folder)
+        checkpoints.save(world, [*self.works, self.filed(folder / f"disk{world.size}")], folder)
+        disk.agreed(world, self.works[0], self.references[self.works[0].label], folder)
         checkpoints.save_from_the_host(world, self.works[-1], folder)
         for work in self.works:
             checkpoints.fresh(world, work, self.references[work.label])
 
     def load(self, world: World, folder: Path, saved: int) -> None:
-        checkpoints.load(world, self.works, self.references, folder, saved)
+        works = [*self.works, self.filed(folder / f"disk{saved}at{world.size}")]
+        checkpoints.load(world, works, self.references, folder, saved)
 
     def forked(self, sizes: Sequence[int], folder: Path) -> dict[int, list[Any]]:
         found = {n: ranks(n, folder, lambda world: self.save(world, folder)) for n in sizes}
