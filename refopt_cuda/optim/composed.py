@@ -350,8 +350,10 @@ class Composed(torch.optim.Optimizer):
 
         They are those of its last complete step, which may have been cut off in the next one. Returns the number of
         steps that its parameters had taken (the most of any): the weights must be those of that step.
+        Where parameters are sharded all ranks must call it, and go on with the newest step that is complete on all.
         Raises FileNotFoundError where no step was completed, StateError for the states of another rule, other codecs or
-        other shapes, OSError where the directory cannot be used; ValueError for another place.
+        other shapes, OSError where the directory cannot be used; ValueError for another place; where another rank
+        raises, RuntimeError.
         """
         call = f"{type(self).__name__}.resume"
         if self._placed.place != "disk":

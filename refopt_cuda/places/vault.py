@@ -111,7 +111,8 @@ class Vault:
             found = stamp or newest(folder)
             _refuse(folder, found, call, adopt, replace)
             with named(call, folder):
-                _clear(folder, found if adopt else None)
+                if stamp in (None, newest(folder)):
+                    _clear(folder, found if adopt else None)
                 if not adopt:
                     (folder / "stamp.0").touch()  # now, and not in the first step, if nothing can be written here
         except BaseException:
@@ -204,10 +205,11 @@ class Vault:
             record.load(files.buffer(record.room))
 
     def go_back(self) -> None:
-        """Forget the stamp that is not gone on with."""
+        """Forget the newer stamp, which is not gone on with, and its pages."""
         other = self._stamps[(self.generation + 1) % 2]
         other.write(np.zeros(HEAD.size, np.uint8), 0)
         other.sync()
+        _clear(self.folder, self.note)
 
     def _adopt(self, found: dict[str, Any]) -> None:
         """The records of a stamp."""

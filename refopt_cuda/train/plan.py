@@ -17,7 +17,7 @@ from refopt_cuda.train.model import Sizes
 
 GIB = 1 << 30
 SHARDED = ("resident", "paged", "host")
-"""Places that keep states of sharded weights."""
+"""Places of states that sharded runs take."""
 
 
 @dataclass(frozen=True)

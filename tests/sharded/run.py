@@ -46,7 +46,8 @@ class Steps:
 
     def __init__(self, device: str) -> None:
         self.works, self.whole, self.clipped = element_works(), whole_works(), clipped_works()
-        every = self.works + self.whole + self.clipped
+        self.filed = [w._replace(shapes=FEWER, label=f"{w}-few") for w in self.works if w.label in MESHES[1:3]]
+        every = self.works + self.whole + self.clipped + self.filed
         self.references = {w.label: Reference(w, device, steps.LOOKS) for w in every}
 
     def rank(self, world: World) -> None:
@@ -59,7 +60,7 @@ class Steps:
         steps.columns(world, [w for w in some if "bf16_sr" not in w.label])
         steps.refusals(world)
         within.places(world, some, self.references)
-        disk.steps(world, some[1:3], self.references)
+        disk.steps(world, self.filed[world.size % 2], self.references)
         within.norm(world, self.clipped, self.references)
         within.scaled(world, some[-1])
         within.captured(world, some[0])
@@ -117,7 +118,9 @@ class Checkpoints:
             checkpoints.fresh(world, work, self.references[work.label])
 
     def load(self, world: World, folder: Path, saved: int) -> None:
-        works = [*self.works, self.filed(folder / f"disk{saved}at{world.size}")]
+        works = [*self.works]
+        if world.size in (saved, max(5 - saved, 1)):
+            works.append(self.filed(folder / f"disk{saved}at{world.size}"))
         checkpoints.load(world, works, self.references, folder, saved)
 
     def forked(self, sizes: Sequence[int], folder: Path) -> dict[int, list[Any]]:
