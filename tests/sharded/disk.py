@@ -22,8 +22,10 @@ PAGE_BYTES = 6000
 """Few enough that larger matrices are cut."""
 
 
-def on_disk(work: Work, path: Path | str, **more: Any) -> Work:
-    """The same with states in files, in small pages."""
+def on_disk(world: World, work: Work, path: Path | str, **more: Any) -> Work:
+    """The same with states in files, in small pages; a run of before may have left some there."""
+    for left in Path(path).glob(f"rank{world.rank}of{world.size}*"):
+        shutil.rmtree(left)
     options = {"place": "disk", "path": str(path), "page_bytes": PAGE_BYTES, **more}
     return work._replace(label=f"{work}-disk", options=work.options | options)
 
@@ -35,7 +37,7 @@ def steps(world: World, work: Work, references: Mapping[str, Reference]) -> None
     with tempfile.TemporaryDirectory() as mine:
         found: list[Any] = [mine]
         dist.broadcast_object_list(found, device=torch.device("cpu"))
-        opt = walk(world, "disk shards", on_disk(work, found[0]), references[work.label])
+        opt = walk(world, "disk shards", on_disk(world, work, found[0]), references[work.label])
         _lives(world, work, opt, Path(found[0]))
         dist.barrier()  # the directory is the first rank's to remove
     OnDisk.rehearsal = usual
@@ -81,7 +83,7 @@ def agreed(world: World, work: Work, reference: Reference, folder: Path) -> None
     """Where the last rank is a step behind, as if it had been killed in it, all go on with the step before; where it is
     two behind, none does."""
     claim, path = "resumed shards", folder / f"resume{world.size}"
-    some = on_disk(work, path, keep_weights=True)
+    some = on_disk(world, work, path, keep_weights=True)
     mine, last = path / f"rank{world.rank}of{world.size}", world.size > 1 and world.rank == world.size - 1
     run = Run(world, some)
     run.steps(0, SAVED)

@@ -104,23 +104,24 @@ class Checkpoints:
         for saved in sorted(int(f.name[2:]) for f in where.glob("of*") if f.is_dir()):
             self.load(world, where, saved)
 
-    def filed(self, path: Path) -> Work:
+    def filed(self, world: World, path: Path) -> Work:
         """The first one with states in files; its reference needs none."""
-        work = disk.on_disk(self.works[0], path)
+        work = disk.on_disk(world, self.works[0], path)
         self.references[work.label] = self.references[self.works[0].label]
         return work
 
     def save(self, world: World, folder: Path) -> None:
-        checkpoints.save(world, [*self.works, self.filed(folder / f"disk{world.size}")], folder)
+        checkpoints.save(world, [*self.works, self.filed(world, folder / f"disk{world.size}")], folder)
         disk.agreed(world, self.works[0], self.references[self.works[0].label], folder)
-        checkpoints.save_from_the_host(world, self.works[-1], folder)
+        for work in (self.works[-1], self.filed(world, folder / "large")):
+            checkpoints.save_from_the_host(world, work, folder)
         for work in self.works:
             checkpoints.fresh(world, work, self.references[work.label])
 
     def load(self, world: World, folder: Path, saved: int) -> None:
         works = [*self.works]
         if world.size in (saved, max(5 - saved, 1)):
-            works.append(self.filed(folder / f"disk{saved}at{world.size}"))
+            works.append(self.filed(world, folder / f"disk{saved}at{world.size}"))
         checkpoints.load(world, works, self.references, folder, saved)
 
     def forked(self, sizes: Sequence[int], folder: Path) -> dict[int, list[Any]]:
