@@ -42,9 +42,14 @@ def resumed(
     Every rank must call it. What one of them raises stops all: FileNotFoundError where a rank has no complete step,
     StateError where no step is complete on all, RuntimeError where another rank cannot go on.
     """
-    stamps = vault.stamps(folder)
-    steps = common(_gathered((owned, [*map(steps_of, stamps)])), folder.parent, call)
     error: BaseException | None = None
+    stamps: list[dict[str, Any]] = []
+    try:
+        stamps = vault.stamps(folder)
+    except OSError as raised:
+        error = raised
+    _together(error, None, call)
+    steps = common(_gathered((owned, [*map(steps_of, stamps)])), folder.parent, call)
     found: Any = None, {}, {}
     if owned:
         stamp = next(s for s in stamps if _same(steps_of(s), steps, owned))

@@ -33,7 +33,7 @@ class OnDisk(Paged):
 
     An entry of the optimizer's state holds tensors without memory ("meta"). Whoever looks at it is shown copies, in
     memory that is itself a file; the next step takes them away, or takes them over where they were changed. Of sharded
-    parameters it is each rank's shards, in a directory of its own within `path`; all of this are DTensors then.
+    parameters it is each rank's shards, in a directory of its own within `path`; these tensors are DTensors then.
     """
 
     rehearsal, shards = False, True

@@ -88,7 +88,7 @@ def paged(work: Work) -> Work:
 
 
 def save_from_the_host(world: World, work: Work, folder: Path) -> None:
-    """Paged states are written from host memory, and read into it, those of a disk from files: a device holds no copy of them meanwhile."""
+    """Paged states are written from host memory, and read into it, those of a disk from files: no device has a copy."""
     if world.device != "cuda":
         return
     run, claim = Run(world, work._replace(shapes=(LARGE,))), "saved from the host"
