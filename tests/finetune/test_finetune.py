@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_refused(finetune: Callable[[str], in
 
 
 def test_a_loss_that_is_no_number_ends_the_run(finetune: Callable[[str], int], here: Path, capsys: Any) -> None:
-    assert finetune(f"--text text.txt --full --name x {SMALL} --lr 1e30 --steps 2") == 2
+    assert finetune(f"--text text.txt --full --name x {SMALL} --lr 3e38 --steps 3") == 2
     assert "try a smaller --lr" in capsys.readouterr().err
 
 

@@ -85,7 +85,7 @@ BAD = {
     "steps": ("--steps 0", "--steps must be at least 1"),
     "seeds": ("--seeds 0", "--seeds must be at least 1"),
     "rate": ("--lr nan", "--lr must be a positive number"),
-    "place": ("--place moon", "--place must be one of resident, paged, host, disk"),
+    "place": ("--place moon", "--place must be one of resident, paged, host, auto, disk"),
     "device": ("--device tpu", "--device must be cpu or cuda"),
     "memory": ("--width 65536 --heads 64 --hidden 200000 --layers 100", "not enough memory"),
     "name": ("--name ../x", "--name must be the name of a folder"),
