@@ -54,7 +54,7 @@ def todays(items: Sequence[Any]) -> list[Any]:
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("quick", max_examples=20, deadline=None, suppress_health_check=SLOW)
 settings.register_profile(
-    "ci", max_examples=12, deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW
+    "ci", max_examples=10, deadline=None, derandomize=True, print_blob=True, suppress_health_check=SLOW
 )
 settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if CI else "quick"))
