@@ -241,7 +241,7 @@ def one(rec: Recorder, case: Case) -> dict[str, Any]:
     parts = said.parts._asdict()
     print("   parts   ", {name: round(size / 1e6, 1) for name, size in parts.items() if size}, "MB", flush=True)
     print(f"   {time.monotonic() - start:.1f} s", flush=True)
-    return {"case": asdict(case), "measured": found, "said": said.peak}
+    return {"case": asdict(case), "commit": rec.commit, "measured": found, "said": said.peak}
 
 
 def main() -> None:
@@ -268,7 +268,7 @@ def main() -> None:
         release()
         if not args.dry:
             rec.save()
-            kept = {"commit": args.commit, "device": name, "software": software(*PACKAGES), "rows": rows}
+            kept = {"device": name, "software": software(*PACKAGES), "rows": rows}
             args.json.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
     limit.say()
 
