@@ -312,16 +312,17 @@ def variant(base: Any, suffix: str, module: str = __name__) -> Any:
     return type(base.__name__ + suffix, (base,), {"usual": codec, "__doc__": doc, "__module__": module})
 
 
-def _kept(base: Any) -> tuple[Any, Any, Any, Any]:
-    one, two, three, four = (variant(base, suffix) for suffix in KEPT)
+def kept(base: Any, module: str = __name__) -> tuple[Any, Any, Any, Any]:
+    """The class with its states kept in each of these ways, in their order."""
+    one, two, three, four = (variant(base, suffix, module) for suffix in KEPT)
     return one, two, three, four
 
 
-SGD8bit, SGD4bit, SGDFp8, SGD32bit = _kept(SGD)
-Adam8bit, Adam4bit, AdamFp8, Adam32bit = _kept(Adam)
-AdamW8bit, AdamW4bit, AdamWFp8, AdamW32bit = _kept(AdamW)
-Lion8bit, Lion4bit, LionFp8, Lion32bit = _kept(Lion)
-Signum8bit, Signum4bit, SignumFp8, Signum32bit = _kept(Signum)
-RMSprop8bit, RMSprop4bit, RMSpropFp8, RMSprop32bit = _kept(RMSprop)
-Adagrad8bit, Adagrad4bit, AdagradFp8, Adagrad32bit = _kept(Adagrad)
-AdEMAMix8bit, AdEMAMix4bit, AdEMAMixFp8, AdEMAMix32bit = _kept(AdEMAMix)
+SGD8bit, SGD4bit, SGDFp8, SGD32bit = kept(SGD)
+Adam8bit, Adam4bit, AdamFp8, Adam32bit = kept(Adam)
+AdamW8bit, AdamW4bit, AdamWFp8, AdamW32bit = kept(AdamW)
+Lion8bit, Lion4bit, LionFp8, Lion32bit = kept(Lion)
+Signum8bit, Signum4bit, SignumFp8, Signum32bit = kept(Signum)
+RMSprop8bit, RMSprop4bit, RMSpropFp8, RMSprop32bit = kept(RMSprop)
+Adagrad8bit, Adagrad4bit, AdagradFp8, Adagrad32bit = kept(Adagrad)
+AdEMAMix8bit, AdEMAMix4bit, AdEMAMixFp8, AdEMAMix32bit = kept(AdEMAMix)

@@ -296,13 +296,8 @@ class AdamMini(Whole):
         super().__init__(params, words, maximize, options)
 
 
-def _kept(base: Any) -> tuple[Any, Any, Any, Any]:
-    one, two, three, four = (names.variant(base, suffix, __name__) for suffix in names.KEPT)
-    return one, two, three, four
-
-
-LAMB8bit, LAMB4bit, LAMBFp8, LAMB32bit = _kept(LAMB)
-LARS8bit, LARS4bit, LARSFp8, LARS32bit = _kept(LARS)
-Adafactor8bit, Adafactor4bit, AdafactorFp8, Adafactor32bit = _kept(Adafactor)
-CAME8bit, CAME4bit, CAMEFp8, CAME32bit = _kept(CAME)
-AdamMini8bit, AdamMini4bit, AdamMiniFp8, AdamMini32bit = _kept(AdamMini)
+LAMB8bit, LAMB4bit, LAMBFp8, LAMB32bit = names.kept(LAMB, __name__)
+LARS8bit, LARS4bit, LARSFp8, LARS32bit = names.kept(LARS, __name__)
+Adafactor8bit, Adafactor4bit, AdafactorFp8, Adafactor32bit = names.kept(Adafactor, __name__)
+CAME8bit, CAME4bit, CAMEFp8, CAME32bit = names.kept(CAME, __name__)
+AdamMini8bit, AdamMini4bit, AdamMiniFp8, AdamMini32bit = names.kept(AdamMini, __name__)
