@@ -88,3 +88,19 @@ class ShuffledLanes(HostLanes):
 
     def finish(self) -> None:
         self._work(lambda: not any(self._ready(lane) or self.queues[lane] for lane in range(3)))
+
+
+class Forgetful(ShuffledLanes):
+    """One lane does not wait for events, and with `host` the host does not either: what they guard must show."""
+
+    def __init__(self, seed: int, poisons: int, lane: int, host: bool = False) -> None:
+        super().__init__(seed, poisons)
+        self.lane, self.host = lane, host
+
+    def wait(self, lane: int, event: Event) -> None:
+        if lane != self.lane:
+            super().wait(lane, event)
+
+    def meet(self, event: Event) -> None:
+        if not self.host:
+            super().meet(event)

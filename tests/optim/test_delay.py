@@ -18,7 +18,7 @@ from refopt_cuda.places import lanes
 from tests.bits import same_bits
 from tests.optim.pairs import HEAVY, PLAIN, Case, Mirror, exact, gradient, weights
 from tests.optim.placed import ADAMW, ADAMW8, owned, params_of
-from tests.optim.shuffled import ShuffledLanes
+from tests.optim.shuffled import Forgetful, ShuffledLanes
 from tests.optim.test_checkpoints import through_a_file, twins
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
@@ -199,16 +199,7 @@ def test_any_order_that_the_events_allow_gives_the_same_bits(monkeypatch: pytest
 
 @pytest.mark.parametrize("lane", [lanes.OUT, lanes.STEP])
 def test_an_event_that_is_not_waited_for_shows(lane: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Forgetful(ShuffledLanes):
-        def wait(self, of: int, event: Any) -> None:
-            if of != lane:
-                super().wait(of, event)
-
-        def meet(self, event: Any) -> None:
-            if lane != lanes.OUT:
-                super().meet(event)
-
-    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(2, lanes.STEP))
+    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(2, lanes.STEP, lane, host=lane == lanes.OUT))
     params = weights(SOME[:2], torch.float32, "cpu")
     with pytest.raises(AssertionError):
         follow(ADAMW8.make(params, **OPTIONS), [Late(ADAMW8, p) for p in params], [(0, 1)] * 4)

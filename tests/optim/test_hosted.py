@@ -15,7 +15,7 @@ from refopt_cuda.places import lanes
 from tests.kernels.covering import words_of
 from tests.optim.pairs import CASES, Case, weights
 from tests.optim.placed import ADAMW, ADAMW8, PAGES, SMALL, alike, owned, params_of, step
-from tests.optim.shuffled import ShuffledLanes
+from tests.optim.shuffled import Forgetful, ShuffledLanes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
 every_page = pytest.mark.parametrize("size", PAGES.values(), ids=PAGES)
@@ -56,16 +56,7 @@ def test_any_order_that_the_events_allow_gives_the_same_bits(size: int, monkeypa
 
 @pytest.mark.parametrize("lane", [lanes.IN, lanes.OUT, lanes.STEP])
 def test_an_event_that_is_not_waited_for_shows(lane: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Forgetful(ShuffledLanes):
-        def wait(self, of: int, event: Any) -> None:
-            if of != lane:
-                super().wait(of, event)
-
-        def meet(self, event: Any) -> None:
-            if lane != lanes.IN:
-                super().meet(event)
-
-    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(2, lanes.IN))
+    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(2, lanes.IN, lane, host=lane == lanes.IN))
     with pytest.raises(AssertionError, match="tensor"):
         alike(*pair(ADAMW8, [(64, 80), (33, 300), (40,)], torch.bfloat16, "cpu", 1), 4)
 

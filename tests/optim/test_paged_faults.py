@@ -25,7 +25,7 @@ from tests.optim.placed import (
     params_of,
     step,
 )
-from tests.optim.shuffled import ShuffledLanes
+from tests.optim.shuffled import Forgetful, ShuffledLanes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
 every_page = pytest.mark.parametrize("size", PAGES.values(), ids=PAGES)
@@ -48,12 +48,8 @@ def test_any_order_that_the_events_allow_gives_the_same_bits(size: int, monkeypa
 def test_an_event_that_is_not_waited_for_shows(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above would say of a pager that forgets one of its three waits."""
 
-    class Forgetful(ShuffledLanes):
-        def wait(self, lane: int, event: Any) -> None:
-            if lane != {"stored": lanes.IN, "loaded": lanes.STEP, "stepped": lanes.OUT}[forgotten]:
-                super().wait(lane, event)
-
-    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(1))
+    lane = {"stored": lanes.IN, "loaded": lanes.STEP, "stepped": lanes.OUT}[forgotten]
+    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Forgetful(1, lanes.OUT, lane))
     one, two = pair(ADAMW8, [(64, 80), (33, 300)], torch.float32, "cpu", 1)
     with pytest.raises(AssertionError, match="tensor"):
         alike(one, two, 4)
