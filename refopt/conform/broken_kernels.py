@@ -70,6 +70,49 @@ def rmsprop_decays_its_squares() -> Target:
     return FunctionalTarget(lambda p: {"v": np.zeros(p.shape, f32)}, squares_decay, name)
 
 
+class SquaresInCodes(Target):
+    """RMSprop with a kernel of its own for tensors in codes: decay enters the squares alone, 1 - alpha has lost digits.
+    Small tensors are kept as they are, and decay."""
+
+    name = HERE + "rmsprop_decays_its_squares_in_codes"
+    TABLE = (np.arange(256, dtype=f32) / f32(255)) ** 2
+
+    def refuses(self, rule: Rule, hyper: dict[str, Any]) -> list[str]:
+        return [n for n in ("centered", "momentum") if hyper.get(n)]
+
+    def start(self, rule: Rule, params: Sequence[Array], hyper: dict[str, Any], dtype: str = "float32") -> None:
+        self.h, self.ps = hyper, [p.copy() for p in params]
+        self.vs = [np.zeros(p.shape, f32) for p in params]
+        self.codes: list[Coded | None] = [None for _ in params]
+
+    def step(self, grads: Sequence[Array]) -> None:
+        alpha, one = f32(self.h["alpha"]), f32(1)
+        for k, (p, g) in enumerate(zip(self.ps, grads)):
+            decayed, large = g + f32(self.h["wd"]) * p, p.size >= LEAST
+            share = one - alpha if large else f32(1 - self.h["alpha"])
+            v = self.vs[k] = alpha * self.vs[k] + share * (decayed * decayed)
+            self.ps[k] = p - f32(self.h["lr"]) * ((g if large else decayed) / (np.sqrt(v) + f32(self.h["eps"])))
+            if large:
+                self.store(k)
+
+    def store(self, k: int) -> None:
+        """Codes of a mean of squares, and in its place what the next step will read."""
+        x = self.vs[k].reshape(-1)
+        scales = np.maximum.reduceat(x, np.arange(0, x.size, BLOCK))
+        y = np.sqrt(x / np.maximum(np.repeat(scales, BLOCK)[: x.size], f32(1e-38)))
+        self.codes[k] = c = Coded(np.rint(y * f32(255)).astype(np.uint8), scales, self.TABLE, BLOCK)
+        self.vs[k] = decoded(c).reshape(self.vs[k].shape)
+
+    def params(self) -> list[Array]:
+        return [p.copy() for p in self.ps]
+
+    def coded(self, k: int) -> dict[str, Coded]:
+        return {} if (c := self.codes[k]) is None else {"v": c}
+
+    def state(self, k: int) -> dict[str, Array]:
+        return {"v": self.vs[k].copy()}
+
+
 class Mix(Target):
     """AdEMAMix with its two means as attributes: what it shows of them is a subclass's matter."""
 
@@ -145,6 +188,7 @@ class Shifted(Mix):
         return plain | {n: decoded(c).reshape(self.ps[k].shape) for n, c in self.coded(k).items()}
 
 
+rmsprop_decays_its_squares_in_codes = SquaresInCodes
 ademamix_has_no_room = NoRoom
 ademamix_shifts_its_scales = Shifted
 
@@ -152,6 +196,7 @@ BROKEN_KERNELS: dict[str, tuple[str, str]] = {
     "adamw_by_fast_math": ("adamw", "L1/base/decay-order-after+scalars-f32"),
     "adamw_rounds_twice": ("adamw", "L1/base@bfloat16/decay-ignored+scalars-f32"),
     "rmsprop_decays_its_squares": ("rmsprop", "L1/base/decay-skips-the-step"),
+    "rmsprop_decays_its_squares_in_codes": ("rmsprop", "L1/base/one-minus-beta-f32+decay-skips-the-step"),
     "ademamix_has_no_room": ("ademamix", "L7/base/half-state"),
     "ademamix_shifts_its_scales": ("ademamix", "L1/base/short-block"),
 }

@@ -208,10 +208,18 @@ class Diagnosis(NamedTuple):
     """Other changes that explain the run as well."""
     partly: Match | None = None
     """Where nothing explains the whole run: what explains the tensors that are whole blocks."""
+    parts: tuple[Match, Match] | None = None
+    """Where not even that: what explains the tensors stored in codes, and what those that are not."""
 
     @property
     def id(self) -> str:
         return "unexplained" if self.match is None else self.match.candidate.id
+
+    @property
+    def of_codes(self) -> Candidate | None:
+        """What explains tensors stored in codes where nothing explains all."""
+        found = self.partly or (self.parts[0] if self.parts else None)
+        return found.candidate if found else None
 
 
 def diagnose(run: Run, rule: Rule, setting: Setting) -> Diagnosis:
@@ -230,7 +238,8 @@ def diagnose(run: Run, rule: Rule, setting: Setting) -> Diagnosis:
             return Diagnosis(own, compare(run, rule, setting, held[0]), tuple(c.id for c in held[1:]))
     if roughly:
         return Diagnosis(own, compare(run, rule, setting, roughly[0]), ())
-    return Diagnosis(own, None, partly=in_whole_blocks(run, rule, setting))
+    partly = in_whole_blocks(run, rule, setting)
+    return Diagnosis(own, None, partly=partly, parts=None if partly else by_storage(run, rule, setting))
 
 
 BLOCK = 256
@@ -243,6 +252,16 @@ def in_whole_blocks(run: Run, rule: Rule, setting: Setting) -> Match | None:
     if not whole or len(whole) == len(run.steps) or not any(taken.codes for taken in whole):
         return None
     return diagnose(run._replace(steps=whole), rule, setting).match
+
+
+def by_storage(run: Run, rule: Rule, setting: Setting) -> tuple[Match, Match] | None:
+    """What explains the tensors whose states are coded, and what the others: libraries have a kernel for each."""
+    coded = [taken for taken in run.steps if taken.codes]
+    others = [taken for taken in run.steps if not taken.codes]
+    if not coded or not others:
+        return None
+    a, b = (diagnose(run._replace(steps=steps), rule, setting).match for steps in (coded, others))
+    return (a, b) if a and b else None
 
 
 def may(run: Run, candidate: Candidate) -> bool:

@@ -352,8 +352,11 @@ def coupled_now(rule: Rule, hyper: Hyper) -> bool:
     return has("wd")(rule, hyper) and rule.stem in ("rmsprop", "adagrad")
 
 
-def squares_alone(rule: Rule, hyper: Hyper) -> bool:
-    return coupled_now(rule, hyper) and not hyper.get("centered") and not hyper.get("momentum")
+def squares_alone(momentum: bool) -> Callable[[Rule, Hyper], bool]:
+    def when(rule: Rule, hyper: Hyper) -> bool:
+        return coupled_now(rule, hyper) and not hyper.get("centered") and bool(hyper.get("momentum")) == momentum
+
+    return when
 
 
 def decays_by_lr(rule: Rule, hyper: Hyper) -> bool:
@@ -450,7 +453,14 @@ FURTHER = [
         "decay-skips-the-step",
         "weight decay enters the mean of squares, not the step: it slows weights down and shrinks none",
         accumulated,
-        squares_alone,
+        squares_alone(momentum=False),
+        "defect",
+    ),
+    Dialect(
+        "momentum-ignored+decay-skips-the-step",
+        "momentum is accepted and ignored, and weight decay enters the mean of squares, not the step",
+        accumulated,
+        squares_alone(momentum=True),
         "defect",
     ),
     Dialect(

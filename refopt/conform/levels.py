@@ -131,6 +131,8 @@ def rule_level(s: Subject) -> list[Finding]:
     if d.match is None:
         if d.partly:
             return short_block(s, d.partly.candidate, kept | brief(d.canonical))
+        if d.parts:
+            return two_kernels(s, d.parts, kept | brief(d.canonical))
         id = pattern(s.run, s.rule, s.setting) or "unexplained"
         text = f"nothing documented explains it{note}; first difference: {d.canonical.first}"
         return [s.finding("L1", "fail", id, text, **kept, **brief(d.canonical))]
@@ -150,6 +152,13 @@ def short_block(s: Subject, whole: Candidate, kept: dict[str, Any]) -> list[Find
     text = f"tensors whose last block is short are stepped otherwise; in whole blocks: {whole.says}"
     out = [s.finding("L1", "fail", "short-block", text, **kept)]
     return out + ([s.finding("L1", "fail", whole.id, whole.says)] if whole.changes else [])
+
+
+def two_kernels(s: Subject, parts: tuple[Match, Match], kept: dict[str, Any]) -> list[Finding]:
+    """Tensors in codes follow one thing and the others another; each that is not the claim is a finding."""
+    coded, others = (m.candidate for m in parts)
+    text = f"tensors stored in codes: {coded.says}; those that are not: {others.says}"
+    return [s.finding("L1", "fail", c.id, text, **kept) for c in (coded, others) if c.changes]
 
 
 def distance(m: Match, dtype: str) -> str:
@@ -186,8 +195,7 @@ def codec_level(s: Subject) -> list[Finding]:
     """L3: codes and scales beside the nearest codes of the states that they stand for."""
     if s.run is None or not any(taken.codes for taken in s.run.steps):
         return [s.finding("L3", "skip", "", "no state is stored as codes that can be read")]
-    partly = s.diagnosis and s.diagnosis.partly
-    follows = s.follows or (partly.candidate if partly else None)
+    follows = s.follows or (s.diagnosis.of_codes if s.diagnosis else None)
     if follows is None:
         return [s.finding("L3", "skip", "", "nothing is known that it follows")]
     fresh = tuple(d for d in follows.changes if not d.id.endswith("-bf16"))

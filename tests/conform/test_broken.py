@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from refopt import conform
 from refopt.conform.broken import BROKEN
-from refopt.conform.broken_kernels import BROKEN_KERNELS
+from refopt.conform.broken_kernels import BROKEN_KERNELS, SquaresInCodes
 from refopt.conform.report import Report
+from refopt.spec import Rule
 
 BY_NAME, KERNELS = "refopt.conform.broken:", "refopt.conform.broken_kernels:"
 EVERY = {BY_NAME + name: x for name, x in BROKEN.items()} | {KERNELS + name: x for name, x in BROKEN_KERNELS.items()}
@@ -34,6 +36,21 @@ def test_scales_that_overlap_are_found_at_their_neighbours() -> None:
     found = {f.id: f.text for f in judged(KERNELS + "ademamix_shifts_its_scales", "ademamix").findings}
     assert "whole blocks: the reference's equations" in found["short-block"]
     assert "tensor 1, m2: the scale of block 0" in found["scale-of-neighbour"]
+
+
+def test_tensors_in_codes_and_others_are_explained_apart() -> None:
+    """A target that takes momentum and ignores it, in both of its kernels."""
+
+    class Ignores(SquaresInCodes):
+        def refuses(self, rule: Rule, hyper: dict[str, Any]) -> list[str]:
+            return [n for n in ("centered",) if hyper.get(n)]
+
+    report = conform.run(Ignores(), "rmsprop", only=["L1", "L3"])
+    found = {f.key: f.text for f in report.findings if f.status == "fail"}
+    both = "one-minus-beta-f32+momentum-ignored+decay-skips-the-step"
+    assert found.keys() >= {"L1/momentum/momentum-ignored", f"L1/momentum/{both}"}
+    assert "those that are not: the reference's equations" in found["L1/base/one-minus-beta-f32+decay-skips-the-step"]
+    assert all(f.status == "pass" for f in report.of("L3") if f.setting != "centered")
 
 
 def test_twenty_are_shipped_and_none_shares_its_name_with_another() -> None:

@@ -16,6 +16,8 @@ FINDS = [
     (BNB + "AdamW", "adamw", "decay-order-after"),
     (BNB + "AdamW8bit", "adamw", "decay-order-after"),
     (BNB + "AdEMAMix8bit", "ademamix", "short-block"),
+    (BNB + "RMSprop8bit", "rmsprop", "decay-skips-the-step"),
+    (BNB + "Adagrad8bit", "adagrad", "decay-skips-the-step"),
 ]
 
 

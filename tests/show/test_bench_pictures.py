@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,15 +97,11 @@ def test_sizes_are_read_from_names(work: str, millions: float) -> None:
 
 
 @pytest.fixture
-def results() -> ModuleType:
-    """docs/_ext/results.py, which Sphinx loads."""
+def results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """docs/_ext/results.py, as Sphinx loads it: its neighbours can be imported."""
     pytest.importorskip("sphinx", reason="needs Sphinx: pip install 'refopt[docs]'")
-    path = Path(__file__).parents[2] / "docs" / "_ext" / "results.py"
-    spec = importlib.util.spec_from_file_location("results", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "docs" / "_ext")
+    return importlib.import_module("results")
 
 
 def test_the_page_says_mean_noise_and_difference_in_pairs(results: ModuleType, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,9 @@ def test_every_error_on_the_page_of_errors_is_one_that_the_sources_raise() -> No
         assert any(wanted.search(said) for said in known), f"docs/errors.md: nothing says {line!r}"
 
 
-def test_the_table_of_the_readme_is_that_of_the_records() -> None:
-    spec = importlib.util.spec_from_file_location("figures", DOCS / "_ext" / "figures.py")
-    assert spec is not None and spec.loader is not None
-    figures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figures)
+def test_the_table_of_the_readme_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    figures = importlib.import_module("figures")
     cells = [tuple(c.strip() for c in line.strip("| ").split("|")) for line in text("README.md").splitlines()]
     for line in figures.measured(figures.rows()):
         assert line in cells, f"README.md lacks {line}: python docs/_ext/figures.py prints the table"
