@@ -16,7 +16,7 @@ from refopt_cuda.train.errors import InputError
 from refopt_cuda.train.model import Sizes
 
 GIB = 1 << 30
-SHARDED = ("resident", "paged", "host")
+SHARDED = ("resident", "paged", "host", "disk")
 """Places of states that sharded runs take."""
 
 

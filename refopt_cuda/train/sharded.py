@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -76,7 +77,11 @@ class Run(loop.Run):
             fully_shard(block, mesh=self.mesh)
         fully_shard(self.model, mesh=self.mesh)
         self.model.to(self.plan.device)
-        self.opt = self.subject.make(self.model.parameters(), self.plan.lr, self.plan.place)
+        states = self.folder / "states"
+        if self.rank == 0:
+            shutil.rmtree(states, ignore_errors=True)  # the checkpoint holds them, at its own step
+        dist.barrier()
+        self.opt = self.subject.make(self.model.parameters(), self.plan.lr, self.plan.place, states)
         self.params = [p for g in self.opt.param_groups for p in g["params"]]
         self._load()
 

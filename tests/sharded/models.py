@@ -134,13 +134,14 @@ def _whole(g: Any, device: Any) -> torch.Tensor:
 
 
 def job(world: World, folder: Path) -> None:
-    """`refopt train --sharded`: stopped and gone on with, it has the bits of a run that was not; its losses are those
-    of one process but for the order of sums."""
+    """`refopt train --sharded`: stopped, on disk, and gone on with, it has the bits of a run that was neither; its losses
+    are those of one process but for the order of sums."""
     claim, sizes = "the job", {"layers": 1, "width": 32, "heads": 2, "hidden": 64, "context": 16}
     plan = Plan(("AdamW8bit",), (0,), 6, 12, lr=5e-3, samples=0, device=world.device, ranks=world.size, **sizes)
     text = tuple(np.random.default_rng(k).integers(0, 96, 4000).astype(np.uint8) for k in (0, 1))
     (subject,) = subjects.parse_all(plan.optimizers)
-    through, stopped = (sharded.Run(plan, 0, subject, text, folder / name) for name in ("through", "stopped"))
+    filed = replace(plan, place="disk")
+    through, stopped = (sharded.Run(p, 0, subject, text, folder / p.place) for p in (plan, filed))
     through.start()
     whole = through.train(lambda r: None, lambda: False)
     stopped.start()
@@ -148,7 +149,8 @@ def job(world: World, folder: Path) -> None:
         stopped.train(lambda r: None, lambda: world.rank == 0 and stopped.record.step == 3)
     except loop.Stopped:
         pass
-    again = sharded.Run(plan, 0, subject, text, folder / "stopped")
+    stopped.opt._home.vault.close(keep=True)
+    again = sharded.Run(filed, 0, subject, text, folder / filed.place)
     again.start()
     world.report.holds(claim, again.record.step == 3, f"gone on with at step {again.record.step}")
     parts = again.train(lambda r: None, lambda: False)
