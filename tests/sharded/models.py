@@ -134,7 +134,7 @@ def _whole(g: Any, device: Any) -> torch.Tensor:
 
 
 def job(world: World, folder: Path) -> None:
-    """`refopt train --sharded`: stopped, on disk, and gone on with, it has the bits of a run that was neither; its losses
+    """`refopt train --sharded`: on disk, stopped and gone on with, it has the bits of a run that was not; its losses
     are those of one process but for the order of sums."""
     claim, sizes = "the job", {"layers": 1, "width": 32, "heads": 2, "hidden": 64, "context": 16}
     plan = Plan(("AdamW8bit",), (0,), 6, 12, lr=5e-3, samples=0, device=world.device, ranks=world.size, **sizes)
