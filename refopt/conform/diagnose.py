@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refopt.conform.dialects import Candidate, candidates, made
+from refopt.conform.candidates import Candidate, candidates, made
 from refopt.conform.measure import BACKWARD, DECIDED, Step, bf16, loose, swayed, ulps, unit, wide
 from refopt.conform.record import Run, Taken, begun
 from refopt.conform.settings import Setting

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from refopt import codecs, memory
+from refopt.conform.candidates import Candidate, made
 from refopt.conform.codes import judge
 from refopt.conform.codes import named as named_table
 from refopt.conform.diagnose import Diagnosis, Match, brief, compare_free, diagnose, pattern
-from refopt.conform.dialects import Candidate, made
 from refopt.conform.forms import named
 from refopt.conform.measure import loose, ulps, wide
 from refopt.conform.record import Run, begun, free, record, visible

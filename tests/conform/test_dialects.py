@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refopt import conform, rules
+from refopt.conform.candidates import Candidate, candidates, made
 from refopt.conform.diagnose import compare, diagnose
-from refopt.conform.dialects import Candidate, candidates, made
 from refopt.conform.measure import ulps
 from refopt.conform.record import oracle, record
 from refopt.conform.settings import Setting, claimed, data, settings, shapes

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from refopt import rules
+from refopt.conform.candidates import Candidate, made
 from refopt.conform.diagnose import Diagnosis, compare
-from refopt.conform.dialects import Candidate, made
 from refopt.conform.levels import Subject, smoke
 from refopt.conform.record import record
 from refopt.conform.settings import Setting, data, settings, shapes
