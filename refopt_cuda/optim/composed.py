@@ -356,10 +356,6 @@ class Composed(torch.optim.Optimizer):
         raises, RuntimeError.
         """
         call = f"{type(self).__name__}.resume"
-        if self._placed.place != "disk":
-            raise ValueError(
-                f"{call}: only place='disk' leaves states to go on with, and place is {self._placed.place!r}"
-            )
         hypers = [settings.hyper_of(self.rule, group, call) for group in self.param_groups]
         numbers = self._numbers()
         kept = {
@@ -367,8 +363,7 @@ class Composed(torch.optim.Optimizer):
             for hyper, group in zip(hypers, self.param_groups, strict=True)
             for p in group["params"]
         }
-        params, layouts = ({k: pair[at] for k, pair in kept.items()} for at in (0, 1))
-        found, steps = self._home.resume(params, layouts, self.rule.stem, call)
+        found, steps = placing.resume(self._home, self._placed, kept, self.rule.stem, call)
         self._plans.clear()
         self.state = {p: Entry(entry) for p, entry in found.items()}
         return steps

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt.spec import StateError
 from refopt_cuda.optim import agreeing, filed, reopening, sharded, states
-from refopt_cuda.optim.paging import Book, Deck, Paged, stepping
+from refopt_cuda.optim.paging import Book, Deck, Paged
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
 from refopt_cuda.optim.watched import replace
@@ -187,7 +187,6 @@ class OnDisk(Paged):
 
     def room(self, deck: Deck, book: Book, call: str) -> None:
         """Pages of host memory, and where there is a GPU a ring on it."""
-        deck.largest = max([deck.largest, *(up(page.size, ALIGN) for page in book.pages)])
         through = deck.device.type == "cuda" or self.rehearsal
         records = [(self.records[page], self.weights.get(page)) for page in book.pages]
         size = max((a.room + (b.room if b else 0) for a, b in records), default=0)
@@ -200,7 +199,7 @@ class OnDisk(Paged):
             self.desks[deck.device] = Desk(cut, self.vault.pool, deck.lanes.meet, 1 if through else 0)
         if through:
             with deck.current:
-                deck.widen(deck.largest)
+                deck.widen(book.pages, ALIGN)
                 deck.slabs.pin(call)
 
     def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
@@ -216,7 +215,7 @@ class OnDisk(Paged):
         grads = {slot: w.g.contiguous() for slot, w in mine.items()}
         turns = []
         for page in book.pages:
-            step = stepping(deck, plan, form, page, mine, grads, rows)
+            step = self.stepping(deck, plan, form, page, mine, grads, rows)
             if step is not None:
                 give = partial(self._step, deck, page, step, through)
                 turns.append(Turn(self.records[page], give, self.weights.get(page)))
@@ -231,9 +230,7 @@ class OnDisk(Paged):
         if through:
             deck.ring.turn(page.number, joined([Copy(0, buffer.ctypes.data, page.size)]), step)
         else:
-            page.memory = torch.from_numpy(buffer)
-            for piece in page.pieces:
-                piece.__dict__.pop("arrays", None)
+            page.bind(torch.from_numpy(buffer))
             step()
         if page in self.weights:
             behind = buffer.ctypes.data + self.records[page].room

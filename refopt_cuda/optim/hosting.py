@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -82,7 +82,7 @@ class Hosted(Paged):
         for page in book.pages:
             pieces = [piece for piece in page.pieces if piece.slot in mine and not page.turned]
             if pieces:
-                deck.ring.give(_turn(deck, pieces, form, mine, grads, rows), ready)
+                deck.ring.give(self._staged(deck, plan, pieces, form, mine, grads, rows), ready)
                 count += 1
         self.wait()
         for _ in range(count):
@@ -105,9 +105,44 @@ class Hosted(Paged):
     ) -> bool:
         """Have the thread step one page, all of whose gradients are there."""
         deck.begin()
-        deck.ring.give(_turn(deck, page.pieces, form, mine, grads, rows), _mark(deck))
+        deck.ring.give(self._staged(deck, plan, page.pieces, form, mine, grads, rows), _mark(deck))
         self._ahead.append(self._thread.submit(_advance, deck))
         return True
+
+    def _staged(
+        self,
+        deck: Deck,
+        plan: Plan,
+        pieces: Sequence[Piece],
+        form: Form,
+        mine: Mapping[Slot, Work],
+        grads: Mapping[Slot, torch.Tensor],
+        rows: Any,
+    ) -> Turn:
+        """The next page of a step: what comes down, and what is done with it."""
+        start, moves, todo = deck.ring.given % BUFFERS * deck.ring.size, list[Move](), list[Any]()
+        place, end = deck.memory[start : start + deck.ring.size], 0
+        for piece in pieces:
+            found = []
+            for x, back in ((piece.dense, True), (piece.of(grads[piece.slot]), False)):
+                moves.append(Move(end, x.data_ptr(), x.nbytes, back))
+                found.append(place[end : end + x.nbytes].view(x.dtype).view(x.shape))
+                end += up(x.nbytes, ALIGN)
+            todo.append(self.below(piece, found[0], found[1], mine[piece.slot]))
+        return Turn(moves, self.steps(plan, form, todo, rows), [grads[piece.slot] for piece in pieces])
+
+    def below(self, piece: Piece, p: torch.Tensor, g: torch.Tensor, w: Work) -> Any:
+        """The work on a piece whose weights and gradient have come down to `p` and `g`."""
+        return Work(HostPiece(piece, p), g, w.t)  # type: ignore[arg-type]
+
+    def steps(self, plan: Plan, form: Form, todo: Sequence[Any], rows: Any) -> Callable[[], None]:
+        """What steps such pieces."""
+
+        def step() -> None:
+            for w in todo:
+                on_host(form, w, rows[w.t])
+
+        return step
 
     def wait(self) -> None:
         """Wait for what the thread has been given; raises what it raised."""
@@ -143,29 +178,3 @@ def _mark(deck: Deck) -> Any:
 
 def _bytes(piece: Piece) -> int:
     return up(piece.dense.nbytes, ALIGN) + up(4 * piece.dense.numel(), ALIGN)
-
-
-def _turn(
-    deck: Deck,
-    pieces: Sequence[Piece],
-    form: Form,
-    mine: Mapping[Slot, Work],
-    grads: Mapping[Slot, torch.Tensor],
-    rows: Any,
-) -> Turn:
-    """The next page of a step: what comes down, and what is done with it."""
-    start, moves, todo = deck.ring.given % BUFFERS * deck.ring.size, list[Move](), list[Work]()
-    place, end = deck.memory[start : start + deck.ring.size], 0
-    for piece in pieces:
-        found = []
-        for x, back in ((piece.dense, True), (piece.of(grads[piece.slot]), False)):
-            moves.append(Move(end, x.data_ptr(), x.nbytes, back))
-            found.append(place[end : end + x.nbytes].view(x.dtype))
-            end += up(x.nbytes, ALIGN)
-        todo.append(Work(HostPiece(piece, found[0]), found[1], mine[piece.slot].t))  # type: ignore[arg-type]
-
-    def step() -> None:
-        for w in todo:
-            on_host(form, w, rows[w.t])
-
-    return Turn(moves, step, [grads[piece.slot] for piece in pieces])

@@ -46,8 +46,8 @@ class Deck:
         self.device = device
         self.lanes = lanes.lanes_of(device.type, device.index or 0, *([pair] if pair else []))
         self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
-        self.ring: Any = Ring(self.lanes, 0, 0, 0)
-        self.numbered, self.largest, self.spare = 0, 0, -1
+        self.ring: Any = Ring(self.lanes, 0, [0] * BUFFERS)
+        self.numbered, self.spare = 0, -1
         weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
 
     @property
@@ -84,24 +84,26 @@ class Deck:
         """Whether a tensor lies in the slabs, or `x` is none."""
         return not isinstance(x, torch.Tensor) or self.slabs.owns(sharded.local(x).data_ptr())
 
-    def widen(self, size: int) -> None:
-        """A ring for pages of this size; the old one goes when its last page is stored."""
-        if self.ring.size < size:
+    def widen(self, pages: Iterable[Page], to: int = 256) -> None:
+        """A ring for these pages, too, each place as large as the largest page that passes through it and a multiple of
+        `to` bytes; the old one goes when its last page is stored."""
+        sizes = list(self.ring.sizes)
+        for page in pages:
+            sizes[page.number % BUFFERS] = max(sizes[page.number % BUFFERS], up(page.size, to))
+        if tuple(sizes) != self.ring.sizes:
             self.lanes.finish()
-            size = up(size, 256)
-            self.memory = torch.empty(BUFFERS * size, dtype=torch.uint8, device=self.device)
+            self.memory = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
             with self.current:
-                self.ring = Ring(self.lanes, self.memory.data_ptr(), size, BUFFERS)
+                self.ring = Ring(self.lanes, self.memory.data_ptr(), sizes)
                 if self.device.type == "cuda":  # whoever had this memory before may still be at work
                     torch.cuda.current_stream().synchronize()
 
     def bind(self, book: Book) -> None:
         """Give every page its place."""
         for page in book.pages:
-            start = page.number % BUFFERS * self.ring.size
-            page.memory = self.memory[start : start + self.ring.size]
-            for piece in page.pieces:
-                piece.__dict__.pop("arrays", None)
+            place = page.number % BUFFERS
+            start, size = self.ring.starts[place], self.ring.sizes[place]
+            page.bind(self.memory[start : start + size])
         book.ring = self.ring
 
 
@@ -204,9 +206,8 @@ class Paged(Home):
 
     def room(self, deck: Deck, book: Book, call: str) -> None:
         """Memory for what passes through, and pins for what the device reads."""
-        deck.largest = max([deck.largest, *(page.size for page in book.pages)])
         with deck.current:
-            deck.widen(deck.largest)
+            deck.widen(book.pages)
             deck.slabs.pin(call)
 
     def _extend(self, deck: Deck, book: Book, slots: list[Slot], call: str) -> None:
@@ -216,10 +217,13 @@ class Paged(Home):
             if any(page.turned for page in book.pages):
                 raise RuntimeError(f"{call}: a parameter or a state was replaced between backward() and step()")
             known, book.pages = set(), []
-        grids = [Grid(slot) for slot in slots if slot not in known]
-        new = pages(grids, self.page_bytes, deck.numbered)
+        new = self.cut([slot for slot in slots if slot not in known], deck.numbered)
         book.slots, book.pages, book.ring = slots, book.pages + new, None
         deck.numbered += len(new)
+
+    def cut(self, slots: Sequence[Slot], number: int) -> list[Page]:
+        """The pages of these slots, numbered from `number` on."""
+        return pages(map(Grid, slots), self.page_bytes, number)
 
     def holds(self, slot: Slot) -> bool:
         """Whether a slot's states are paged."""
@@ -246,7 +250,7 @@ class Paged(Home):
         grads = {slot: w.g.contiguous() for slot, w in mine.items()}
         for page in book.pages:
             if not page.turned:
-                turn(deck, plan, form, page, mine, grads, rows)
+                self._turn_page(deck, plan, form, page, mine, grads, rows)
         for slot in mine:
             deck.lanes.run(slot.put)
         deck.lanes.flush()
@@ -266,9 +270,51 @@ class Paged(Home):
         if book.ring is not deck.ring:
             return False
         deck.begin()
-        turn(deck, plan, form, page, mine, grads, rows)
+        self._turn_page(deck, plan, form, page, mine, grads, rows)
         deck.lanes.flush()
         return True
+
+    def _turn_page(
+        self,
+        deck: Deck,
+        plan: Plan,
+        form: Form,
+        page: Page,
+        mine: Mapping[Slot, Work],
+        grads: Mapping[Slot, torch.Tensor],
+        rows: Any,
+    ) -> None:
+        """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
+        step = self.stepping(deck, plan, form, page, mine, grads, rows)
+        if step is not None:
+            deck.ring.turn(page.number, page.copies, step)
+
+    def stepping(
+        self,
+        deck: Deck,
+        plan: Plan,
+        form: Form,
+        page: Page,
+        mine: Mapping[Slot, Work],
+        grads: Mapping[Slot, torch.Tensor],
+        rows: Any,
+    ) -> Callable[[], None] | None:
+        """How a page that lies in its place is stepped; None where no piece is of these parameters."""
+        todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
+        kinds: dict[Any, list[Work]] = {}
+        for w, piece in todo:
+            some = kinds.setdefault((*piece.kind, w.g.dtype), [])
+            some.append(Work(piece, piece.of(grads[piece.slot]), w.t))
+
+        def step() -> None:
+            for kind, some in kinds.items():
+                if deck.device.type == "cuda":
+                    plan.launch(form, (*kind, form, page), some, rows)
+                else:
+                    for w in some:
+                        on_host(form, w, rows[w.t])
+
+        return step if todo else None
 
     def join(self) -> None:
         """Work that is given from now on finds all weights that were stepped ahead."""
@@ -278,48 +324,6 @@ class Paged(Home):
         for deck in self.decks.values():
             with deck.current:
                 deck.lanes.finish()
-
-
-def turn(
-    deck: Deck,
-    plan: Plan,
-    form: Form,
-    page: Page,
-    mine: Mapping[Slot, Work],
-    grads: Mapping[Slot, torch.Tensor],
-    rows: Any,
-) -> None:
-    """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
-    step = stepping(deck, plan, form, page, mine, grads, rows)
-    if step is not None:
-        deck.ring.turn(page.number, page.copies, step)
-
-
-def stepping(
-    deck: Deck,
-    plan: Plan,
-    form: Form,
-    page: Page,
-    mine: Mapping[Slot, Work],
-    grads: Mapping[Slot, torch.Tensor],
-    rows: Any,
-) -> Callable[[], None] | None:
-    """How a page that lies in its place is stepped; None where no piece is of these parameters."""
-    todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
-    kinds: dict[Any, list[Work]] = {}
-    for w, piece in todo:
-        some = kinds.setdefault((*piece.kind, w.g.dtype), [])
-        some.append(Work(piece, piece.of(grads[piece.slot]), w.t))  # type: ignore[arg-type]
-
-    def step() -> None:
-        for kind, some in kinds.items():
-            if deck.device.type == "cuda":
-                plan.launch(form, (*kind, form, page), some, rows)
-            else:
-                for w in some:
-                    on_host(form, w, rows[w.t])
-
-    return step if todo else None
 
 
 __all__ = ["BUFFERS", "PAGE_BYTES", "Paged", "Piece"]

@@ -127,6 +127,10 @@ class Piece:
         """Pages are made anew where a slot is."""
         return False
 
+    def moved(self) -> None:
+        """The page has another place."""
+        self.__dict__.pop("arrays", None)
+
     def take(self) -> None: ...
 
     def put(self) -> None: ...
@@ -168,9 +172,15 @@ class Page:
 
     number: int
     size: int = 0
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Any] = field(default_factory=list)
     memory: Any = None
     turned: bool = False
+
+    def bind(self, memory: torch.Tensor) -> None:
+        """The page's place is here, from now on."""
+        self.memory = memory
+        for piece in self.pieces:
+            piece.moved()
 
     @property
     def address(self) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from refopt_cuda.optim.delayed import Delayed
 from refopt_cuda.optim.filing import OnDisk
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import PAGE_BYTES, Paged
 from refopt_cuda.optim.splitting import Mixed
+from refopt_cuda.optim.states import Layout
 
 
 class Placed(NamedTuple):
@@ -103,6 +107,17 @@ def refuse(placed: Placed, capturable: Any, max_grad_norm: Any, call: str) -> No
     if max_grad_norm is not None and (placed.place in ("host", "auto") or placed.during_backward):
         where = "during_backward" if placed.during_backward else f"place={placed.place!r}"
         raise ValueError(f"{call}: max_grad_norm needs every gradient's norm before a step, got {where}")
+
+
+def resume(
+    home: Any, placed: Placed, kept: Mapping[int, tuple[torch.Tensor, Layout]], rule: str, call: str
+) -> tuple[dict[torch.Tensor, dict[str, Any]], int]:
+    """What a place has kept of these parameters, by their numbers, and the number of their steps; ValueError where the
+    place keeps nothing."""
+    if placed.place != "disk":
+        raise ValueError(f"{call}: only place='disk' leaves states to go on with, and place is {placed.place!r}")
+    params, layouts = ({k: pair[at] for k, pair in kept.items()} for at in (0, 1))
+    return home.resume(params, layouts, rule, call)
 
 
 def home(placed: Placed) -> Any:

@@ -6,8 +6,10 @@ CPU parameters are stepped by compiled loops. Both have the bits of `refopt`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,7 +19,18 @@ from refopt.spec import Rule, StateError
 from refopt_cuda.codecs import named
 from refopt_cuda.kernels import whole_cuda, whole_host
 from refopt_cuda.kernels.whole_rules import Form, form_of, forms, rows
-from refopt_cuda.optim import checks, dialect, gathered, live, norms, overrides, sharded, states
+from refopt_cuda.optim import (
+    checks,
+    dialect,
+    gathered,
+    live,
+    norms,
+    overrides,
+    placing,
+    sharded,
+    states,
+    whole_places,
+)
 from refopt_cuda.optim.checks import Pair
 from refopt_cuda.optim.coded import refuse_capture
 from refopt_cuda.optim.eager import eager
@@ -25,6 +38,7 @@ from refopt_cuda.optim.live import Scaling
 from refopt_cuda.optim.run import words as memory
 from refopt_cuda.optim.settings import Coding, check_group, codec_names, number
 from refopt_cuda.optim.whole_launch import Launch, Made
+from refopt_cuda.optim.whole_places import Shelf
 from refopt_cuda.optim.whole_slots import Slot, Work, batches
 
 FLOAT = Coding(named("f32"), 0)
@@ -44,6 +58,9 @@ class Whole(torch.optim.Optimizer):
               block          elements that share a scale; by default each codec's own
               min_8bit_size  smaller matrices, vectors below 65,536 elements, and rows below 16 keep float32 states
               overrides      {pattern of names: settings}
+              place          "resident", "paged", "host" or "disk", as for `Composed`; states of a tensor travel
+                             together, so that places of the ring, or of the host, are as large as the largest tensor
+                             that passes through them. page_bytes, resident_bytes, path, keep_weights: likewise
               max_grad_norm, gnorm_scale, capturable   as for `Composed`
               foreach, fused   torch's; taken, and without meaning here
 
@@ -58,6 +75,7 @@ class Whole(torch.optim.Optimizer):
 
     stem: ClassVar[str]
     usual: ClassVar[str | None] = None
+    usual_place: ClassVar[str] = "resident"
     coded = True
     NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
 
@@ -70,9 +88,10 @@ class Whole(torch.optim.Optimizer):
         kept: Kept = (32, None, None),
     ) -> None:
         call, (bits, args, min_size) = type(self).__name__, kept
-        takes: dict[str, Any] = {"codecs": None, "block": None, "overrides": None, **dialect.LIVE}
+        takes: dict[str, Any] = {"codecs": None, "block": None, "overrides": None, **dialect.LIVE, **whole_places.OPTIONS}
         takes |= {"min_8bit_size": 4096} if min_size is None else {}
         more = dialect.further(call, options, takes, args)
+        self._placed = whole_places.check(call, self.usual_place, **{n: more.pop(n) for n in whole_places.OPTIONS})
         live.check(more["gnorm_scale"], more["max_grad_norm"], call)
         patterns, codecs = more.pop("overrides"), more.pop("codecs")
         if patterns is not None:
@@ -80,6 +99,7 @@ class Whole(torch.optim.Optimizer):
         more["min_size"] = dialect.size(call, more.pop("min_8bit_size", min_size))
         roles = [s.name for s in self.rule.states if s.name in self._codable]
         more["codecs"] = self._table(codecs, dict.fromkeys(roles, dialect.usual(call, self.usual, bits) or "f32"), call)
+        self._home = whole_places.home(self._placed)
         self._forget()
         self._check({**words, **more, "maximize": maximize}, call)
         super().__init__(params, {**words, **more, "maximize": maximize, "format": states.FORMAT})
@@ -88,6 +108,7 @@ class Whole(torch.optim.Optimizer):
         """What steps have found out and bound so far."""
         self._launches: dict[Any, Launch] = {}
         self._slots: dict[torch.Tensor, Slot] = {}
+        self._shelves: dict[int, Shelf] = {}
         self._apart: list[tuple[Any, ...]] = []
         self._counting: set[int] = set()
         self._rooms: dict[int, dict[torch.device, torch.Tensor]] = {}
@@ -132,6 +153,7 @@ class Whole(torch.optim.Optimizer):
         """The hyper-parameters of a group whose settings can be."""
         check_group(self.rule, group, call)
         refuse_capture(group["codecs"].values(), group["capturable"], call)
+        placing.refuse(self._placed, group["capturable"], group["max_grad_norm"], call)
         return self.hyper(group, call)
 
     def hyper(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
@@ -184,8 +206,8 @@ class Whole(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether torch.amp.GradScaler leaves it to the step to divide and to skip; not where parameters are sharded,
-        of which each is stepped by itself."""
-        return not gathered.any_sharded(self)
+        of which each is stepped by itself, nor where the host has to know."""
+        return self._placed.place not in ("host", "disk") and not gathered.any_sharded(self)
 
     @eager
     @torch.no_grad()
@@ -195,8 +217,9 @@ class Whole(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        only = not self.state and sharded.initial()
+        only = not self._state and sharded.initial()
         if gathered.any_sharded(self):
+            whole_places.refuse_shards(self._placed, f"{type(self).__name__}.step")
             gathered.refuse(self)
             gathered.step(self, lambda: self._step(only), lambda p: self._slots.pop(p, None))
         else:
@@ -210,10 +233,13 @@ class Whole(torch.optim.Optimizer):
         hypers = [self.hyper(group, call) for group in self.param_groups]
         if scaling.skip:
             return
-        ready = [self._prepare(k, hyper, scaling, call) for k, hyper in enumerate(hypers)]
+        if self._home is not None:
+            self._home.begin(self._state, (p for group in self.param_groups for p in group["params"]), call)
+        numbers = self._numbers()
+        ready = [self._prepare(k, hyper, scaling, numbers, call) for k, hyper in enumerate(hypers)]
         self._check_apart([w.p for work in ready for w in work], call)
         if only:
-            self.state.update((w.p, w.slot.entry) for work in ready for w in work)
+            self._state.update((w.p, w.slot.entry) for work in ready for w in work)
             return
         if scaling.longest is not None:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
@@ -221,11 +247,19 @@ class Whole(torch.optim.Optimizer):
             scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.p for w in every])
         for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             self._run(k, hyper, work, scaling)
+        if self._home is not None:
+            self._home.stepped(self._shelves.values(), self._state, numbers, self.stem)
         if checks.capturing():
             launches = [launch.memory for launch in self._launches.values()]
             self._memory.keep([*launches, dict(self._slots), [dict(room) for room in self._rooms.values()]])
 
-    def _prepare(self, k: int, hyper: dict[str, Any], scaling: Scaling, call: str) -> list[Work]:
+    def _numbers(self) -> dict[int, int]:
+        """Of each parameter by id; files name their states by them."""
+        return {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+
+    def _prepare(
+        self, k: int, hyper: dict[str, Any], scaling: Scaling, numbers: Mapping[int, int], call: str
+    ) -> list[Work]:
         """Everything that a group's step needs, checked; states that are missing are made but not yet given."""
         group = self.param_groups[k]
         pairs = checks.gather(group["params"], call)
@@ -234,18 +268,23 @@ class Whole(torch.optim.Optimizer):
             self._counting.add(k)
         kept = tuple(group["codecs"].items()), group["block"], group["min_size"]
         mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads"), kept
-        work = [self._ready(pair, hyper, mode, k, call) for pair in pairs]
-        return live.counted(work, group["params"], self.state) if k in self._counting else work
+        work = [self._ready(pair, hyper, mode, k, numbers[id(pair[0])], call) for pair in pairs]
+        if self._home is not None:
+            shelf = self._shelves.setdefault(k, Shelf())
+            shelf.slots = {id(p): self._slots[p] for p in group["params"] if p in self._slots}
+            self._home.arrange(shelf, call)
+        return live.counted(work, group["params"], self._state) if k in self._counting else work
 
-    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, k: int, call: str) -> Work:
+    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, k: int, number: int, call: str) -> Work:
         p, g = pair
-        slot, entry, counting = self._slots.get(p), self.state.get(p), k in self._counting
-        if slot is None or slot.stale(mode, entry):
+        slot, entry, counting = self._slots.get(p), self._state.get(p), k in self._counting
+        if slot is None or slot.stale(mode, entry, number):
             live.refuse_in_capture("states")
             self._fits(tuple(p.shape), hyper, call)
             names, kept = self.layout(p, hyper, self.param_groups[k])
-            entry = (live if counting else states).ready(kept, entry, p, call)
-            slot = self._slots[p] = Slot(p, mode, names, kept, entry)
+            ready = (self._home or states).ready
+            entry = live.ready(kept, entry, p, call, ready) if counting else ready(kept, entry, p, call)
+            slot = self._slots[p] = Slot(p, mode, names, kept, entry, number)
         step = slot.entry["step"]
         return Work(slot, g, step if counting and p.is_cuda else int(step) + 1)
 
@@ -266,15 +305,34 @@ class Whole(torch.optim.Optimizer):
         for device in dict.fromkeys(w.p.device for w in work):
             some = [w for w in work if w.p.device == device]
             made[device] = self._made(k, form, hyper, some, factor, scaling)
-        for number_, some in enumerate(batches(work)):
-            opened = [w._replace(slot=w.slot.opened()) for w in some if w.p.numel()]
-            self._turn((k, number_), form, hyper, opened, made)
-            for w in opened:
-                inf = scaling.inf if w.p.is_cuda else None
-                w.slot.put(None if inf is None else inf.to(w.p.device) != 0)
+        away = [w for w in work if self._home is not None and self._home.holds(w.slot)]
+        here = [w for w in work if w not in away] if away else work
+        step = partial(self._pass, form=form, hyper=hyper, inf=scaling.inf)
+        step(self._launches, (k,), here, made)
+        if away:
+            shelf = self._shelves[k]
+            shelf.run = lambda launches, key, some, rows: step(launches, key, some, {w.p.device: rows for w in some})
+            self._home.step(shelf, form, away, made)
         for w in work:
             w.slot.entry["step"] = w.t
-            self.state[w.p] = w.slot.entry
+            self._state[w.p] = w.slot.entry
+
+    def _pass(
+        self,
+        launches: dict[Any, Launch],
+        key: tuple[Any, ...],
+        work: list[Work],
+        made: Mapping[torch.device, Made],
+        form: Form,
+        hyper: Mapping[str, Any],
+        inf: torch.Tensor | None,
+    ) -> None:
+        """Step parameters whose states lie where they can be stepped, so many at a time as may be decoded."""
+        for number_, some in enumerate(batches(work)):
+            opened = [w._replace(slot=w.slot.opened()) for w in some if w.p.numel()]
+            self._turn(launches, (number_, *key), form, hyper, opened, made)
+            for w in opened:
+                w.slot.put(None if inf is None or not w.p.is_cuda else inf.to(w.p.device) != 0)
 
     def _made(
         self,
@@ -295,9 +353,10 @@ class Whole(torch.optim.Optimizer):
             now["lr"] = now["lr"].item()
         return {kind: rows(self.stem, *kind, now) for kind in kinds}
 
+    @staticmethod
     def _turn(
-        self,
-        key: tuple[int, int],
+        launches: dict[Any, Launch],
+        key: tuple[Any, ...],
         form: Form,
         hyper: Mapping[str, Any],
         work: Sequence[Work],
@@ -310,19 +369,19 @@ class Whole(torch.optim.Optimizer):
             if w.p.is_cuda:
                 kinds.setdefault((w.p.device, w.p.dtype, w.g.dtype), []).append(w)
             else:
-                arrays = {n: memory(x) for n, x in w.slot.kept.items()}
+                arrays = {n: memory(x) for n, x in w.slot.values.items()}
                 g, rows_of = memory(w.g.contiguous()), cast(Any, made[w.p.device])[w.kind]
                 whole_host.step(form, hyper, memory(w.slot.dense), g, arrays, tuple(w.p.shape), rows_of)
         blocks = hyper.get("blocks"), hyper.get("heads")
         for (device, *dtypes), some in kinds.items():
             for at in range(0, len(some), whole_cuda.SIZES[-1]):
-                where = (*key, device, *dtypes, form, *blocks, at)
+                where = (device, *dtypes, form, *blocks, at, *key)
                 with torch.cuda.device(device):
-                    if where not in self._launches:
+                    if where not in launches:
                         live.refuse_in_capture("kernels")
-                        self._launches[where] = Launch(form, hyper, (dtypes[0], dtypes[1]))
+                        launches[where] = Launch(form, hyper, (dtypes[0], dtypes[1]))
                     stream = torch.cuda.current_stream(device).cuda_stream
-                    self._launches[where].step(some[at : at + whole_cuda.SIZES[-1]], made[device], stream)
+                    launches[where].step(some[at : at + whole_cuda.SIZES[-1]], made[device], stream)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but codes stay codes and float32 states stay float32 whatever the weights are.
@@ -330,7 +389,34 @@ class Whole(torch.optim.Optimizer):
         Raises StateError or ShapeError, before anything is changed, for the state of another rule, of other codecs or
         of other shapes.
         """
-        states.load(self, state_dict, self._check_saved, self._restore)
+        if self._home is not None:
+            self._home.finish()
+        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self._state))
+
+    @property
+    def state(self) -> Any:
+        """The states by parameter; where they live in another place, the last copies are waited for."""
+        if self._home is not None:
+            self._home.finish()
+            self._home.show(self._state)
+        return self._state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._state = value
+
+    def resume(self) -> int:
+        """As `Composed.resume`: go on with the states that an optimizer with place="disk" left in `path`."""
+        call, numbers = f"{type(self).__name__}.resume", self._numbers()
+        kept = {
+            numbers[id(p)]: (p, self.layout(p, self.hyper(group, call), group)[1])
+            for group in self.param_groups
+            for p in group["params"]
+        }
+        found, steps = placing.resume(self._home, self._placed, kept, self.stem, call)
+        self._forget()
+        self._state = defaultdict(dict, found)
+        return steps
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
@@ -347,17 +433,28 @@ class Whole(torch.optim.Optimizer):
                     _, kept = self.layout(p, hyper, group)
                     states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             hyper = self.hyper(group, "")
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    self.state[p] = states.restore(self.layout(p, hyper, group)[1], saved["state"][index], p)
+                    restore = states.restore
+                    if self._home is not None:
+                        restore = partial(self._home.restore, have=before.get(p))
+                    self._state[p] = restore(self.layout(p, hyper, group)[1], saved["state"][index], p)
         held = self._memory.captured
         self._forget()
         self._memory.captured = held
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "placed": self._placed}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "placed" in state or "_placed" not in self.__dict__:  # of a copy; loading a checkpoint comes this way, too
+            self._placed = state.pop("placed", placing.Placed("resident"))
+            self._home = whole_places.home(self._placed)
+        self.state = state.pop("state", defaultdict(dict))
         super().__setstate__(state)
         self._forget()
         usual = dict.fromkeys(self._codable, self.usual or "f32")

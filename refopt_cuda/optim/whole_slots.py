@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,30 +17,38 @@ MOST = 1 << 24
 
 
 class Slot:
-    """One parameter with its states; good until one of its tensors is moved or replaced."""
+    """One parameter, the `number`th of all, with its states; good until one of its tensors is moved or replaced."""
+
+    first = 0
 
     def __init__(
-        self, p: torch.Tensor, mode: Any, names: tuple[str, ...], kept: states.Layout, entry: dict[str, Any]
+        self,
+        p: torch.Tensor,
+        mode: Any,
+        names: tuple[str, ...],
+        kept: states.Layout,
+        entry: dict[str, Any],
+        number: int = 0,
     ) -> None:
-        self.p, self.mode, self.entry = p, mode, entry
+        self.p, self.mode, self.kept, self.entry, self.number = p, mode, kept, entry, number
         self.states = [
             (name, coding, [entry[part.key] for part in parts])
             for name, coding, parts in zip(names, kept.codings, kept.parts, strict=True)
         ]
         self.coded = any(coding.form.stem != "f32" for _, coding, _ in self.states)
-        self.kept = {} if self.coded else {name: tensors[0] for name, _, tensors in self.states}
+        self.values = {} if self.coded else {name: tensors[0] for name, _, tensors in self.states}
         self.watched: list[tuple[str, torch.Tensor, int]] = [(k, entry[k], entry[k].data_ptr()) for k in kept.keys]
         self.place = p.data_ptr(), p.shape, p.stride(), p.dtype
         self.dense = p if p.is_contiguous() else torch.empty_like(p, memory_format=torch.contiguous_format)
         self.tensor = self._tensor()
 
     def _tensor(self) -> whole_cuda.Tensor:
-        pointers = {name: x.data_ptr() for name, x in self.kept.items()}
+        pointers = {name: x.data_ptr() for name, x in self.values.items()}
         return whole_cuda.Tensor(self.dense.data_ptr(), pointers, tuple(self.dense.shape))
 
-    def stale(self, mode: Any, entry: object) -> bool:
-        p = self.p
-        if entry is not self.entry or mode != self.mode or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
+    def stale(self, mode: Any, entry: object, number: int = 0) -> bool:
+        p, same = self.p, (self.mode, self.number) == (mode, number)
+        if entry is not self.entry or not same or (p.data_ptr(), p.shape, p.stride(), p.dtype) != self.place:
             return True
         return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
 
@@ -64,13 +72,25 @@ class Opened(Slot):
 
     def __init__(self, coded: Slot) -> None:
         self.p, self.entry, self.states, self.dense = coded.p, coded.entry, coded.states, coded.dense
-        self.kept = {name: decoded(coding, tensors, tuple(self.p.shape)) for name, coding, tensors in self.states}
+        self.values = {name: decoded(coding, tensors, tuple(self.p.shape)) for name, coding, tensors in self.states}
         self.tensor = self._tensor()
 
     def put(self, skip: torch.Tensor | None = None) -> None:
         super().put()
         for name, coding, tensors in self.states:
-            store(coding, tensors, self.kept[name], skip)
+            store(coding, tensors, self.values[name], skip)
+
+
+class Passing(Slot):
+    """The same parameter with its states somewhere else for a step, in tensors like those that keep them; `dense` is
+    where its weights lie, where that is elsewhere, too."""
+
+    def __init__(self, slot: Slot, tensors: Sequence[Sequence[torch.Tensor]], dense: torch.Tensor | None = None) -> None:
+        self.entry, self.coded = slot.entry, slot.coded
+        self.p, self.dense = (slot.p, slot.dense) if dense is None else (dense, dense)
+        self.states = [(name, coding, list(xs)) for (name, coding, _), xs in zip(slot.states, tensors, strict=True)]
+        self.values = {} if self.coded else {name: xs[0] for name, _, xs in self.states}
+        self.tensor = self._tensor()
 
 
 class Work(NamedTuple):

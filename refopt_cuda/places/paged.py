@@ -12,6 +12,7 @@ load also waits for the store of the same page in the step before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from refopt_cuda.places.lanes import IN, OUT, STEP, Lanes, Place
@@ -51,11 +52,12 @@ def _neighbours(one: Copy, two: Copy) -> bool:
 
 
 class Ring:
-    """`count` places of `size` bytes from `address` on; pages pass through them one behind the other."""
+    """Places of these sizes in bytes, one behind the other from `address` on; pages pass through them in turn."""
 
-    def __init__(self, lanes: Lanes, address: int, size: int, count: int) -> None:
-        self.lanes, self.size = lanes, size
-        self.places = [Place(address + k * size, lanes) for k in range(count)]
+    def __init__(self, lanes: Lanes, address: int, sizes: Sequence[int]) -> None:
+        self.lanes, self.sizes, self.size = lanes, tuple(sizes), max(sizes, default=0)
+        self.starts = [0, *accumulate(sizes)][: len(sizes)]
+        self.places = [Place(address + start, lanes) for start in self.starts]
 
     def place(self, number: int) -> Place:
         """Where the page of this number passes."""
