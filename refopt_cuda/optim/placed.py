@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refopt_cuda.optim import names
+from refopt_cuda.optim import names, whole_names
 
 __all__ = [
     "CPUAdagrad",
@@ -18,6 +18,11 @@ __all__ = [
     "PagedAdEMAMix8bit",
     "PagedAdEMAMix32bit",
     "PagedAdEMAMixFp8",
+    "PagedAdafactor",
+    "PagedAdafactor4bit",
+    "PagedAdafactor8bit",
+    "PagedAdafactor32bit",
+    "PagedAdafactorFp8",
     "PagedAdagrad",
     "PagedAdagrad4bit",
     "PagedAdagrad8bit",
@@ -28,11 +33,31 @@ __all__ = [
     "PagedAdam8bit",
     "PagedAdam32bit",
     "PagedAdamFp8",
+    "PagedAdamMini",
+    "PagedAdamMini4bit",
+    "PagedAdamMini8bit",
+    "PagedAdamMini32bit",
+    "PagedAdamMiniFp8",
     "PagedAdamW",
     "PagedAdamW4bit",
     "PagedAdamW8bit",
     "PagedAdamW32bit",
     "PagedAdamWFp8",
+    "PagedCAME",
+    "PagedCAME4bit",
+    "PagedCAME8bit",
+    "PagedCAME32bit",
+    "PagedCAMEFp8",
+    "PagedLAMB",
+    "PagedLAMB4bit",
+    "PagedLAMB8bit",
+    "PagedLAMB32bit",
+    "PagedLAMBFp8",
+    "PagedLARS",
+    "PagedLARS4bit",
+    "PagedLARS8bit",
+    "PagedLARS32bit",
+    "PagedLARSFp8",
     "PagedLion",
     "PagedLion4bit",
     "PagedLion8bit",
@@ -60,7 +85,7 @@ def _paged(stem: str) -> tuple[Any, ...]:
     """The classes of one rule, and of all ways in which its states are kept, with states in host memory."""
     made = []
     for suffix in ("", *names.KEPT):
-        base = getattr(names, stem + suffix)
+        base = getattr(names, stem + suffix, None) or getattr(whole_names, stem + suffix)
         doc = f"`{base.__name__}` whose states are in host memory and pass through a ring of pages in every step."
         made.append(
             type(f"Paged{base.__name__}", (base,), {"usual_place": "paged", "__doc__": doc, "__module__": __name__})
@@ -76,6 +101,11 @@ PagedSignum, PagedSignum8bit, PagedSignum4bit, PagedSignumFp8, PagedSignum32bit 
 PagedRMSprop, PagedRMSprop8bit, PagedRMSprop4bit, PagedRMSpropFp8, PagedRMSprop32bit = _paged("RMSprop")
 PagedAdagrad, PagedAdagrad8bit, PagedAdagrad4bit, PagedAdagradFp8, PagedAdagrad32bit = _paged("Adagrad")
 PagedAdEMAMix, PagedAdEMAMix8bit, PagedAdEMAMix4bit, PagedAdEMAMixFp8, PagedAdEMAMix32bit = _paged("AdEMAMix")
+PagedLAMB, PagedLAMB8bit, PagedLAMB4bit, PagedLAMBFp8, PagedLAMB32bit = _paged("LAMB")
+PagedLARS, PagedLARS8bit, PagedLARS4bit, PagedLARSFp8, PagedLARS32bit = _paged("LARS")
+PagedAdafactor, PagedAdafactor8bit, PagedAdafactor4bit, PagedAdafactorFp8, PagedAdafactor32bit = _paged("Adafactor")
+PagedCAME, PagedCAME8bit, PagedCAME4bit, PagedCAMEFp8, PagedCAME32bit = _paged("CAME")
+PagedAdamMini, PagedAdamMini8bit, PagedAdamMini4bit, PagedAdamMiniFp8, PagedAdamMini32bit = _paged("AdamMini")
 
 
 def _on_host(base: Any) -> Any:

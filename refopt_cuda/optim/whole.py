@@ -6,7 +6,6 @@ CPU parameters are stepped by compiled loops. Both have the bits of `refopt`.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +33,7 @@ from refopt_cuda.optim import (
 from refopt_cuda.optim.checks import Pair
 from refopt_cuda.optim.coded import refuse_capture
 from refopt_cuda.optim.eager import eager
+from refopt_cuda.optim.housed import Housed
 from refopt_cuda.optim.live import Scaling
 from refopt_cuda.optim.run import words as memory
 from refopt_cuda.optim.settings import Coding, check_group, codec_names, number
@@ -46,7 +46,7 @@ Kept = tuple[int, Any, int | None]
 """bitsandbytes' words on how states are kept: optim_bits, args, min_8bit_size; None where only a keyword says it."""
 
 
-class Whole(torch.optim.Optimizer):
+class Whole(Housed):
     """What the classes of `whole_names` share.
 
     params    tensors or parameter groups, as for torch.optim; float32, bfloat16 or float16, gradients likewise
@@ -75,7 +75,6 @@ class Whole(torch.optim.Optimizer):
 
     stem: ClassVar[str]
     usual: ClassVar[str | None] = None
-    usual_place: ClassVar[str] = "resident"
     coded = True
     NAMES: ClassVar[Mapping[str, str | tuple[str, ...]]]
 
@@ -88,10 +87,10 @@ class Whole(torch.optim.Optimizer):
         kept: Kept = (32, None, None),
     ) -> None:
         call, (bits, args, min_size) = type(self).__name__, kept
-        takes: dict[str, Any] = {"codecs": None, "block": None, "overrides": None, **dialect.LIVE, **whole_places.OPTIONS}
-        takes |= {"min_8bit_size": 4096} if min_size is None else {}
+        takes: dict[str, Any] = {"codecs": None, "block": None, "overrides": None, **dialect.LIVE}
+        takes |= {**whole_places.OPTIONS, **({"min_8bit_size": 4096} if min_size is None else {})}
         more = dialect.further(call, options, takes, args)
-        self._placed = whole_places.check(call, self.usual_place, **{n: more.pop(n) for n in whole_places.OPTIONS})
+        self._house(more, call)
         live.check(more["gnorm_scale"], more["max_grad_norm"], call)
         patterns, codecs = more.pop("overrides"), more.pop("codecs")
         if patterns is not None:
@@ -99,7 +98,6 @@ class Whole(torch.optim.Optimizer):
         more["min_size"] = dialect.size(call, more.pop("min_8bit_size", min_size))
         roles = [s.name for s in self.rule.states if s.name in self._codable]
         more["codecs"] = self._table(codecs, dict.fromkeys(roles, dialect.usual(call, self.usual, bits) or "f32"), call)
-        self._home = whole_places.home(self._placed)
         self._forget()
         self._check({**words, **more, "maximize": maximize}, call)
         super().__init__(params, {**words, **more, "maximize": maximize, "format": states.FORMAT})
@@ -233,9 +231,7 @@ class Whole(torch.optim.Optimizer):
         hypers = [self.hyper(group, call) for group in self.param_groups]
         if scaling.skip:
             return
-        if self._home is not None:
-            self._home.begin(self._state, (p for group in self.param_groups for p in group["params"]), call)
-        numbers = self._numbers()
+        numbers = self._begin(call)
         ready = [self._prepare(k, hyper, scaling, numbers, call) for k, hyper in enumerate(hypers)]
         self._check_apart([w.p for work in ready for w in work], call)
         if only:
@@ -253,10 +249,6 @@ class Whole(torch.optim.Optimizer):
             launches = [launch.memory for launch in self._launches.values()]
             self._memory.keep([*launches, dict(self._slots), [dict(room) for room in self._rooms.values()]])
 
-    def _numbers(self) -> dict[int, int]:
-        """Of each parameter by id; files name their states by them."""
-        return {id(p): k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
-
     def _prepare(
         self, k: int, hyper: dict[str, Any], scaling: Scaling, numbers: Mapping[int, int], call: str
     ) -> list[Work]:
@@ -268,14 +260,14 @@ class Whole(torch.optim.Optimizer):
             self._counting.add(k)
         kept = tuple(group["codecs"].items()), group["block"], group["min_size"]
         mode = form_of(self.stem, hyper), hyper.get("blocks"), hyper.get("heads"), kept
-        work = [self._ready(pair, hyper, mode, k, numbers[id(pair[0])], call) for pair in pairs]
+        work = [self._ready(pair, hyper, mode, k, call, numbers.get(id(pair[0]), 0)) for pair in pairs]
         if self._home is not None:
             shelf = self._shelves.setdefault(k, Shelf())
             shelf.slots = {id(p): self._slots[p] for p in group["params"] if p in self._slots}
             self._home.arrange(shelf, call)
         return live.counted(work, group["params"], self._state) if k in self._counting else work
 
-    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, k: int, number: int, call: str) -> Work:
+    def _ready(self, pair: Pair, hyper: dict[str, Any], mode: Any, k: int, call: str, number: int = 0) -> Work:
         p, g = pair
         slot, entry, counting = self._slots.get(p), self._state.get(p), k in self._counting
         if slot is None or slot.stale(mode, entry, number):
@@ -305,14 +297,13 @@ class Whole(torch.optim.Optimizer):
         for device in dict.fromkeys(w.p.device for w in work):
             some = [w for w in work if w.p.device == device]
             made[device] = self._made(k, form, hyper, some, factor, scaling)
-        away = [w for w in work if self._home is not None and self._home.holds(w.slot)]
-        here = [w for w in work if w not in away] if away else work
+        away = {w.slot: w for w in work if self._home is not None and self._home.holds(w.slot)}
         step = partial(self._pass, form=form, hyper=hyper, inf=scaling.inf)
-        step(self._launches, (k,), here, made)
+        step(self._launches, (k,), [w for w in work if w.slot not in away], made)
         if away:
             shelf = self._shelves[k]
             shelf.run = lambda launches, key, some, rows: step(launches, key, some, {w.p.device: rows for w in some})
-            self._home.step(shelf, form, away, made)
+            self._home.step(shelf, form, list(away.values()), made)
         for w in work:
             w.slot.entry["step"] = w.t
             self._state[w.p] = w.slot.entry
@@ -393,18 +384,6 @@ class Whole(torch.optim.Optimizer):
             self._home.finish()
         states.load(self, state_dict, self._check_saved, partial(self._restore, before=self._state))
 
-    @property
-    def state(self) -> Any:
-        """The states by parameter; where they live in another place, the last copies are waited for."""
-        if self._home is not None:
-            self._home.finish()
-            self._home.show(self._state)
-        return self._state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self._state = value
-
     def resume(self) -> int:
         """As `Composed.resume`: go on with the states that an optimizer with place="disk" left in `path`."""
         call, numbers = f"{type(self).__name__}.resume", self._numbers()
@@ -413,10 +392,8 @@ class Whole(torch.optim.Optimizer):
             for group in self.param_groups
             for p in group["params"]
         }
-        found, steps = placing.resume(self._home, self._placed, kept, self.stem, call)
         self._forget()
-        self._state = defaultdict(dict, found)
-        return steps
+        return self._resumed(kept, self.stem)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
@@ -438,23 +415,12 @@ class Whole(torch.optim.Optimizer):
             hyper = self.hyper(group, "")
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    restore = states.restore
-                    if self._home is not None:
-                        restore = partial(self._home.restore, have=before.get(p))
-                    self._state[p] = restore(self.layout(p, hyper, group)[1], saved["state"][index], p)
+                    self._put_back(self.layout(p, hyper, group)[1], saved["state"][index], p, before)
         held = self._memory.captured
         self._forget()
         self._memory.captured = held
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "placed": self._placed}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        if "placed" in state or "_placed" not in self.__dict__:  # of a copy; loading a checkpoint comes this way, too
-            self._placed = state.pop("placed", placing.Placed("resident"))
-            self._home = whole_places.home(self._placed)
-        self.state = state.pop("state", defaultdict(dict))
         super().__setstate__(state)
         self._forget()
         usual = dict.fromkeys(self._codable, self.usual or "f32")

@@ -114,8 +114,12 @@ class Wholly:
     def stepping(
         self, deck: Deck, plan: Any, form: Any, page: Page, mine: Mapping[Any, Any], grads: Mapping[Any, Any], rows: Any
     ) -> Callable[[], None] | None:
-        todo = [mine[x.slot]._replace(slot=x.here, g=grads[x.slot]) for x in page.pieces if x.slot in mine]
-        return partial(plan.run, plan.buckets, (page,), todo, rows) if todo else None
+        todo = [(x, mine[x.slot]._replace(g=grads[x.slot])) for x in page.pieces if x.slot in mine]
+
+        def step() -> None:
+            plan.run(plan.buckets, (page,), [w._replace(slot=x.here) for x, w in todo], rows)
+
+        return step if todo else None
 
 
 class WholePaged(Wholly, Paged):
@@ -124,8 +128,6 @@ class WholePaged(Wholly, Paged):
 
 class WholeHosted(Wholly, Hosted):
     """As `Hosted`; the staging memory has room for the largest tensor and its gradient, four times."""
-
-    shards = False
 
     def below(self, piece: Any, p: torch.Tensor, g: torch.Tensor, w: Any) -> Work:
         return w._replace(slot=Passing(piece.slot, grouped(piece.slot, held(piece.slot)), p), g=g)

@@ -85,7 +85,9 @@ class Passing(Slot):
     """The same parameter with its states somewhere else for a step, in tensors like those that keep them; `dense` is
     where its weights lie, where that is elsewhere, too."""
 
-    def __init__(self, slot: Slot, tensors: Sequence[Sequence[torch.Tensor]], dense: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, slot: Slot, tensors: Sequence[Sequence[torch.Tensor]], dense: torch.Tensor | None = None
+    ) -> None:
         self.entry, self.coded = slot.entry, slot.coded
         self.p, self.dense = (slot.p, slot.dense) if dense is None else (dense, dense)
         self.states = [(name, coding, list(xs)) for (name, coding, _), xs in zip(slot.states, tensors, strict=True)]
