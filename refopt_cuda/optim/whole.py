@@ -301,9 +301,11 @@ class Whole(Housed):
         step = partial(self._pass, form=form, hyper=hyper, inf=scaling.inf)
         step(self._launches, (k,), [w for w in work if w.slot not in away], made)
         if away:
-            shelf = self._shelves[k]
-            shelf.run = lambda launches, key, some, rows: step(launches, key, some, {w.p.device: rows for w in some})
-            self._home.step(shelf, form, list(away.values()), made)
+
+            def run(launches: Any, key: tuple[Any, ...], some: list[Work], rows_: Made) -> None:
+                step(launches, key, some, dict.fromkeys((w.p.device for w in some), rows_))
+
+            self._home.step(self._shelves[k], run, list(away.values()), made)
         for w in work:
             w.slot.entry["step"] = w.t
             self._state[w.p] = w.slot.entry

@@ -38,13 +38,11 @@ OPTIONS: Mapping[str, Any] = {
 
 @dataclass(eq=False)
 class Shelf:
-    """What the place of one parameter group knows: its slots, their pages, what was launched over these, and how pages
-    whose states lie where they can be stepped are: `run(launches, key, work, rows)`."""
+    """What the place of one parameter group knows: its slots, their pages, and what was launched over these."""
 
     slots: dict[int, Slot] = field(default_factory=dict)
     books: dict[Any, Book] = field(default_factory=dict)
     buckets: dict[Any, Any] = field(default_factory=dict)
-    run: Callable[..., None] = lambda *_: None
 
 
 class Bundle:
@@ -103,7 +101,8 @@ def pages(slots: Iterable[Slot], size: int, number: int) -> list[Page]:
 
 
 class Wholly:
-    """What places do otherwise where a page holds whole tensors; `rows` are those of `Whole` for one device."""
+    """What places do otherwise where a page holds whole tensors. `run(launches, key, work, rows)` steps parameters
+    whose states lie where they can be stepped, with the rows of one device."""
 
     page_bytes: int
     shards = False
@@ -112,12 +111,12 @@ class Wholly:
         return pages(slots, self.page_bytes, number)
 
     def stepping(
-        self, deck: Deck, plan: Any, form: Any, page: Page, mine: Mapping[Any, Any], grads: Mapping[Any, Any], rows: Any
+        self, deck: Deck, plan: Any, run: Any, page: Page, mine: Mapping[Any, Any], grads: Mapping[Any, Any], rows: Any
     ) -> Callable[[], None] | None:
         todo = [(x, mine[x.slot]._replace(g=grads[x.slot])) for x in page.pieces if x.slot in mine]
 
         def step() -> None:
-            plan.run(plan.buckets, (page,), [w._replace(slot=x.here) for x, w in todo], rows)
+            run(plan.buckets, (page,), [w._replace(slot=x.here) for x, w in todo], rows)
 
         return step if todo else None
 
@@ -132,8 +131,8 @@ class WholeHosted(Wholly, Hosted):
     def below(self, piece: Any, p: torch.Tensor, g: torch.Tensor, w: Any) -> Work:
         return w._replace(slot=Passing(piece.slot, grouped(piece.slot, held(piece.slot)), p), g=g)
 
-    def steps(self, plan: Any, form: Any, todo: Sequence[Any], rows: Any) -> Callable[[], None]:
-        return partial(plan.run, plan.buckets, (), todo, rows)
+    def steps(self, plan: Any, run: Any, todo: Sequence[Any], rows: Any) -> Callable[[], None]:
+        return partial(run, plan.buckets, (), todo, rows)
 
 
 class WholeOnDisk(Wholly, OnDisk):
