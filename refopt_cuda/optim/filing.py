@@ -313,7 +313,7 @@ class OnDisk(Paged):
         self, p: torch.Tensor, kept: states.Layout, extents: Mapping[tuple[int, str], Filed], number: int, step: int
     ) -> dict[str, Any]:
         if not filed.in_files(kept, p):
-            return {"step": step, **{part.key: states.beside(part, p) for part in kept.all}}
+            return {"step": step, **{x.key: sharded.filled(states.beside(x, p), x.first) for x in kept.all}}
         return {"step": step, **self._entry(p, {part.key: extents[number, part.key] for part in kept.all}, kept)}
 
 

@@ -20,7 +20,7 @@ class Housed(torch.optim.Optimizer):
 
     def _house(self, options: dict[str, Any], call: str) -> None:
         """Take the place and its words out of the options."""
-        words = {name: options.pop(name) for name in whole_places.OPTIONS}
+        words = {name: options.pop(name, usual) for name, usual in whole_places.OPTIONS.items()}
         self._placed = whole_places.check(call, self.usual_place, **words)
         self._home = whole_places.home(self._placed)
 
@@ -62,11 +62,28 @@ class Housed(torch.optim.Optimizer):
         else:
             self._state[p] = self._home.restore(kept, saved, p, before.get(p))
 
-    def _resumed(self, kept: Mapping[int, tuple[torch.Tensor, states.Layout]], rule: str) -> int:
-        """Take over what files have kept of these parameters, by their numbers; the number of their steps."""
-        found, steps = placing.resume(self._home, self._placed, kept, rule, f"{type(self).__name__}.resume")
+    def resume(self) -> int:
+        """As `Composed.resume`: go on with the states that an optimizer with place="disk" left in `path`."""
+        call, numbers = f"{type(self).__name__}.resume", self._numbers()
+        every = [(p, group) for group in self.param_groups for p in group["params"]]
+        kept = {numbers[id(p)]: (p, self._kept(p, group, call)) for p, group in every}
+        found, steps = placing.resume(self._home, self._placed, kept, self._named, call)
+        self._forget()
         self._state = defaultdict(dict, found)
         return steps
+
+    @property
+    def _named(self) -> str:
+        """The rule's stem, by which files know whose states they hold."""
+        raise NotImplementedError
+
+    def _kept(self, p: torch.Tensor, group: dict[str, Any], call: str) -> states.Layout:
+        """How the states of a parameter are kept."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """What steps have found out so far."""
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "placed": self._placed}

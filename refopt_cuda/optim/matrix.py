@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from refopt.spec import Hyper, Rule, State, StateError
 from refopt_cuda.kernels import rows_cuda
-from refopt_cuda.optim import checks, dialect, gathered, live, norms, overrides, sharded, states
+from refopt_cuda.optim import (
+    checks,
+    dialect,
+    gathered,
+    live,
+    norms,
+    overrides,
+    placing,
+    sharded,
+    states,
+    whole_places,
+    whole_slots,
+)
 from refopt_cuda.optim.coded import refuse_capture
 from refopt_cuda.optim.eager import eager
+from refopt_cuda.optim.housed import Housed
 from refopt_cuda.optim.live import Scaling
 from refopt_cuda.optim.settings import codec_names, number
+from refopt_cuda.optim.whole_places import Shelf
+from refopt_cuda.optim.whole_slots import Slot
 
 CODING: Mapping[str, Any] = {"codecs": None, "block": None, "min_8bit_size": 4096}
 """Arguments by keyword that say how states are kept, and their defaults."""
@@ -35,12 +51,13 @@ class Now(NamedTuple):
 
 class Work(NamedTuple):
     """One matrix's part in a step: weights, gradient, the entry of `state` to come, the step count to come or where a
-    device keeps the one that was reached."""
+    device keeps the one that was reached, and how its states are kept."""
 
     p: torch.Tensor
     g: torch.Tensor
     state: dict[str, Any]
     t: Any
+    kept: states.Layout
     now: Now = Now()
 
     @property
@@ -50,7 +67,7 @@ class Work(NamedTuple):
         return self.g.float() if isinstance(gs, float) and gs == 1.0 else self.g.float() * gs
 
 
-class MatrixOptimizer(torch.optim.Optimizer):
+class MatrixOptimizer(Housed):
     """What optimizers of matrices do alike: groups and steps are checked first, states go in and out as they are."""
 
     takes: ClassVar[Mapping[str, Any]] = dialect.SCALING
@@ -59,10 +76,14 @@ class MatrixOptimizer(torch.optim.Optimizer):
     """States that may be coded."""
     usual: ClassVar[str] = "f32"
     """How those are kept unless an argument says otherwise."""
+    places: ClassVar[bool] = False
+    """Whether states may live elsewhere: where a step of a tensor alone has the bits of one among others."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
         call = type(self).__name__
-        more = dialect.further(call, options, {**self.takes, **CODING, "overrides": None})
+        where = whole_places.OPTIONS if self.places else {}
+        more = dialect.further(call, options, {**self.takes, **CODING, "overrides": None, **where})
+        self._house(more, call)
         live.check(more["gnorm_scale"], more["max_grad_norm"], call)
         patterns = more.pop("overrides")
         if patterns is not None:
@@ -77,6 +98,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """What steps have found out so far."""
         self._apart: set[Any] = set()
+        self._slots: dict[torch.Tensor, Slot] = {}
+        self._shelves: dict[int, Shelf] = {}
         self._counting: set[int] = set()
         self._rooms: dict[Any, dict[torch.device, torch.Tensor]] = {}
         self._memory = norms.Memory()
@@ -132,6 +155,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if not isinstance(out[name], torch.Tensor):
                 _named(hypers[name], key).check(call, out[name])
         refuse_capture(group["codecs"].values(), group.get("capturable", False), call)
+        placing.refuse(self._placed, group.get("capturable"), group["max_grad_norm"], call)
         self._check_group(group, call)
         return rule.defaults() | out
 
@@ -159,7 +183,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether torch.amp.GradScaler leaves it to the step to divide and to skip: not where the host must know what
         was skipped, nor where parameters are sharded, of which each is stepped by itself."""
-        return "capturable" in self.takes and not gathered.any_sharded(self)
+        known = self._placed.place in ("host", "disk") or gathered.any_sharded(self)
+        return "capturable" in self.takes and not known
 
     @eager
     @torch.no_grad()
@@ -169,8 +194,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        only = not self.state and sharded.initial()
+        only = not self._state and sharded.initial()
         if gathered.any_sharded(self):
+            whole_places.refuse_shards(self._placed, f"{type(self).__name__}.step")
             gathered.refuse(self)
             gathered.step(self, lambda: self._step(only), lambda p: None)
         else:
@@ -184,7 +210,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
         hypers = [self._hyper(group, call) for group in self.param_groups]
         if scaling.skip:
             return
-        ready = [self._prepare(k, hyper, scaling, call) for k, hyper in enumerate(hypers)]
+        numbers = self._begin(call)
+        ready = [self._prepare(k, hyper, scaling, numbers, call) for k, hyper in enumerate(hypers)]
         self._check_apart((w.p for work in ready for w in work), call)
         if scaling.longest is not None and not only:
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
@@ -192,13 +219,17 @@ class MatrixOptimizer(torch.optim.Optimizer):
             scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.p for w in every])
         for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             if only:
-                self.state.update((w.p, w.state) for w in work)
+                self._state.update((w.p, w.state) for w in work)
             else:
                 self._advance(k, hyper, work, scaling)
+        if self._home is not None and not only:
+            self._home.stepped(self._shelves.values(), self._state, numbers, self._named)
         if checks.capturing():
-            self._memory.keep([dict(self.state), [dict(room) for room in self._rooms.values()]])
+            self._memory.keep([dict(self._state), [dict(room) for room in self._rooms.values()]])
 
-    def _prepare(self, k: int, hyper: dict[str, Any], scaling: Scaling, call: str) -> list[Work]:
+    def _prepare(
+        self, k: int, hyper: dict[str, Any], scaling: Scaling, numbers: Mapping[int, int], call: str
+    ) -> list[Work]:
         """Everything that this step needs, checked; states that are missing are made but not yet given to `state`."""
         group, work = self.param_groups[k], []
         pairs = checks.gather(group["params"], call)
@@ -208,12 +239,26 @@ class MatrixOptimizer(torch.optim.Optimizer):
             self._counting.add(k)
         for p, g in pairs:
             self._check_param(group, hyper, p, call)
-            kept, have, counts = self._layout(group, hyper, p), self.state.get(p), k in self._counting and p.is_cuda
+            kept, have, counts = self._layout(group, hyper, p), self._state.get(p), k in self._counting and p.is_cuda
             if not states.begun(kept, have):
                 live.refuse_in_capture("states")
-            entry = (live if counts else states).ready(kept, have, p, call)
-            work.append(Work(p, g, entry, entry["step"] if counts else entry["step"] + 1))
-        return live.counted(work, group["params"], self.state) if k in self._counting else work
+            ready = (self._home or states).ready
+            entry = live.ready(kept, have, p, call, ready) if counts else ready(kept, have, p, call)
+            work.append(Work(p, g, entry, entry["step"] if counts else entry["step"] + 1, kept))
+        if self._home is not None:
+            self._arrange(k, work, numbers, call)
+        return live.counted(work, group["params"], self._state) if k in self._counting else work
+
+    def _arrange(self, k: int, work: Sequence[Work], numbers: Mapping[int, int], call: str) -> None:
+        """Tell the place which tensors there are."""
+        for w in work:
+            slot, number = self._slots.get(w.p), numbers[id(w.p)]
+            if slot is None or slot.stale(w.kept, w.state, number):
+                names = tuple(parts[0].key for parts in w.kept.parts)
+                self._slots[w.p] = Slot(w.p, w.kept, names, w.kept, w.state, number)
+        shelf = self._shelves.setdefault(k, Shelf())
+        shelf.slots = {id(p): self._slots[p] for p in self.param_groups[k]["params"] if p in self._slots}
+        self._home.arrange(shelf, call)
 
     def _advance(self, k: int, hyper: dict[str, Any], work: list[Work], scaling: Scaling) -> None:
         """Step what was prepared, then count the step."""
@@ -223,10 +268,25 @@ class MatrixOptimizer(torch.optim.Optimizer):
         for device in dict.fromkeys(w.p.device for w in work):
             some = [w for w in work if w.p.device == device]
             now = self._now(k, hyper, some, factor, scaling)
-            self._run(self.param_groups[k], hyper, [w._replace(now=now) for w in some if w.p.numel()])
+            some = [w._replace(now=now) for w in some if w.p.numel()]
+            away = {w.p for w in some if self._home is not None and self._home.holds(self._slots[w.p])}
+            self._run(self.param_groups[k], hyper, [w for w in some if w.p not in away])
+            if away:
+                self._run_away(k, hyper, [w for w in some if w.p in away], device)
         for w in work:
             w.state["step"] = w.t
-            self.state[w.p] = w.state
+            self._state[w.p] = w.state
+
+    def _run_away(self, k: int, hyper: dict[str, Any], work: Sequence[Work], device: torch.device) -> None:
+        """Step tensors of one device whose states live in another place."""
+        group, of = self.param_groups[k], {self._slots[w.p]: w for w in work}
+
+        def run(launches: Any, key: Any, some: Sequence[whole_slots.Work], rows: Now) -> None:
+            opened = [Work(w.slot.dense, w.g, w.slot.by_key, w.t, w.slot.kept, rows) for w in some]
+            self._run(group, hyper, opened)
+
+        given = [whole_slots.Work(slot, w.g, w.t) for slot, w in of.items()]
+        self._home.step(self._shelves[k], run, given, {device: work[0].now})
 
     def _now(self, k: int, hyper: dict[str, Any], work: list[Work], factor: float, scaling: Scaling) -> Now:
         """What gradients are multiplied by on one device, computed there where the host cannot; counts are counted."""
@@ -252,7 +312,16 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
         Raises StateError or ShapeError, before anything is changed, for the state of another optimizer.
         """
-        states.load(self, state_dict, self._check_saved, self._restore)
+        if self._home is not None:
+            self._home.finish()
+        states.load(self, state_dict, self._check_saved, partial(self._restore, before=self._state))
+
+    @property
+    def _named(self) -> str:
+        return self._rule({"rank": None}).stem
+
+    def _kept(self, p: torch.Tensor, group: dict[str, Any], call: str) -> states.Layout:
+        return self._layout(group, self._hyper(group, call), p)
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]
@@ -268,7 +337,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     kept = self._layout(group, hyper, p)
                     states.check(kept, kept, saved["state"][index], f"{call}: state[{index}]")
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         call = f"{type(self).__name__}.load_state_dict"
         held = self._memory.captured
         self._forget()
@@ -277,7 +346,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             hyper = self._hyper(group, call)
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
-                    self.state[p] = states.restore(self._layout(group, hyper, p), saved["state"][index], p)
+                    self._put_back(self._layout(group, hyper, p), saved["state"][index], p, before)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refopt_cuda.optim import names, whole_names
+from refopt_cuda.optim import names, sm3, whole_names
 
 __all__ = [
     "CPUAdagrad",
@@ -73,6 +73,7 @@ __all__ = [
     "PagedSGD8bit",
     "PagedSGD32bit",
     "PagedSGDFp8",
+    "PagedSM3",
     "PagedSignum",
     "PagedSignum4bit",
     "PagedSignum8bit",
@@ -85,12 +86,14 @@ def _paged(stem: str) -> tuple[Any, ...]:
     """The classes of one rule, and of all ways in which its states are kept, with states in host memory."""
     made = []
     for suffix in ("", *names.KEPT):
-        base = getattr(names, stem + suffix, None) or getattr(whole_names, stem + suffix)
-        doc = f"`{base.__name__}` whose states are in host memory and pass through a ring of pages in every step."
-        made.append(
-            type(f"Paged{base.__name__}", (base,), {"usual_place": "paged", "__doc__": doc, "__module__": __name__})
-        )
+        made.append(_streamed(getattr(names, stem + suffix, None) or getattr(whole_names, stem + suffix)))
     return tuple(made)
+
+
+def _streamed(base: Any) -> Any:
+    """The class with states in host memory."""
+    doc = f"`{base.__name__}` whose states are in host memory and pass through a ring of pages in every step."
+    return type(f"Paged{base.__name__}", (base,), {"usual_place": "paged", "__doc__": doc, "__module__": __name__})
 
 
 PagedSGD, PagedSGD8bit, PagedSGD4bit, PagedSGDFp8, PagedSGD32bit = _paged("SGD")
@@ -106,6 +109,7 @@ PagedLARS, PagedLARS8bit, PagedLARS4bit, PagedLARSFp8, PagedLARS32bit = _paged("
 PagedAdafactor, PagedAdafactor8bit, PagedAdafactor4bit, PagedAdafactorFp8, PagedAdafactor32bit = _paged("Adafactor")
 PagedCAME, PagedCAME8bit, PagedCAME4bit, PagedCAMEFp8, PagedCAME32bit = _paged("CAME")
 PagedAdamMini, PagedAdamMini8bit, PagedAdamMini4bit, PagedAdamMiniFp8, PagedAdamMini32bit = _paged("AdamMini")
+PagedSM3 = _streamed(sm3.SM3)
 
 
 def _on_host(base: Any) -> Any:

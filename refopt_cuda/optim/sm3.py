@@ -11,10 +11,13 @@ from torch import Tensor
 
 from refopt.rules import RULES
 from refopt.spec import Rule, State
+from refopt_cuda.codecs import named
 from refopt_cuda.optim import dialect, states
 from refopt_cuda.optim.coded import decoded, put, store
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
+from refopt_cuda.optim.settings import Coding
 
+FLOAT = Coding(named("f32"), 0)
 WORDS: Mapping[str, tuple[str, int | None]] = {
     "lr": ("lr", None),
     "momentum": ("momentum", None),
@@ -32,7 +35,8 @@ class SM3(MatrixOptimizer):
     eps       added under the root, >= 0; TensorFlow has 1e-30, optax 1e-8
     variant   "II", the tighter of the paper's two, or "I"
     options   by keyword: codecs, of the momentum ("dynamic8", or {"m": ...}), block, min_8bit_size, overrides;
-              max_grad_norm, gnorm_scale and capturable as for `Composed`
+              max_grad_norm, gnorm_scale and capturable as for `Composed`; place ("paged", "host", "disk") and its
+              words as for LAMB
 
     State: `step`, `mu`, a number for each index of each axis, axis after axis, and with momentum `momentum_buffer` of
     the parameter's shape; all float32. Passes of torch's own, each rounded by itself: the bits are the reference's.
@@ -53,7 +57,7 @@ class SM3(MatrixOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps, "variant": variant}, options)
 
-    takes = dialect.LIVE
+    takes, places = dialect.LIVE, True
     codable: ClassVar[Mapping[str, State]] = {"m": State("m", "momentum", torch="momentum_buffer")}
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
@@ -65,23 +69,27 @@ class SM3(MatrixOptimizer):
     def _layout(self, group: Mapping[str, Any], hyper: Mapping[str, Any], p: Tensor) -> states.Layout:
         shapes, inner = self._rule(group).shapes(tuple(p.shape), dict(hyper)), self._inner(group, p, tuple(p.shape))
         mu = (states.Part("mu", shapes["mu"], torch.float32, 0.0),)
-        return states.Layout(inner.codings, (mu, *inner.parts)) if "m" in shapes else states.Layout((), (mu,))
+        return (
+            states.Layout((FLOAT, *inner.codings), (mu, *inner.parts))
+            if "m" in shapes
+            else states.Layout((FLOAT,), (mu,))
+        )
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
         for w in work:
             mu, u = _update(w.state["mu"], w.gradient, hyper["eps"], hyper["variant"])
             put(w.state["mu"], mu, w.now.skip)
             if hyper["momentum"]:
-                u = self._mean(w, u, group, hyper["momentum"])
+                u = _mean(w, u, hyper["momentum"])
             put(w.p, w.p.float().sub(u.mul(w.now.lr)), w.now.skip)
 
-    def _mean(self, w: Work, u: Tensor, group: Mapping[str, Any], beta: float) -> Tensor:
-        """The running mean of updates, kept."""
-        kept = self._inner(group, w.p, tuple(w.p.shape))
-        tensors = [w.state[part.key] for part in kept.all]
-        m = decoded(kept.codings[0], tensors, tuple(w.p.shape)).mul(beta).add_(u.mul(1.0 - beta))
-        store(kept.codings[0], tensors, m, w.now.skip)
-        return m
+
+def _mean(w: Work, u: Tensor, beta: float) -> Tensor:
+    """The running mean of updates, kept."""
+    coding, tensors = w.kept.codings[1], [w.state[part.key] for part in w.kept.parts[1]]
+    m = decoded(coding, tensors, tuple(w.p.shape)).mul(beta).add_(u.mul(1.0 - beta))
+    store(coding, tensors, m, w.now.skip)
+    return m
 
 
 def _update(mu: Tensor, g: Tensor, eps: float, variant: str) -> tuple[Tensor, Tensor]:

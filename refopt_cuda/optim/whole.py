@@ -244,7 +244,7 @@ class Whole(Housed):
         for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             self._run(k, hyper, work, scaling)
         if self._home is not None:
-            self._home.stepped(self._shelves.values(), self._state, numbers, self.stem)
+            self._home.stepped(self._shelves.values(), self._state, numbers, self._named)
         if checks.capturing():
             launches = [launch.memory for launch in self._launches.values()]
             self._memory.keep([*launches, dict(self._slots), [dict(room) for room in self._rooms.values()]])
@@ -386,16 +386,12 @@ class Whole(Housed):
             self._home.finish()
         states.load(self, state_dict, self._check_saved, partial(self._restore, before=self._state))
 
-    def resume(self) -> int:
-        """As `Composed.resume`: go on with the states that an optimizer with place="disk" left in `path`."""
-        call, numbers = f"{type(self).__name__}.resume", self._numbers()
-        kept = {
-            numbers[id(p)]: (p, self.layout(p, self.hyper(group, call), group)[1])
-            for group in self.param_groups
-            for p in group["params"]
-        }
-        self._forget()
-        return self._resumed(kept, self.stem)
+    @property
+    def _named(self) -> str:
+        return self.stem
+
+    def _kept(self, p: torch.Tensor, group: dict[str, Any], call: str) -> states.Layout:
+        return self.layout(p, self.hyper(group, call), group)[1]
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         call, groups = f"{type(self).__name__}.load_state_dict", saved["param_groups"]

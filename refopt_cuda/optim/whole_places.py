@@ -77,7 +77,7 @@ class Bundle:
 
 def held(slot: Slot) -> list[torch.Tensor]:
     """The tensors that keep the states of a parameter, in order."""
-    return [x for _, _, tensors in slot.states for x in tensors]
+    return [*slot.by_key.values()]
 
 
 def grouped(slot: Slot, tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:

@@ -42,6 +42,11 @@ class Slot:
         self.dense = p if p.is_contiguous() else torch.empty_like(p, memory_format=torch.contiguous_format)
         self.tensor = self._tensor()
 
+    @property
+    def by_key(self) -> dict[str, torch.Tensor]:
+        """The tensors that keep the states, under their keys in `state[p]`."""
+        return dict(zip(self.kept.keys, (x for _, _, tensors in self.states for x in tensors), strict=True))
+
     def _tensor(self) -> whole_cuda.Tensor:
         pointers = {name: x.data_ptr() for name, x in self.values.items()}
         return whole_cuda.Tensor(self.dense.data_ptr(), pointers, tuple(self.dense.shape))
@@ -88,7 +93,7 @@ class Passing(Slot):
     def __init__(
         self, slot: Slot, tensors: Sequence[Sequence[torch.Tensor]], dense: torch.Tensor | None = None
     ) -> None:
-        self.entry, self.coded = slot.entry, slot.coded
+        self.kept, self.entry, self.coded = slot.kept, slot.entry, slot.coded
         self.p, self.dense = (slot.p, slot.dense) if dense is None else (dense, dense)
         self.states = [(name, coding, list(xs)) for (name, coding, _), xs in zip(slot.states, tensors, strict=True)]
         self.values = {} if self.coded else {name: xs[0] for name, _, xs in self.states}

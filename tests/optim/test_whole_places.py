@@ -32,6 +32,7 @@ CODED = [
     Case("Adafactor8bit", "adafactor", {"lr": 0.02, "relative_step": False, "scale_parameter": False, "beta1": 0.8}),
     Case("CAME8bit", "came", {"lr": 0.003, "weight_decay": 0.2}),
     Case("AdamMini8bit", "adam_mini", {"lr": 0.013, "blocks": "whole"}),
+    Case("SM3", "sm3", {"lr": 0.07, "momentum": 0.85, "codecs": "dynamic8"}),
 ]
 LAMB8, CAME = CODED[0], CASES[6]
 
@@ -66,21 +67,23 @@ def test_paging_changes_no_bit(case: Any, size: int, device: str) -> None:
     assert all(owned(two))
 
 
-@pytest.mark.parametrize("case", [LAMB8, CAME, CODED[4]], ids=str)
+@pytest.mark.parametrize("case", [LAMB8, CAME, *CODED[4:]], ids=str)
 def test_stepping_on_the_host_changes_no_bit(case: Any, device: str) -> None:
     one, two = pair(case, device, place="host")
     alike(one, two)
     assert all(owned(two))
 
 
-@pytest.mark.parametrize("through", [False, True], ids=["from the host's pages", "through a ring"])
+@pytest.mark.parametrize(
+    ("case", "through"), [(LAMB8, False), (CODED[-1], True)], ids=["from the host's pages", "through a ring"]
+)
 def test_files_change_no_bit_and_are_gone_on_with(
-    through: bool, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Any, through: bool, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OnDisk, "rehearsal", through)
-    one, two = pair(LAMB8, device, place="disk", path=tmp_path, keep_weights=True)
+    one, two = pair(case, device, place="disk", path=tmp_path, keep_weights=True)
     alike(one, two)
-    fresh = LAMB8.make(weights(SHAPES, torch.float32, device, 1), place="disk", path=tmp_path, keep_weights=True)
+    fresh = case.make(weights(SHAPES, torch.float32, device, 1), place="disk", path=tmp_path, keep_weights=True)
     two._home.finish()
     del two
     assert fresh.resume() == 3
@@ -196,7 +199,7 @@ def test_states_that_somebody_moved_are_brought_back(device: str) -> None:
 # ------------------------------------------------------------------------------------------------------ names and words
 
 
-@pytest.mark.parametrize("name", ["LAMB", "LARS8bit", "Adafactor4bit", "CAMEFp8", "AdamMini32bit"])
+@pytest.mark.parametrize("name", ["LAMB", "LARS8bit", "Adafactor4bit", "CAMEFp8", "AdamMini32bit", "SM3"])
 def test_the_names_are_the_rules_in_host_memory(name: str) -> None:
     opt = getattr(rc.optim, f"Paged{name}")(weights([(4, 20)], torch.float32, "cpu"))
     assert isinstance(opt, getattr(rc.optim, name)) and opt._placed.place == "paged"
