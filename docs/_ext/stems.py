@@ -68,10 +68,13 @@ def combinations() -> list[str]:
     from refopt_cuda.rules import RULES
 
     rules, codecs = RECORDS["rules"], RECORDS["codecs"]
-    out = [f"| rule | scope | {' | '.join(STATES)} |", "|---|---|" + "---|" * len(STATES)]
+    out = [f"| rule | scope | other places | {' | '.join(STATES)} |", "|---|---|---|" + "---|" * len(STATES)]
     for stem, record in rules.items():
         mark = "yes" if stem in RULES else decoded(stem)
-        out.append(f"| [{stem}](rules/{stem}.md) | {record.scope} | " + " | ".join([mark] * len(STATES)) + " |")
+        where = ", ".join(f"`{place}`" for place in places(stem)) or "-"
+        out.append(
+            f"| [{stem}](rules/{stem}.md) | {record.scope} | {where} | " + " | ".join([mark] * len(STATES)) + " |"
+        )
     out += ["", "Where letters stand, these states are decoded for a step and encoded behind it; the rest are float32."]
     out += ["A rule with a dash runs in the reference alone.", ""]
     out += ["| format of weights | bits | what lies beside a bfloat16 word |", "|---|---|---|"]
@@ -92,6 +95,23 @@ def combinations() -> list[str]:
     ]
 
 
+CLASSES = {"muon": "Muon", "sm3": "SM3", "galore": "GaLoreAdamW", "apollo": "APOLLOAdamW"}
+"""Of rules whose drop-ins are no kernels of this package's own."""
+
+
+def places(stem: str) -> tuple[str, ...]:
+    """Where states of a rule may live but beside the weights."""
+    from refopt_cuda import optim
+    from refopt_cuda.kernels.whole_rules import WHOLE
+    from refopt_cuda.optim import placing, whole_places
+    from refopt_cuda.rules import RULES
+
+    if stem in RULES:
+        return placing.KNOWN[1:]
+    whole = stem in WHOLE or (stem in CLASSES and getattr(optim, CLASSES[stem]).places)
+    return whole_places.PLACES[1:] if whole else ()
+
+
 def decoded(stem: str) -> str:
     """The states of a rule of whole tensors or matrices that may be coded, "-" where the rule has no fast path."""
     from refopt_cuda import optim
@@ -99,7 +119,7 @@ def decoded(stem: str) -> str:
 
     if stem in WHOLE:
         return ", ".join(f"`{n}`" for n in dict.fromkeys(n for form in forms(stem) for n in form.elements))
-    cls = {"muon": "Muon", "sm3": "SM3", "galore": "GaLoreAdamW", "apollo": "APOLLOAdamW"}.get(stem)
+    cls = CLASSES.get(stem)
     return ", ".join(f"`{name}`" for name in getattr(optim, cls).codable) if cls else "-"
 
 

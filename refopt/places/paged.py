@@ -1,9 +1,9 @@
 """Paged: states live in host memory and pass through a small ring of device pages, K blocks at a time.
 
 Page k is blocks [kK, (k+1)K) of the tensor's block list; each is loaded, stepped and stored in ascending order. The
-result has the bits of the resident step for every K. Device memory holds the ring (`buffers` pages), not the states;
-weights and gradients stay, so it still grows with the model. Each step moves every state byte once in each direction,
-so it takes at least their bytes / link speed.
+result has the bits of the resident step for every K. For a rule that sees whole tensors a page is all states of one.
+Device memory holds the ring (`buffers` pages), not the states; weights and gradients stay, so it still grows with the
+model. Each step moves every state byte once in each direction, so it takes at least their bytes / link speed.
 
 Schedule: per page, every state host>device, then every state device>host.
 

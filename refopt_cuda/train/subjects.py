@@ -14,7 +14,7 @@ import torch
 import refopt
 from refopt_cuda import optim
 from refopt_cuda.codecs import STATES, WEIGHTS
-from refopt_cuda.optim import settings, sharded, states
+from refopt_cuda.optim import settings, sharded, states, whole_places
 from refopt_cuda.optim.whole import Whole
 from refopt_cuda.train.errors import InputError
 
@@ -78,9 +78,11 @@ class Subject:
         if self.torchs:
             return getattr(torch.optim, self.cls)(params, **words)
         words |= {"codecs": self.codecs} if self.codecs else {}
-        if issubclass(getattr(optim, self.cls), optim.Composed):
+        params, cls = list(params), getattr(optim, self.cls)
+        whole = place in whole_places.PLACES and not any(map(sharded.is_sharded, params))
+        if whole or issubclass(cls, optim.Composed):
             words |= {"place": place} | ({"path": folder} if place == "disk" else {})
-        return getattr(optim, self.cls)(params, **words)
+        return cls(params, **words)
 
 
 def _rule(cls: str) -> str:

@@ -21,6 +21,7 @@ from tests.optim.pairs import Case, give, snapshot, unchanged, weights
 from tests.optim.placed import alike, owned, params_of, step, tensors
 from tests.optim.shuffled import Forgetful, ShuffledLanes
 from tests.optim.test_checkpoints import through_a_file
+from tests.optim.test_paged_gpu import slow_lanes
 from tests.optim.test_whole import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*bitsandbytes")
@@ -142,6 +143,18 @@ def test_a_page_holds_whole_tensors_and_small_ones_share_a_copy() -> None:
     assert deck.ring.sizes[1] == 8 * 64 * 80 and sum(deck.ring.sizes) == deck.memory.nbytes < 2 * deck.ring.size
 
 
+@pytest.mark.parametrize("shapes", [[(64, 128)] * 4, [(512, 64), *[(64, 64)] * 5]], ids=["equal", "a giant"])
+def test_the_ring_is_what_is_predicted_at_most(shapes: Any, device: str) -> None:
+    """Three places; those that no giant passes through are smaller."""
+    _, opt = pair(CASES[0], device, shapes)
+    step(opt, 0)
+    (deck,) = opt._home.decks.values()
+    plan = refopt.Optimizer("lamb", place=refopt.places.paged(buffers=3))
+    most, giant = refopt.memory.train(shapes, plan).states, len(set(shapes)) > 1
+    assert deck.memory.nbytes == sum(deck.ring.sizes) == (most // 2 if giant else most)
+    assert deck.memory.device.type == device
+
+
 @pytest.mark.parametrize(
     ("budget", "stays"), [(0, [0, 0, 0]), (11000, [1, 0, 0]), (9000, [0, 1, 1]), ("auto", [1] * 3)]
 )
@@ -249,3 +262,34 @@ def test_only_files_are_gone_on_with() -> None:
     _, opt = pair(CAME, "cpu", [(4, 5)])
     with pytest.raises(ValueError, match=r"CAME\.resume: only place='disk' leaves states"):
         opt.resume()
+
+
+# ------------------------------------------------------------------------------------------------------------ on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cycles", [[300_000, 0, 0], [0, 0, 300_000]], ids=["in", "out"])
+@pytest.mark.parametrize("case", [LAMB8, CAME], ids=str)
+def test_slow_copies_and_poisoned_places_change_no_bit(
+    case: Any, cycles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = slow_lanes(cycles)
+    monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: slow(device))
+    alike(*pair(case, "cuda", [(64, 80), (33, 300), (256, 256), (40,), (64, 64), (90, 70)], 20_000), steps=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["PagedLAMB", "PagedCAME", "PagedAdamMini"])
+def test_the_device_holds_the_ring_and_no_state(name: str) -> None:
+    """64M weights: f32 moments of LAMB would be 512 MB."""
+    params = [torch.nn.Parameter(torch.ones(2048, 4096, device="cuda", dtype=torch.bfloat16)) for _ in range(8)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt = getattr(rc.optim, name)(params)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(2):
+        opt.step()
+    torch.cuda.synchronize()
+    (deck,) = opt._home.decks.values()
+    assert torch.cuda.memory_allocated() - before <= sum(deck.ring.sizes) + 4096 and all(owned(opt))

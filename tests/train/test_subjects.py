@@ -36,6 +36,12 @@ def test_none_is_named_twice() -> None:
         subjects.parse_all(["AdamW", "AdamW"])
 
 
+@pytest.mark.parametrize(("place", "found"), [("paged", "paged"), ("host", "host"), ("auto", "resident")])
+def test_a_rule_of_whole_tensors_goes_where_it_can(place: str, found: str) -> None:
+    opt = subjects.parse("Adafactor").make([torch.nn.Parameter(torch.ones(2, 3))], 1e-3, place)
+    assert opt._placed.place == found  # type: ignore[attr-defined]
+
+
 SHAPES = [(64, 96), (200,), (33, 130)]
 MIXED = ("AdamW:v=int8_linear", "AdamW8bit:p=bf16_rem16")
 
