@@ -71,10 +71,9 @@ def combinations() -> list[str]:
     out = [f"| rule | scope | other places | {' | '.join(STATES)} |", "|---|---|---|" + "---|" * len(STATES)]
     for stem, record in rules.items():
         mark = "yes" if stem in RULES else decoded(stem)
-        where = ", ".join(f"`{place}`" for place in places(stem)) or "-"
-        out.append(
-            f"| [{stem}](rules/{stem}.md) | {record.scope} | {where} | " + " | ".join([mark] * len(STATES)) + " |"
-        )
+        where = ", ".join(f"`{place}`" for place in places(stem)) or "none"
+        marks = " | ".join([where, *[mark] * len(STATES)])
+        out.append(f"| [{stem}](rules/{stem}.md) | {record.scope} | {marks} |")
     out += ["", "Where letters stand, these states are decoded for a step and encoded behind it; the rest are float32."]
     out += ["A rule with a dash runs in the reference alone.", ""]
     out += ["| format of weights | bits | what lies beside a bfloat16 word |", "|---|---|---|"]

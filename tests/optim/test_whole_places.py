@@ -150,8 +150,8 @@ def test_the_ring_is_what_is_predicted_at_most(shapes: Any, device: str) -> None
     step(opt, 0)
     (deck,) = opt._home.decks.values()
     plan = refopt.Optimizer("lamb", place=refopt.places.paged(buffers=3))
-    most, giant = refopt.memory.train(shapes, plan).states, len(set(shapes)) > 1
-    assert deck.memory.nbytes == sum(deck.ring.sizes) == (most // 2 if giant else most)
+    most = refopt.memory.train(shapes, plan).states
+    assert deck.memory.nbytes == sum(deck.ring.sizes) == (most if len(set(shapes)) == 1 else 8 * 64 * (512 + 2 * 64))
     assert deck.memory.device.type == device
 
 
