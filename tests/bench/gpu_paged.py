@@ -1,6 +1,6 @@
 """States in host memory on one GPU: paged steps beside the link, bitsandbytes' paged steps, and what the device holds.
 
-    python -m tests.bench.gpu_paged [--parts link,paged,bitsandbytes,memory] [--quick] [--commit HASH]
+    python -m tests.bench.gpu_paged [--parts link,paged,whole,bitsandbytes,memory] [--quick] [--commit HASH]
 
 link     bytes a second each way while pinned memory is copied both ways at once, in pages of the size that is used
 ms       a step of many in a row, the last store waited for
@@ -38,6 +38,7 @@ from tests.bench.record import Limit, Recorder, arguments, names, software
 
 PACKAGES = ("torch", "cupy-cuda13x", "numpy", "bitsandbytes")
 SUBJECTS = ("PagedAdamW", "PagedAdamW8bit", "PagedAdamW4bit", "PagedLion8bit")
+WHOLE = ("PagedLAMB", "PagedLAMB8bit", "PagedCAME")
 PAGES = (1 << 22, 1 << 23, 1 << 24, 1 << 25, 1 << 26)
 
 
@@ -158,6 +159,12 @@ def paged(b: Bench) -> None:
     tries(b, "PagedAdamW8bit all resident", lambda: resident(b, work))
 
 
+def whole(b: Bench) -> None:
+    """Rules that see whole tensors: every state of Llama-1B streamed, a tensor at a time."""
+    for name in WHOLE:
+        tries(b, name, lambda name=name: step_time(b, b.work(models.llama1b()), name, name))
+
+
 def resident(b: Bench, work: Work) -> None:
     """What a place costs that has nothing to move."""
     found = {}
@@ -273,6 +280,7 @@ def tries(b: Bench, label: str, run: Callable[[], Any]) -> None:
 PARTS: dict[str, Callable[[Bench], None]] = {
     "link": link,
     "paged": paged,
+    "whole": whole,
     "bitsandbytes": bitsandbytes,
     "memory": memory,
 }

@@ -103,7 +103,15 @@ def test_groups_share_the_ring_and_lack_gradients_by_turns(device: str) -> None:
             give(params_of(opt), t)
             params_of(opt)[idle].grad = None
             opt.step()
-    alike(one, two, 1, start=9)
+    for opt in (one, two):
+        opt.add_param_group({"params": weights([(70, 64), (9,)], torch.float32, device)})
+    alike(one, two, 2, start=9)
+
+
+def test_gradients_are_clipped_before_a_page_is_stepped(device: str) -> None:
+    one, two = weights(SHAPES, torch.float32, device), weights(SHAPES, torch.float32, device)
+    one, two = LAMB8.make(one, max_grad_norm=0.3), LAMB8.make(two, max_grad_norm=0.3, place="paged")
+    alike(one, two)
 
 
 def test_parameters_in_another_order_are_stepped_through_a_copy(device: str) -> None:
@@ -276,6 +284,22 @@ def test_slow_copies_and_poisoned_places_change_no_bit(
     slow = slow_lanes(cycles)
     monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: slow(device))
     alike(*pair(case, "cuda", [(64, 80), (33, 300), (256, 256), (40,), (64, 64), (90, 70)], 20_000), steps=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [LAMB8, CASES[0], CAME, CODED[-1]], ids=str)
+def test_a_step_that_the_scaler_skips_leaves_pages_as_they_are(case: Any) -> None:
+    """The device alone knows of it: pages come and go, and nothing waits."""
+    opts = pair(case, "cuda")
+    for t, inf in enumerate([0.0, 1.0, 0.0, 1.0]):
+        for opt in opts:
+            opt.grad_scale, opt.found_inf = (torch.tensor(x, device="cuda") for x in (8.0, inf))
+            step(opt, t)
+    one, two = opts
+    for p, q in zip(params_of(one), params_of(two), strict=True):
+        assert torch.equal(p, q)
+        for key, x in one.state[p].items():
+            assert torch.equal(x.cpu(), two.state[q][key].cpu()) if torch.is_tensor(x) else x == two.state[q][key]
 
 
 @pytest.mark.gpu
