@@ -27,7 +27,7 @@ CLASSES: dict[str, tuple[str, str | None]] = {
 }
 """Rule and codec of a class."""
 WHOLE = ("Adafactor", "CAME")
-"""Classes that see whole tensors: plain weights, states beside them."""
+"""Classes that see whole tensors; shown with plain weights and states beside them."""
 PAGED = ("AdamW", "AdamW8bit", "AdamW4bit", "Lion", "Lion8bit")
 HOSTED = ("AdamW", "Lion")
 WEIGHTS = ("f32", "bf16_rem16", "bf16_ecc", "bf16_sr")
