@@ -28,9 +28,10 @@ REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
 TURNS = 3 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
 DAY = int(os.environ.setdefault("REFOPT_DAY", str(datetime.now(UTC).toordinal())))  # one for all workers
 BY_TURNS = {
+    "conform": ("test_dialects", "test_peers"),
     "convert": ("test_bitsandbytes",),
     "functional": ("test_step",),
-    "kernels": ("test_nvrtc", "test_schedule_free", "test_whole_host", "test_whole_nvrtc"),
+    "kernels": ("test_nvrtc", "test_rows", "test_schedule_free", "test_whole", "test_whole_host", "test_whole_nvrtc"),
     "optim": (
         "test_coded_matrices",
         "test_equal_to_refopt",

@@ -30,8 +30,7 @@ def files(folder: Any) -> list[Path]:
 
 
 @every_rule
-@pytest.mark.parametrize("size", SIZES)
-@given(data=st.data())
+@given(size=st.sampled_from(SIZES), data=st.data())
 def test_streaming_from_disk_changes_no_bit(ref: ModuleType, case: RuleCase, size: int, data: Any) -> None:
     run = data.draw(runs(shapes=case.shapes or SHAPES))
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:

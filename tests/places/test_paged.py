@@ -19,8 +19,7 @@ every_rule = pytest.mark.parametrize("case", EVERY, ids=label)
 
 
 @every_rule
-@pytest.mark.parametrize("size", SIZES)
-@given(data=st.data())
+@given(size=st.sampled_from(SIZES), data=st.data())
 def test_paging_changes_no_bit(ref: ModuleType, case: RuleCase, size: int, data: Any) -> None:
     run = data.draw(runs(shapes=case.shapes or SHAPES))
     same_run(ref, case, ref.places.paged(page_blocks=size), run, some_codecs(ref, case, data))
