@@ -75,4 +75,4 @@ def test_paged_states_train_adapters_to_the_bits_of_resident_ones(device: str, n
 def test_every_adapter_is_among_what_is_paged() -> None:
     net = model("cpu")
     layers = [m for m in net.modules() if isinstance(m, LoRALinear)]
-    assert len(layers) == 2 and len(adapters(net)) == 4 and len(PAGED) == 40
+    assert len(layers) == 2 and len(adapters(net)) == 4 and len(PAGED) == 66

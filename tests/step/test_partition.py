@@ -48,8 +48,7 @@ def model(ref: ModuleType, codec: str = "dynamic8", **options: Any) -> tuple[Any
 
 
 @every_rule
-@pytest.mark.parametrize("stage", [1, 2, 3])
-@given(data=st.data(), ranks=RANKS)
+@given(data=st.data(), stage=st.sampled_from([1, 2, 3]), ranks=RANKS)
 def test_ranks_together_have_the_bits_of_one(
     ref: ModuleType, case: RuleCase, stage: int, ranks: int, data: Any
 ) -> None:
