@@ -34,7 +34,7 @@ TO: dict[str, Callable[..., dict[str, Any]]] = {
     "flashoptim": to_flashoptim,
     "transformers": to_transformers,
 }
-CLASSES = (*names.__all__, "Adafactor", *(f"Adafactor{suffix}" for suffix in names.KEPT), "Muon", "Muon8bit")
+CLASSES = (*names.__all__, *(name + suffix for name in ("Adafactor", "Muon") for suffix in ("", *names.KEPT)))
 """Of ours, those whose states other libraries have, too."""
 KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state")
 """Where training scripts put an optimizer's state among other things."""

@@ -53,7 +53,13 @@ TRANSFORMERS = Peer(
     {"variant": "transformers", "maximize": False},
 )
 MATRIX = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
-MUON = Peer("torch.optim", Muon, {"momentum_buffer": "momentum_buffer"}, {name: name for name in MATRIX}, {})
+MUON = Peer(
+    "torch.optim",
+    Muon,
+    {"momentum_buffer": "momentum_buffer"},
+    {name: name for name in MATRIX},
+    {"maximize": False},
+)
 
 
 def of_torch(opt: Any) -> Peer | None:

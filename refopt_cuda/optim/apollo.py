@@ -42,7 +42,7 @@ class APOLLOAdamW(MatrixOptimizer):
     seed             of the projections, which also depend on the parameter's number and the period, and are not stored
 
     options          by keyword: codecs, of the moments ("dynamic8", or {"m": ..., "v": ...}), block, min_8bit_size,
-                     overrides; max_grad_norm and gnorm_scale as for `Composed`
+                     overrides, maximize; max_grad_norm and gnorm_scale as for `Composed`
 
     State: `step`, `exp_avg` and `exp_avg_sq` of the projected gradient's shape, and the number `prev`; all float32.
     Nothing waits for the device. Products are in float32 and obey torch.backends.cuda.matmul.allow_tf32.

@@ -159,6 +159,10 @@ class Composed(torch.optim.Optimizer):
         """As torch's; a group may have its own hyper-parameters, codecs (of some states or all), block and min_size."""
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
+            param_group = dialect.group(call, param_group, self.defaults["rule"])
+            for name, value in MEANING.get(self.defaults["rule"], {}).items():
+                if param_group.get(name, value) != value:
+                    raise ValueError(f"{call}: {name} must be {value} as elsewhere, got {param_group[name]!r}")
             table = settings.codec_names(self.rule, param_group.get("codecs"), self.defaults["codecs"], call)
             param_group = {**param_group, "codecs": table}
             group = {**self.defaults, **param_group}

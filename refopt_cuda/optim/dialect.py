@@ -65,6 +65,32 @@ def settings(call: str, given: Mapping[str, Any], args: Any = None, is_paged: An
     return out
 
 
+SAME: Mapping[str, Mapping[str, str]] = {
+    "signum": {"momentum": "beta"},
+    "adafactor": {"d": "clip_threshold", "beta2_decay": "decay_rate"},
+}
+"""By rule: arguments of its class that groups hold under another name."""
+OF_CLASS = ("place", "is_paged", "args", "path", "page_bytes", "resident_bytes", "during_backward", "delay", "warm")
+"""Arguments that no group can have alone."""
+
+
+def group(call: str, given: Mapping[str, Any], stem: str = "") -> dict[str, Any]:
+    """A parameter group under the names that groups here have: what a class takes by another word, and bitsandbytes'
+    words, mean the same in a group. ValueError for what no group can have alone, and for what is said twice."""
+    out = dict(given)
+    for name in OF_CLASS:
+        if out.get(name) not in (None, False):
+            raise ValueError(f"{call}: {name} is of the whole optimizer, not of a group, got {out[name]!r}")
+    if "optim_bits" in out:
+        out["optim_bits"] = usual(call, None, out["optim_bits"])
+    for theirs, ours in {"optim_bits": "codecs", "min_8bit_size": "min_size", **SAME.get(stem, {})}.items():
+        if theirs in out and ours in out:
+            raise ValueError(f"{call}: a group has {theirs} and {ours}, which say the same; give one of them")
+        if theirs in out:
+            out[ours] = out.pop(theirs)
+    return settings(call, out)
+
+
 def refuse(call: str, **asked: tuple[Any, Any, str]) -> None:
     """ValueError for the first of these (given, the one value there is, why) that differs."""
     for name, (value, only, why) in asked.items():

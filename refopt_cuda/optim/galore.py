@@ -53,7 +53,7 @@ class GaLoreAdamW(MatrixOptimizer):
                      columns, both
 
     options          by keyword: codecs, of the moments ("dynamic8", or {"m": ..., "v": ...}), block, min_8bit_size,
-                     overrides; max_grad_norm and gnorm_scale as for `Composed`
+                     overrides, maximize; max_grad_norm and gnorm_scale as for `Composed`
 
     State: `step`, `exp_avg` and `exp_avg_sq` (or their codes and scales) of the projected gradient's shape, `P` (rows x
     rank) and `Q` (columns x rank) as far as they are used, float32. Moments stay when directions change. Directions are

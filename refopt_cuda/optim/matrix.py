@@ -33,6 +33,8 @@ from refopt_cuda.optim.whole_slots import Slot
 
 CODING: Mapping[str, Any] = {"codecs": None, "block": None, "min_8bit_size": 4096}
 """Arguments by keyword that say how states are kept, and their defaults."""
+MORE: Mapping[str, Any] = {**CODING, "maximize": False, "overrides": None}
+"""Further ones that all of these optimizers take."""
 
 
 class Now(NamedTuple):
@@ -82,12 +84,12 @@ class MatrixOptimizer(Housed):
     def __init__(self, params: Any, defaults: dict[str, Any], options: Mapping[str, Any]) -> None:
         call = type(self).__name__
         where = whole_places.OPTIONS if self.places else {}
-        more = dialect.further(call, options, {**self.takes, **CODING, "overrides": None, **where})
+        more = dialect.further(call, options, {**self.takes, **MORE, **where})
         self._house(more, call)
         live.check(more["gnorm_scale"], more["max_grad_norm"], call)
         patterns = more.pop("overrides")
         if patterns is not None:
-            params = overrides.groups(params, patterns, call=call)
+            params = overrides.of_class(params, patterns, {*defaults, *more, "min_size"}, call)
         more["min_size"] = dialect.size(call, more.pop("min_8bit_size"))
         more["codecs"] = self._table(more["codecs"], dict.fromkeys(self.codable, self.usual), call)
         defaults = {**defaults, **more}
@@ -154,6 +156,8 @@ class MatrixOptimizer(Housed):
             out[name] = number(value, key, call, key == "lr" and group.get("capturable", False))
             if not isinstance(out[name], torch.Tensor):
                 _named(hypers[name], key).check(call, out[name])
+        if not isinstance(group["maximize"], bool):
+            raise TypeError(f"{call}: maximize must be True or False, got {group['maximize']!r}")
         refuse_capture(group["codecs"].values(), group.get("capturable", False), call)
         placing.refuse(self._placed, group.get("capturable"), group["max_grad_norm"], call)
         self._check_group(group, call)
@@ -169,6 +173,7 @@ class MatrixOptimizer(Housed):
         """As torch's; a group may have its own hyper-parameters."""
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
+            param_group = dialect.group(call, param_group)
             table = self._table(param_group.get("codecs"), self.defaults["codecs"], call)
             param_group = {**param_group, "codecs": table}
         super().add_param_group(param_group)
@@ -242,6 +247,7 @@ class MatrixOptimizer(Housed):
             kept, have, counts = self._layout(group, hyper, p), self._state.get(p), k in self._counting and p.is_cuda
             if not states.begun(kept, have):
                 live.refuse_in_capture("states")
+                overrides.refuse_late(self, p, call)
             ready = (self._home or states).ready
             entry = live.ready(kept, have, p, call, ready) if counts else ready(kept, have, p, call)
             work.append(Work(p, g, entry, entry["step"] if counts else entry["step"] + 1, kept))
@@ -292,7 +298,10 @@ class MatrixOptimizer(Housed):
         """What gradients are multiplied by on one device, computed there where the host cannot; counts are counted."""
         lr, cuda, device = hyper["lr"], work[0].p.is_cuda, work[0].p.device
         if not cuda or not (k in self._counting or scaling.squares is not None):
-            return Now(scaling.factor if cuda else factor, lr.item() if isinstance(lr, torch.Tensor) else lr)
+            gs = scaling.factor if cuda else factor
+            return Now(
+                -gs if self.param_groups[k]["maximize"] else gs, lr.item() if isinstance(lr, torch.Tensor) else lr
+            )
         rooms, counts = self._rooms.setdefault(k, {}), [*dict.fromkeys(w.t for w in work)]
         live.rows(rows_cuda.PLAIN, hyper, self.param_groups[k], counts, scaling, device, rooms)
         row = rooms[device][:8].view(torch.float32)
@@ -352,6 +361,7 @@ class MatrixOptimizer(Housed):
         super().__setstate__(state)
         self._forget()
         usual = {**self.takes, "codecs": dict.fromkeys(self.codable, self.usual), "block": None, "min_size": 4096}
+        usual["maximize"] = False
         for group in self.param_groups:  # of a version that had none of these
             for name, value in usual.items():
                 group.setdefault(name, value)

@@ -49,8 +49,8 @@ class Muon(MatrixOptimizer):
                      torch.optim.Muon takes, leaves it by 1e-2 to 2e-2; both by ten times as much where a few directions
                      are strong and the rest is nearly nothing. "float32" obeys torch.backends.cuda.matmul.allow_tf32
     momentum_dtype   "float32", or "bfloat16": half the memory, rounded in each step
-    options          by keyword: codecs, of the momentum ("dynamic8", or {"B": ...}), block, min_8bit_size, overrides;
-                     max_grad_norm, gnorm_scale and capturable as for `Composed`
+    options          by keyword: codecs, of the momentum ("dynamic8", or {"B": ...}), block, min_8bit_size, overrides,
+                     maximize, max_grad_norm, gnorm_scale and capturable as for `Composed`
 
     State: `momentum_buffer`, row-major, torch's key, or "B.codes" and "B.scales"; and `step`. The momentum has the bits
     of `refopt.rules.muon`; the direction is within the above. Matrices of one shape are stepped together, with up to
@@ -169,7 +169,7 @@ class Muon(MatrixOptimizer):
             return _scalars(w.p.shape, hyper, group, w.now)
         rooms = self._rooms.setdefault((id(group), tuple(w.p.shape)), {})
         more = {**hyper, "factor": _factor(w.p.shape, group)}
-        return live.rows(rows_cuda.MUON, more, {}, [1], w.now.scaling, w.p.device, rooms).address
+        return live.rows(rows_cuda.MUON, more, group, [1], w.now.scaling, w.p.device, rooms).address
 
 
 def _opened(w: Work, kept: states.Layout) -> Work:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from refopt_cuda.optim import dialect, overrides
+from refopt_cuda.optim import settings as records
 from refopt_cuda.optim.composed import Composed
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
 Betas = tuple[float, float]
 Kept = tuple[int, Any, int, bool]
 """bitsandbytes' words on how states are kept: optim_bits, args, min_8bit_size, is_paged."""
+GROUP = ("codecs", "block", "min_size", "maximize", "seed", "capturable")
+"""What groups hold besides the hyper-parameters of their rule."""
 
 
 class _Named(Composed):
@@ -72,7 +75,9 @@ class _Named(Composed):
         options = {"min_size": min_size} | dialect.settings(call, options, args, is_paged)
         patterns = options.pop("overrides", None)
         if patterns is not None:
-            params = overrides.groups(params, patterns, call=call)
+            stem = rule or self.stem
+            known = {*words, *options, *GROUP, *records.torch_words(records.rule_named(stem, call))}
+            params = overrides.of_class(params, patterns, known | {*dialect.SAME.get(stem, {})}, call)
         super().__init__(params, rule or self.stem, usual=usual, **options, **words)
 
 

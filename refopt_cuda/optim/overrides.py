@@ -153,6 +153,14 @@ def groups(
     return [group for group in out if group["params"]]
 
 
+def of_class(params: Any, patterns: Mapping[str, Any], known: Iterable[str], call: str) -> list[dict[str, Any]]:
+    """The same for a class whose groups hold these settings; ValueError for any other."""
+    out = groups(params, patterns, call=call)
+    for name in (name for group in out for name in group if name not in {*known, "params", "param_names"}):
+        raise ValueError(f"{call}: overrides has {name!r}, which no group holds; there are {', '.join(sorted(known))}")
+    return out
+
+
 def _some(names: Iterable[str], most: int = 5) -> str:
     known = list(names)
     return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
@@ -186,6 +194,17 @@ def apart(opt: torch.optim.Optimizer, group: dict[str, Any], call: str, coded: b
     return [shared | g.pop("own") | g for g in out] or [group]
 
 
+def refuse_late(opt: torch.optim.Optimizer, p: torch.Tensor, call: str) -> None:
+    """RuntimeError for a hyper-parameter that was overridden after the optimizer was made; in the first step of `p`."""
+    applied = _applied.get(opt)
+    own = {name: value for name, value in settings_of(p).items() if name not in KEPT}
+    if applied is not None and own != applied.get(id(p), {}):
+        raise RuntimeError(
+            f"{call}: {', '.join(own)} of a parameter was overridden after {type(opt).__name__} was made; "
+            "override before, or give the parameter a group of its own"
+        )
+
+
 def settle(opt: Any, call: str) -> None:
     """In a group's first step: `group["overrides"]` becomes what `kept` says."""
     if any("overrides" not in group for group in opt.param_groups):
@@ -203,15 +222,10 @@ def kept(opt: Any, call: str) -> list[dict[int, dict[str, Any]]]:
 
 
 def _kept(opt: Any, group: dict[str, Any], call: str) -> dict[int, dict[str, Any]]:
-    applied, out = _applied.get(opt), {}
+    out: dict[int, dict[str, Any]] = {}
     for k, p in enumerate(group["params"]):
-        own = settings_of(p)
-        hyper = {name: own.pop(name) for name in list(own) if name not in KEPT}
-        if applied is not None and hyper != applied.get(id(p), {}):
-            raise RuntimeError(
-                f"{call}: {', '.join(hyper)} of a parameter was overridden after {type(opt).__name__} was made; "
-                "override before, or give the parameter a group of its own"
-            )
+        refuse_late(opt, p, call)
+        own = {name: value for name, value in settings_of(p).items() if name in KEPT}
         if own:
             own["codecs"] = records.codec_names(opt.rule, own.get("codecs"), group["codecs"], call)
             records.check_group(opt.rule, {**group, **own}, call)

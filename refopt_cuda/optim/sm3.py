@@ -34,9 +34,9 @@ class SM3(MatrixOptimizer):
     momentum  decay of the running mean of updates, in [0, 1); 0: none is kept
     eps       added under the root, >= 0; TensorFlow has 1e-30, optax 1e-8
     variant   "II", the tighter of the paper's two, or "I"
-    options   by keyword: codecs, of the momentum ("dynamic8", or {"m": ...}), block, min_8bit_size, overrides;
-              max_grad_norm, gnorm_scale and capturable as for `Composed`; place ("paged", "host", "disk") and its
-              words as for LAMB
+    options   by keyword: codecs, of the momentum ("dynamic8", or {"m": ...}), block, min_8bit_size, overrides,
+              maximize, max_grad_norm, gnorm_scale and capturable as for `Composed`; place ("paged", "host", "disk") and
+              its words as for LAMB
 
     State: `step`, `mu`, a number for each index of each axis, axis after axis, and with momentum `momentum_buffer` of
     the parameter's shape; all float32. Passes of torch's own, each rounded by itself: the bits are the reference's.

@@ -238,6 +238,24 @@ def check_format(group: Mapping[str, Any], where: str) -> None:
         raise StateError(f"{where} is in checkpoint format {found!r}; this version of refopt reads up to {FORMAT}")
 
 
+def _way(state_dict: Mapping[str, Any]) -> str:
+    """Where a refused state is of another library: what takes those over."""
+    if any("format" in group for group in state_dict["param_groups"]):
+        return ""
+    entries = [entry for entry in state_dict["state"].values() if isinstance(entry, Mapping)]
+    keys, kinds = {str(k) for entry in entries for k in entry}, {type(x).__name__ for e in entries for x in e.values()}
+    library = "torch"
+    if keys & {"__bnb_optimizer_quant_state__", "state1"}:
+        library = "bitsandbytes"
+    elif any(kind.startswith("OptimState") for kind in kinds):
+        library = "torchao"
+    elif any("::" in key or key == "error_bits" for key in keys):
+        library = "flashoptim"
+    elif any("relative_step" in group for group in state_dict["param_groups"]):
+        library = "transformers"
+    return f". It is a state of another library: see refopt_cuda.convert.from_{library}"
+
+
 def load(
     opt: torch.optim.Optimizer,
     state_dict: dict[str, Any],
@@ -260,7 +278,11 @@ def load(
             raise ShapeError(f"{call}: parameter groups have {theirs} tensors, this optimizer has {ours}")
         for k, group in enumerate(final["param_groups"]):
             check_format(group, f"{type(opt).__name__}.load_state_dict: group {k}")
-        check(final)
+        try:
+            check(final)
+        except (StateError, ShapeError) as error:
+            of_a_state = str(error).startswith(f"{type(opt).__name__}.load_state_dict: state[")
+            raise type(error)(f"{error}{_way(final) if of_a_state else ''}") from None
         seen.update(final)
         ids = {k for group in final["param_groups"] for k in group["params"]}
         return {**final, "state": {k: v for k, v in final["state"].items() if k not in ids}}

@@ -94,7 +94,8 @@ class Whole(Housed):
         live.check(more["gnorm_scale"], more["max_grad_norm"], call)
         patterns, codecs = more.pop("overrides"), more.pop("codecs")
         if patterns is not None:
-            params = overrides.groups(params, patterns, call=call)
+            known = {*words, *more, "codecs", "min_size", "maximize", *dialect.SAME.get(self.stem, {})}
+            params = overrides.of_class(params, patterns, known, call)
         more["min_size"] = dialect.size(call, more.pop("min_8bit_size", min_size))
         roles = [s.name for s in self.rule.states if s.name in self._codable]
         more["codecs"] = self._table(codecs, dict.fromkeys(roles, dialect.usual(call, self.usual, bits) or "f32"), call)
@@ -135,6 +136,7 @@ class Whole(Housed):
         """As torch's; a group may have its own settings."""
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
+            param_group = dialect.group(call, param_group, self.stem)
             table = self._table(param_group.get("codecs"), self.defaults["codecs"], call)
             param_group = {**param_group, "codecs": table}
             self._check({**self.defaults, **param_group}, call)
@@ -272,6 +274,7 @@ class Whole(Housed):
         slot, entry, counting = self._slots.get(p), self._state.get(p), k in self._counting
         if slot is None or slot.stale(mode, entry, number):
             live.refuse_in_capture("states")
+            overrides.refuse_late(self, p, call)
             self._fits(tuple(p.shape), hyper, call)
             names, kept = self.layout(p, hyper, self.param_groups[k])
             ready = (self._home or states).ready

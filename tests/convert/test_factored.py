@@ -75,6 +75,11 @@ def test_what_the_peer_does_not_have_is_refused() -> None:
             lambda: convert.to_torch(muon),
         ),
         (
+            StateError,
+            "to_torch: group 0: torch.optim has maximize=False alone, here it is True",
+            lambda: convert.to_torch(rc.optim.Muon(params, maximize=True)),
+        ),
+        (
             TypeError,
             "to_transformers: opt must be Adafactor of refopt_cuda.optim, got Muon8bit",
             lambda: convert.to_transformers(muon),

@@ -248,6 +248,20 @@ def test_the_state_of_another_optimizer_is_refused(
     refused(opt, through_a_file(other.state_dict()), error, message)
 
 
+@pytest.mark.parametrize(
+    ("entry", "library"),
+    [
+        ({"step": 1, "exp_avg": torch.ones(64, 80), "exp_avg_sq": torch.ones(64, 80)}, "torch"),
+        ({"step": 1, "state1": torch.ones(64, 80), "qmap1": torch.ones(256)}, "bitsandbytes"),
+        ({"step": 1, "exp_avg::quantized": torch.ones(64, 80)}, "flashoptim"),
+    ],
+)
+def test_the_state_of_another_library_is_refused_with_what_takes_it_over(entry: dict[str, Any], library: str) -> None:
+    opt = ADAMW8.make(weights([(64, 80)], torch.float32, "cpu"))
+    saved = {"state": {0: entry}, "param_groups": [{"params": [0], "lr": 1e-3, "betas": (0.9, 0.999)}]}
+    refused(opt, saved, StateError, rf"a state of another library: see refopt_cuda\.convert\.from_{library}$")
+
+
 @pytest.mark.parametrize("case", [ADAMW, ADAMW8], ids=str)
 def test_the_state_of_other_shapes_is_refused(case: Case) -> None:
     """Same number of elements, another shape."""

@@ -69,6 +69,29 @@ def test_resuming_changes_no_bit(name: str, words: dict[str, Any], device: str) 
     resume_alike(opt, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Muon4bit", {}),
+        ("MuonFp8", {}),
+        ("SM3", {}),
+        ("GaLoreAdamW4bit", {"rank": 24}),
+        ("APOLLOAdamWFp8", {"rank": 24}),
+    ],
+)
+def test_climbing_is_descending_along_the_other_sign(name: str, words: dict[str, Any]) -> None:
+    (p,), (q,) = (matrices([(64, 96)]) for _ in range(2))
+    make = getattr(rc.optim, name)
+    one, other = make([p], **words, min_8bit_size=1000), make([q], **words, min_8bit_size=1000, maximize=True)
+    give([p], 3)
+    q.grad = -p.grad
+    one.step(), other.step()
+    assert torch.equal(p, q) and one.state[p].keys() == other.state[q].keys()
+    assert any(key.endswith(".codes") for key in one.state[p]) == (name != "SM3")
+    with pytest.raises(TypeError, match=f"{name}: maximize must be True or False, got 1"):
+        make([p], maximize=1)
+
+
 @pytest.mark.parametrize("words", [{}, {"rank": 24}], ids=["whole", "projected"])
 def test_apollo_in_8_bits_steps_from_what_its_codes_stand_for(words: dict[str, Any], device: str) -> None:
     """As the float32 class does from the same moments; what it leaves is encoded."""

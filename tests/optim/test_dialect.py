@@ -135,6 +135,63 @@ def test_unknown_words_are_refused() -> None:
             getattr(bnb.optim, name)(one(), learning_rate=1.0)
 
 
+GROUPS = [
+    ("AdamW", {"optim_bits": 8}, {"codecs": {"m": "dynamic8", "v": "dynamic8", "w": "dynamic8"}}),
+    ("LAMB8bit", {"optim_bits": 32}, {"codecs": {"m": "f32", "v": "f32"}}),
+    ("Muon", {"optim_bits": 4}, {"codecs": {"B": "q4"}}),
+    ("Lion8bit", {"min_8bit_size": 64}, {"min_size": 64}),
+    ("Signum", {"momentum": 0.5}, {"beta": 0.5}),
+    ("Adafactor", {"d": 2.0, "beta2_decay": -0.5}, {"clip_threshold": 2.0, "decay_rate": -0.5}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LAMB8bit")
+@pytest.mark.parametrize(("name", "words", "held"), GROUPS)
+def test_an_argument_means_in_a_group_what_it_means_of_the_class(name: str, words: dict, held: dict) -> None:
+    (group,) = getattr(bnb.optim, name)([{"params": one(), **words}]).param_groups
+    assert {key: group[key] for key in held} == held and not words.keys() & group.keys()
+
+
+GROUPS_REFUSED = [
+    ("AdamW", {"is_paged": True}, "is_paged is of the whole optimizer, not of a group, got True"),
+    ("LAMB", {"place": "paged"}, "place is of the whole optimizer, not of a group, got 'paged'"),
+    ("Adam", {"optim_bits": 8, "codecs": "q4"}, "a group has optim_bits and codecs, which say the same"),
+    ("Adam", {"decoupled_weight_decay": True}, "decoupled_weight_decay must be False as elsewhere, got True"),
+    ("Muon", {"optim_bits": 3}, "optim_bits must be 32, 8 or 4, got 3"),
+    ("AdamW", {"block_wise": False}, "block_wise must be True or left out, got False"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LAMB")
+@pytest.mark.parametrize(("name", "words", "message"), GROUPS_REFUSED)
+def test_what_no_group_can_have_alone_is_refused(name: str, words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}\.add_param_group: {message}"):
+        getattr(bnb.optim, name)([{"params": one(), **words}])
+
+
+NAMES = [
+    ("PytorchLARS", r"take LARS\(variant='clip'\)"),
+    ("PagedLAMB8bit", "take LAMB8bit; it has no fast path in another place"),
+    ("SM38bit", r"take SM3\(codecs='dynamic8'\)"),
+    ("NAdam", "it is in torch.optim, and its rule is not here"),
+    ("FusedLAMB", "is it LAMB"),
+]
+
+
+@pytest.mark.parametrize(("name", "hint"), NAMES)
+def test_a_name_that_is_not_here_says_what_is(name: str, hint: str) -> None:
+    with pytest.raises(AttributeError, match=rf"^refopt_cuda\.optim has no {name}: {hint}"):
+        getattr(bnb.optim, name)
+
+
+def test_what_torch_has_beside_optimizers_is_found() -> None:
+    """`import refopt_cuda.optim as optim` in the place of torch.optim: schedules and the base class go on to work."""
+    opt = bnb.optim.SGD(one(), lr=1.0)
+    assert isinstance(opt, bnb.optim.Optimizer)
+    bnb.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.5)
+    assert opt.param_groups[0]["lr"] == 0.5
+
+
 def test_clipped_lars_steps_as_bitsandbytes_does() -> None:
     theirs = pytest.importorskip("bitsandbytes").optim.LARS
     p, q = (parameter(torch.linspace(-1, 1, 4096).view(64, 64)) for _ in range(2))

@@ -24,7 +24,7 @@ LIVE: list[tuple[str, dict[str, Any]]] = [
     ("Adafactor", {"lr": 0.02, "relative_step": False, "beta1": 0.8, "weight_decay": 0.2}),
     ("CAME", {"lr": 0.003, "weight_decay": 0.2}),
     ("AdamMini", {"lr": 0.013, "weight_decay": 0.11}),
-    ("Muon", {"lr": 0.02, "weight_decay": 0.3, "ns_dtype": "float32"}),
+    ("Muon", {"lr": 0.02, "weight_decay": 0.3, "ns_dtype": "float32", "maximize": True}),
     ("SM3", {"lr": 0.07}),
 ]
 CODED = [("CAME8bit", {"lr": 0.003}), ("Muon8bit", {"ns_dtype": "float32"}), ("SM3", {"codecs": "dynamic8"})]

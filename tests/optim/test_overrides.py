@@ -201,5 +201,23 @@ def test_patterns_without_names_and_without_a_match_are_refused() -> None:
         bnb.optim.groups(model, {"*embed*": {}})
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor", "SM3"])
+def test_a_setting_that_no_group_holds_is_refused(name: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=rf"^{name}: overrides has 'weight_dekay', which no group holds; there are "):
+        getattr(bnb.optim, name)(model.named_parameters(), overrides={"*": {"weight_dekay": 0.0}})
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_what_is_said_too_late_is_refused_by_all(name: str) -> None:
+    p, q = two()
+    opt = getattr(bnb.optim, name)([p, q])
+    manager.override_config(q, "weight_decay", 0.5)
+    give([p, q], 0)
+    with pytest.raises(RuntimeError, match=rf"^{name}\.step: weight_decay of a parameter was overridden after {name}"):
+        opt.step()
+    assert torch.equal(p, torch.ones(SHAPE)) and not opt.state
+
+
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(overrides).failed == 0
