@@ -168,7 +168,7 @@ def test_all_drop_ins_are_documented() -> None:
         "Muon8bit",
         "SM3",
     ]
-    for file in ("names", "placed", "whole_names", "matrix_names"):
+    for file in ("names", "placed", "whole_names", "matrix_names", "schedule_free"):
         tree = ast.parse((ROOT / f"refopt_cuda/optim/{file}.py").read_text("utf-8"))
         (found,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
         names += ast.literal_eval(found)

@@ -95,7 +95,8 @@ def combinations() -> list[str]:
 
 
 CLASSES = {"muon": "Muon", "sm3": "SM3", "galore": "GaLoreAdamW", "apollo": "APOLLOAdamW"}
-"""Of rules whose drop-ins are no kernels of this package's own."""
+CLASSES |= {"schedule_free": "ScheduleFreeAdamW"}
+"""Of rules whose drop-ins are classes of their own."""
 
 
 def places(stem: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from refopt_cuda.codecs import CODECS, STATES, WEIGHTS
 from refopt_cuda.codecs import Form as Codec
 from refopt_cuda.codecs import named as codec_named
 from refopt_cuda.kernels import half
-from refopt_cuda.rules import RULES, Form, named
+from refopt_cuda.rules import APART, RULES, Form, named
 
 __all__ = ["NOTHING", "Arrays", "Combination", "Cut", "arrays", "combination", "cut", "number"]
 
@@ -41,7 +41,7 @@ class Combination(NamedTuple):
 
     @property
     def scalars(self) -> int:
-        return len(RULES[self.rule.stem].SCALARS)
+        return self.rule.width
 
     @property
     def random(self) -> bool:
@@ -85,7 +85,7 @@ def combination(
     rule: str | Form, codecs: tuple[str | Codec, ...], p: np.dtype, g: np.dtype, weight: str | Codec | None = None
 ) -> Combination:
     """The forms that these names mean for weights and gradients of these dtypes. ValueError, TypeError."""
-    if isinstance(rule, str) and rule not in RULES:
+    if isinstance(rule, str) and rule not in RULES | APART:
         raise ValueError(f"step: unknown rule {rule!r}; there are {', '.join(RULES)}")
     form = named(rule, len(codecs))
     if form is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from refopt_cuda.optim import matrix_names, names, placed, whole_names
+from refopt_cuda.optim import matrix_names, names, placed, schedule_free, whole_names
 from refopt_cuda.optim.apollo import APOLLOAdamW, APOLLOAdamW8bit
 from refopt_cuda.optim.backward import InBackward, in_backward
 from refopt_cuda.optim.composed import Composed
@@ -15,6 +15,7 @@ from refopt_cuda.optim.muon import Muon, Muon8bit
 from refopt_cuda.optim.names import *  # noqa: F403
 from refopt_cuda.optim.overrides import GlobalOptimManager, groups
 from refopt_cuda.optim.placed import *  # noqa: F403
+from refopt_cuda.optim.schedule_free import *  # noqa: F403
 from refopt_cuda.optim.sm3 import SM3
 from refopt_cuda.optim.whole_names import *  # noqa: F403
 
@@ -32,6 +33,7 @@ __all__ = [
     "groups",
     "in_backward",
     *matrix_names.__all__,
+    *schedule_free.__all__,
     *whole_names.__all__,
     *names.__all__,
     *placed.__all__,

@@ -174,6 +174,8 @@ class MatrixOptimizer(Housed):
         call = f"{type(self).__name__}.add_param_group"
         if isinstance(param_group, dict):
             param_group = dialect.group(call, param_group)
+            if param_group.get("capturable") and "capturable" not in self.takes:
+                raise ValueError(f"{call}: {type(self).__name__} cannot be captured, got capturable=True")
             table = self._table(param_group.get("codecs"), self.defaults["codecs"], call)
             param_group = {**param_group, "codecs": table}
         super().add_param_group(param_group)

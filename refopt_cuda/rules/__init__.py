@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refopt_cuda.rules import adagrad, adam, adamw, ademamix, lion, rmsprop, sgd, signum
+from refopt_cuda.rules import adagrad, adam, adamw, ademamix, lion, rmsprop, schedule_free, sgd, signum
 
-__all__ = ["RULES", "Form", "form_of", "forms", "hypers", "named", "row"]
+__all__ = ["APART", "RULES", "Form", "form_of", "forms", "hypers", "module", "named", "row"]
 
 RULES: dict[str, ModuleType] = {
     "sgd": sgd,
@@ -35,6 +35,13 @@ RULES: dict[str, ModuleType] = {
     "signum": signum,
     "ademamix": ademamix,
 }
+APART: dict[str, ModuleType] = {"schedule_free": schedule_free}
+"""Rules with kernels whose rows depend on the steps before: a class of their own carries that along."""
+
+
+def module(stem: str) -> ModuleType:
+    """The scalar forms of a rule."""
+    return RULES[stem] if stem in RULES else APART[stem]
 
 
 class Form(NamedTuple):
@@ -52,7 +59,7 @@ class Form(NamedTuple):
     def states(self) -> tuple[tuple[str, bool], ...]:
         """Name and "never negative" of each state that this form keeps, in order."""
         on = self.options
-        return tuple((s[0], s[1]) for s in RULES[self.stem].STATES if len(s) == 2 or on[s[2]])
+        return tuple((s[0], s[1]) for s in module(self.stem).STATES if len(s) == 2 or on[s[2]])
 
     @property
     def name(self) -> str:
@@ -63,7 +70,7 @@ class Form(NamedTuple):
     @property
     def width(self) -> int:
         """How many scalars a step reads."""
-        return len(RULES[self.stem].SCALARS)
+        return len(module(self.stem).SCALARS)
 
     @property
     def source(self) -> str:
@@ -72,11 +79,11 @@ class Form(NamedTuple):
 
     def make(self, o: Any) -> Callable:
         """`step(p, g, x, s) -> (p, x)` of this form over the arithmetic `o`."""
-        return RULES[self.stem].make(o, **self.options)
+        return module(self.stem).make(o, **self.options)
 
 
 def _options(stem: str) -> dict[str, tuple[bool | str, ...]]:
-    return getattr(RULES[stem], "OPTIONS", {})
+    return getattr(module(stem), "OPTIONS", {})
 
 
 @cache
@@ -103,7 +110,7 @@ def form_of(stem: str, hyper: Mapping[str, Any]) -> Form:
 
 @cache
 def _in_row(stem: str) -> frozenset[str]:
-    return frozenset(signature(RULES[stem].scalars).parameters) - {"t"}
+    return frozenset(signature(module(stem).scalars).parameters) - {"t"}
 
 
 def hypers(stem: str) -> frozenset[str]:
@@ -113,4 +120,4 @@ def hypers(stem: str) -> frozenset[str]:
 
 def row(stem: str, t: int, hyper: Mapping[str, Any]) -> np.ndarray:
     """The float32 row of step `t` (counted from 1), in the order of `SCALARS`."""
-    return RULES[stem].scalars(t, **{name: value for name, value in hyper.items() if name in _in_row(stem)})
+    return module(stem).scalars(t, **{name: value for name, value in hyper.items() if name in _in_row(stem)})

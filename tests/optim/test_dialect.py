@@ -171,7 +171,7 @@ def test_what_no_group_can_have_alone_is_refused(name: str, words: dict[str, Any
 
 NAMES = [
     ("PytorchLARS", r"take LARS\(variant='clip'\)"),
-    ("PagedLAMB8bit", "take LAMB8bit; it has no fast path in another place"),
+    ("PagedMuon8bit", "take Muon8bit; it has no fast path in another place"),
     ("SM38bit", r"take SM3\(codecs='dynamic8'\)"),
     ("NAdam", "it is in torch.optim, and its rule is not here"),
     ("FusedLAMB", "is it LAMB"),
