@@ -11,9 +11,9 @@ import numpy as np
 from refopt_cuda.codecs import Form
 from refopt_cuda.kernels import build
 from refopt_cuda.kernels.step_cuda import Launch, Tensor, _cupy, on_stream
-from refopt_cuda.kernels.transfer import LOAD, STORE
+from refopt_cuda.kernels.transfer import LOAD, STORE, Transfer
 
-__all__ = ["dequantize", "mean", "quantize"]
+__all__ = ["Bound", "dequantize", "mean", "quantize"]
 
 ONE = np.ones((1, 1), np.float32)
 MEAN = r"""
@@ -59,6 +59,31 @@ def dequantize(
     with on_stream(stream):
         launch.bind([Tensor(x, (at,), shape)])
         launch.run([0], ONE, None, stream)
+
+
+class Bound:
+    """One of the two for codes that stay where they are, with a launch of its own: once it has run, `run` only enqueues
+    a kernel, which a CUDA graph can repeat.
+
+    transfer  STORE or LOAD
+    at        device addresses of codes and scales; `x`, for LOAD, that of the float32 array
+    """
+
+    def __init__(
+        self, transfer: Transfer, form: Form, at: tuple[int, int], shape: tuple[int, ...], block: int, x: int = 0
+    ) -> None:
+        weight, grad = (build.NOTHING, "float32") if transfer is STORE else ("float32", build.NOTHING)
+        self.launch = Launch(transfer, (form,), weight, grad, block)
+        self.tensor = Tensor(x, (at,), shape)
+
+    def bind(self, stream: int) -> None:
+        """Copy the table; before the first `run`, on its stream and device."""
+        with on_stream(stream):
+            self.launch.bind([self.tensor])
+
+    def run(self, stream: int, x: int = 0) -> None:
+        """Enqueue; `x`, for STORE, is the address of the float32 array."""
+        self.launch.run([x], ONE, None, stream)
 
 
 @cache

@@ -23,7 +23,7 @@ from refopt_cuda.optim import (
     whole_places,
     whole_slots,
 )
-from refopt_cuda.optim.coded import refuse_capture
+from refopt_cuda.optim.coded import Room
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.housed import Housed
 from refopt_cuda.optim.live import Scaling
@@ -104,6 +104,7 @@ class MatrixOptimizer(Housed):
         self._shelves: dict[int, Shelf] = {}
         self._counting: set[int] = set()
         self._rooms: dict[Any, dict[torch.device, torch.Tensor]] = {}
+        self._room = Room()
         self._memory = norms.Memory()
 
     def _table(self, given: Any, usual: Mapping[str, str], call: str) -> dict[str, str]:
@@ -158,7 +159,6 @@ class MatrixOptimizer(Housed):
                 _named(hypers[name], key).check(call, out[name])
         if not isinstance(group["maximize"], bool):
             raise TypeError(f"{call}: maximize must be True or False, got {group['maximize']!r}")
-        refuse_capture(group["codecs"].values(), group.get("capturable", False), call)
         placing.refuse(self._placed, group.get("capturable"), group["max_grad_norm"], call)
         self._check_group(group, call)
         return rule.defaults() | out
@@ -232,7 +232,15 @@ class MatrixOptimizer(Housed):
         if self._home is not None and not only:
             self._home.stepped(self._shelves.values(), self._state, numbers, self._named)
         if checks.capturing():
-            self._memory.keep([dict(self._state), [dict(room) for room in self._rooms.values()]])
+            self._memory.keep([dict(self._state), [dict(room) for room in self._rooms.values()], self._room.held])
+
+    def _room_for(self, group: Mapping[str, Any], states: Sequence[Any]) -> Room | None:
+        """Where these states, each with its coding, tensors and shape, are decoded in every step that may be captured;
+        None: in new memory."""
+        if not group.get("capturable") or not states:
+            return None
+        self._room.begin(states)
+        return self._room
 
     def _prepare(
         self, k: int, hyper: dict[str, Any], scaling: Scaling, numbers: Mapping[int, int], call: str
@@ -374,9 +382,9 @@ def _named(hyper: Hyper, key: str) -> Hyper:
     return Hyper(**{**hyper.__dict__, "name": key})
 
 
-def alike(work: Iterable[Work]) -> list[list[Work]]:
-    """Matrices that one launch or product can take together, in their order."""
+def alike(work: Iterable[Work], kept: Callable[[torch.Tensor], Any]) -> list[list[Work]]:
+    """Matrices that one launch or product can take together, in their order; `kept`: how states of each are kept."""
     groups: dict[Any, list[Work]] = {}
     for w in work:
-        groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape)), []).append(w)
+        groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape), kept(w.p)), []).append(w)
     return list(groups.values())

@@ -122,7 +122,7 @@ class Muon(MatrixOptimizer):
         return states.Layout((), ((part,),))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        for some in alike(work):
+        for some in alike(work, lambda p: self._layout(group, hyper, p)):
             dtype = DTYPES[group["ns_dtype"] or ("float16" if some[0].p.is_cuda else "float32")]
             kept = self._layout(group, hyper, some[0].p)
             scaled = any(coding.form.scaled for coding in kept.codings)
@@ -132,11 +132,17 @@ class Muon(MatrixOptimizer):
             step = self._on_cuda if some[0].p.is_cuda else _on_cpu
             for low, high in zip(cuts, cuts[1:], strict=False):
                 taken = some[low:high]
-                open_ = [_opened(w, kept) for w in taken] if scaled else taken
+                if not scaled:
+                    step(taken, hyper, group, dtype)
+                    continue
+                coded = [(kept.codings[0], [w.state[part.key] for part in kept.all], tuple(w.p.shape)) for w in taken]
+                room = self._room_for(group, coded if taken[0].p.is_cuda else ())
+                decode, keep = (decoded, store) if room is None else (room.decoded, room.store)
+                momenta = [decode(*one) for one in coded]
+                open_ = [w._replace(state={"momentum_buffer": B}) for w, B in zip(taken, momenta, strict=True)]
                 step(open_, hyper, group, dtype)
-                for w, x in zip(taken, open_, strict=True) if scaled else ():
-                    tensors = [w.state[part.key] for part in kept.all]
-                    store(kept.codings[0], tensors, x.state["momentum_buffer"], w.now.skip)
+                for w, (coding, tensors, _), B in zip(taken, coded, momenta, strict=True):
+                    keep(coding, tensors, B, w.now.skip)
 
     def _on_cuda(
         self, work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str, Any], dtype: torch.dtype
@@ -170,13 +176,6 @@ class Muon(MatrixOptimizer):
         rooms = self._rooms.setdefault((id(group), tuple(w.p.shape)), {})
         more = {**hyper, "factor": _factor(w.p.shape, group)}
         return live.rows(rows_cuda.MUON, more, group, [1], w.now.scaling, w.p.device, rooms).address
-
-
-def _opened(w: Work, kept: states.Layout) -> Work:
-    """The same with its momentum in float32."""
-    shape = tuple(w.p.shape)
-    momentum = decoded(kept.codings[0], [w.state[part.key] for part in kept.all], shape)
-    return w._replace(state={"momentum_buffer": momentum})
 
 
 def _finite(x: Any) -> bool:

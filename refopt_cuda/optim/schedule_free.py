@@ -127,7 +127,7 @@ class ScheduleFreeAdamW(MatrixOptimizer):
         call, out = f"{type(self).__name__}.{name}", []
         for group in self.param_groups:
             beta1 = self._hyper(group, call)["beta1"]
-            if not beta1 > 0:
+            if not train and not beta1 > 0:
                 raise ValueError(f"{call}: betas[0] must be > 0, got {beta1!r}: weights hold nothing of the average")
             if group["train_mode"] != train:
                 out += [(p, self.state[p]["z"], beta1) for p in group["params"] if "z" in self.state.get(p, {})]

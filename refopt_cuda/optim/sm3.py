@@ -80,16 +80,18 @@ class SM3(MatrixOptimizer):
             mu, u = _update(w.state["mu"], w.gradient, hyper["eps"], hyper["variant"])
             put(w.state["mu"], mu, w.now.skip)
             if hyper["momentum"]:
-                u = _mean(w, u, hyper["momentum"])
+                u = self._mean(w, u, group, hyper["momentum"])
             put(w.p, w.p.float().sub(u.mul(w.now.lr)), w.now.skip)
 
-
-def _mean(w: Work, u: Tensor, beta: float) -> Tensor:
-    """The running mean of updates, kept."""
-    coding, tensors = w.kept.codings[1], [w.state[part.key] for part in w.kept.parts[1]]
-    m = decoded(coding, tensors, tuple(w.p.shape)).mul(beta).add_(u.mul(1.0 - beta))
-    store(coding, tensors, m, w.now.skip)
-    return m
+    def _mean(self, w: Work, u: Tensor, group: Mapping[str, Any], beta: float) -> Tensor:
+        """The running mean of updates, kept."""
+        shape = tuple(w.p.shape)
+        coding, tensors = w.kept.codings[1], [w.state[part.key] for part in w.kept.parts[1]]
+        room = self._room_for(group, [(coding, tensors, shape)] if w.p.is_cuda else ())
+        decode, keep = (decoded, store) if room is None else (room.decoded, room.store)
+        m = decode(coding, tensors, shape).mul(beta).add_(u.mul(1.0 - beta))
+        keep(coding, tensors, m, w.now.skip)
+        return m
 
 
 def _update(mu: Tensor, g: Tensor, eps: float, variant: str) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from refopt_cuda.optim import (
     whole_places,
 )
 from refopt_cuda.optim.checks import Pair
-from refopt_cuda.optim.coded import refuse_capture
+from refopt_cuda.optim.coded import Room
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.housed import Housed
 from refopt_cuda.optim.live import Scaling
@@ -39,7 +39,7 @@ from refopt_cuda.optim.run import words as memory
 from refopt_cuda.optim.settings import Coding, check_group, codec_names, number
 from refopt_cuda.optim.whole_launch import Launch, Made
 from refopt_cuda.optim.whole_places import Shelf
-from refopt_cuda.optim.whole_slots import Slot, Work, batches
+from refopt_cuda.optim.whole_slots import Slot, Work, batches, kept
 
 FLOAT = Coding(named("f32"), 0)
 Kept = tuple[int, Any, int | None]
@@ -66,7 +66,8 @@ class Whole(Housed):
 
     States are made in the first step: `state[p]["step"]`, which counts their steps, and those of the rule under its
     names or torch's own, "<name>.codes" and "<name>.scales" where they are coded. Coded states are decoded for the
-    step, of 16 million elements or of one tensor at a time. Gradients with NaN or Inf propagate.
+    step, of 16 million elements or of one tensor at a time; with `capturable`, in memory that stays. Gradients with NaN
+    or Inf propagate.
 
     Raises TypeError or ValueError that name the argument, ShapeError for a parameter that the rule cannot take, and
     StateError for a state that was altered; nothing is changed then. Parameters that share memory are refused, and so
@@ -111,6 +112,7 @@ class Whole(Housed):
         self._apart: list[tuple[Any, ...]] = []
         self._counting: set[int] = set()
         self._rooms: dict[int, dict[torch.device, torch.Tensor]] = {}
+        self._room = Room()
         self._memory = norms.Memory()
 
     @property
@@ -152,7 +154,6 @@ class Whole(Housed):
     def _check(self, group: Mapping[str, Any], call: str) -> dict[str, Any]:
         """The hyper-parameters of a group whose settings can be."""
         check_group(self.rule, group, call)
-        refuse_capture(group["codecs"].values(), group["capturable"], call)
         placing.refuse(self._placed, group["capturable"], group["max_grad_norm"], call)
         return self.hyper(group, call)
 
@@ -249,7 +250,9 @@ class Whole(Housed):
             self._home.stepped(self._shelves.values(), self._state, numbers, self._named)
         if checks.capturing():
             launches = [launch.memory for launch in self._launches.values()]
-            self._memory.keep([*launches, dict(self._slots), [dict(room) for room in self._rooms.values()]])
+            self._memory.keep(
+                [*launches, dict(self._slots), [dict(room) for room in self._rooms.values()], self._room.held]
+            )
 
     def _prepare(
         self, k: int, hyper: dict[str, Any], scaling: Scaling, numbers: Mapping[int, int], call: str
@@ -301,7 +304,8 @@ class Whole(Housed):
             some = [w for w in work if w.p.device == device]
             made[device] = self._made(k, form, hyper, some, factor, scaling)
         away = {w.slot: w for w in work if self._home is not None and self._home.holds(w.slot)}
-        step = partial(self._pass, form=form, hyper=hyper, inf=scaling.inf)
+        stays = self.param_groups[k]["capturable"]
+        step = partial(self._pass, form=form, hyper=hyper, inf=scaling.inf, stays=stays)
         step(self._launches, (k,), [w for w in work if w.slot not in away], made)
         if away:
 
@@ -322,10 +326,16 @@ class Whole(Housed):
         form: Form,
         hyper: Mapping[str, Any],
         inf: torch.Tensor | None,
+        stays: bool,
     ) -> None:
-        """Step parameters whose states lie where they can be stepped, so many at a time as may be decoded."""
+        """Step parameters whose states lie where they can be stepped, so many at a time as may be decoded; `stays`: at
+        the same places in every step."""
         for number_, some in enumerate(batches(work)):
-            opened = [w._replace(slot=w.slot.opened()) for w in some if w.p.numel()]
+            some = [w for w in some if w.p.numel()]
+            if stays:
+                self._room.begin(kept(some))
+            rooms = [self._room if stays and w.p.is_cuda else None for w in some]
+            opened = [w._replace(slot=w.slot.opened(room)) for w, room in zip(some, rooms, strict=True)]
             self._turn(launches, (number_, *key), form, hyper, opened, made)
             for w in opened:
                 w.slot.put(None if inf is None or not w.p.is_cuda else inf.to(w.p.device) != 0)

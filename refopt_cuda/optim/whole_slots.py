@@ -9,7 +9,7 @@ import torch
 
 from refopt_cuda.kernels import whole_cuda
 from refopt_cuda.optim import states
-from refopt_cuda.optim.coded import decoded, store
+from refopt_cuda.optim.coded import Room, decoded, store
 from refopt_cuda.optim.live import Count
 
 MOST = 1 << 24
@@ -57,9 +57,9 @@ class Slot:
             return True
         return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
 
-    def opened(self) -> Slot:
-        """Itself, or with the float32 states that its codes stand for."""
-        return Opened(self) if self.coded else self
+    def opened(self, room: Room | None = None) -> Slot:
+        """Itself, or with the float32 states that its codes stand for; in a room, at the same place in every step."""
+        return Opened(self, room) if self.coded else self
 
     def take(self) -> None:
         """A parameter that is not row-major is stepped through a copy."""
@@ -75,15 +75,18 @@ class Slot:
 class Opened(Slot):
     """The same parameter with float32 states; `put` encodes them, but where a device says that the step is skipped."""
 
-    def __init__(self, coded: Slot) -> None:
+    def __init__(self, coded: Slot, room: Room | None = None) -> None:
+        self.room = room
         self.p, self.entry, self.states, self.dense = coded.p, coded.entry, coded.states, coded.dense
-        self.values = {name: decoded(coding, tensors, tuple(self.p.shape)) for name, coding, tensors in self.states}
+        decode = decoded if room is None else room.decoded
+        self.values = {name: decode(coding, tensors, tuple(self.p.shape)) for name, coding, tensors in self.states}
         self.tensor = self._tensor()
 
     def put(self, skip: torch.Tensor | None = None) -> None:
         super().put()
+        keep = store if self.room is None else self.room.store
         for name, coding, tensors in self.states:
-            store(coding, tensors, self.values[name], skip)
+            keep(coding, tensors, self.values[name], skip)
 
 
 class Passing(Slot):
@@ -116,6 +119,13 @@ class Work(NamedTuple):
     def kind(self) -> tuple[Any, bool]:
         """What the step's scalars depend on: the count, and whether there are fewer than two axes."""
         return self.t, self.slot.p.ndim < 2
+
+
+def kept(work: Iterable[Work]) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
+    """Every state on CUDA devices: its coding, its tensors, its shape."""
+    for w in work:
+        if w.p.is_cuda:
+            yield from ((coding, tensors, tuple(w.p.shape)) for _, coding, tensors in w.slot.states)
 
 
 def batches(work: Iterable[Work]) -> Iterator[list[Work]]:

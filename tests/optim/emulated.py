@@ -16,15 +16,19 @@ import numpy as np
 import pytest
 import torch
 
+from refopt.codecs.blocks import bounds
 from refopt.reduce import squares, total
 from refopt_cuda import rules
 from refopt_cuda.kernels import (
     arguments,
     muon,
     norm,
+    quantize_cuda,
+    quantize_host,
     rows_cuda,
     step_cuda,
     step_host,
+    transfer,
     whole_cuda,
     whole_host,
     whole_rules,
@@ -94,6 +98,28 @@ class Launch:
             kept.append(entry | ({"scales": view(scales, blocks, np.float32)} if codec.scaled else {}))
         p, grad = (view(a, cut.size, np.float32) for a in (t.p, g))
         step_host.step(self.form, self.codecs, p, grad, kept, t.shape, self.blocks, np.ascontiguousarray(row))
+
+
+class Carrier:
+    """`step_cuda.Launch` of `quantize_cuda`: between float32 and codes."""
+
+    def __init__(self, form: Any, codecs: Sequence[Any], weight: str, g_dtype: str, block: int) -> None:
+        self.form, (self.codec,), self.block, self.table = form, codecs, block, None
+
+    def bind(self, tensors: Sequence[step_cuda.Tensor]) -> None:
+        (self.tensor,), self.table = tensors, object()
+
+    def run(self, grads: Sequence[int], scalars: np.ndarray, which: Any, stream: int) -> None:
+        (codes, scales), shape = self.tensor.states[0], self.tensor.shape
+        cut = arguments.cut((self.codec,), shape, (self.block,))
+        (count, parts), form = cut.counts[0], self.codec
+        kept = view(codes, count, form.module.dtype(**form.options))
+        beside = view(scales, parts, form.module.scale_dtype(**form.options))
+        cuts = bounds(shape, self.block, None)
+        if self.form is transfer.STORE:
+            quantize_host.quantize(form, view(grads[0], cut.size, np.float32), cuts, kept, beside)
+        else:
+            quantize_host.dequantize(form, kept, beside, cuts, view(self.tensor.p, cut.size, np.float32))
 
 
 class Whole:
@@ -218,6 +244,8 @@ def install(patch: pytest.MonkeyPatch) -> None:
     Launch.made = []
     patch.setattr(step_cuda, "Launch", Launch)
     patch.setattr(step_cuda, "on_stream", lambda handle: nullcontext())
+    patch.setattr(quantize_cuda, "Launch", Carrier)
+    patch.setattr(quantize_cuda, "on_stream", lambda handle: nullcontext())
     patch.setattr(whole_cuda, "Whole", Whole)
     patch.setattr(whole_launch, "on_stream", lambda handle: nullcontext())
     patch.setattr(muon, "Passes", Passes)

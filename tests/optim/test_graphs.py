@@ -43,6 +43,11 @@ WHOLE: list[tuple[str, torch.dtype, dict[str, Any]]] = [
     ("SM3", torch.bfloat16, {}),
     ("Muon", torch.bfloat16, {"weight_decay": 0.3}),
     ("Muon", torch.float32, {"ns_dtype": "float32", "momentum_dtype": "bfloat16"}),
+    ("LAMB8bit", torch.bfloat16, {"codecs": {"m": "bf16"}}),
+    ("Adafactor4bit", torch.bfloat16, {"relative_step": False, "beta1": 0.8}),
+    ("CAMEFp8", torch.float32, {"min_8bit_size": 1000}),
+    ("SM3", torch.bfloat16, {"codecs": "compand8"}),
+    ("Muon8bit", torch.bfloat16, {"weight_decay": 0.3}),
 ]
 
 
@@ -129,9 +134,9 @@ def test_20_replays_of_rules_of_whole_tensors_equal_20_eager_steps(
     name: str, dtype: torch.dtype, words: dict[str, Any], clip: float | None
 ) -> None:
     """The rate, a float64 tensor on the GPU, changes with every step; one step is skipped for its Inf."""
-    shapes = MATRICES if name == "Muon" else SHAPES
+    shapes = MATRICES if name.startswith("Muon") else SHAPES
     ours, theirs = (parameters(dtype, shapes=shapes) for _ in range(2))
-    if name != "Muon":  # one that lies by columns goes through a copy
+    if shapes is SHAPES:  # one that lies by columns goes through a copy
         for some in (ours, theirs):
             some.append(torch.nn.Parameter(some[0].detach().float().t().contiguous().to(dtype).t()))
     rate = torch.tensor(0.01, dtype=torch.float64, device="cuda")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import refopt_cuda as rc
+from refopt_cuda.optim import muon, whole_slots
 from tests.optim import emulated
 from tests.optim.emulated import there
 from tests.optim.pairs import gradient, weights
@@ -27,7 +28,12 @@ LIVE: list[tuple[str, dict[str, Any]]] = [
     ("Muon", {"lr": 0.02, "weight_decay": 0.3, "ns_dtype": "float32", "maximize": True}),
     ("SM3", {"lr": 0.07}),
 ]
-CODED = [("CAME8bit", {"lr": 0.003}), ("Muon8bit", {"ns_dtype": "float32"}), ("SM3", {"codecs": "dynamic8"})]
+CODED: list[tuple[str, dict[str, Any]]] = [
+    ("LAMB8bit", {"lr": 0.013, "codecs": {"m": "bf16"}, "min_8bit_size": 1000}),
+    ("CAME8bit", {"lr": 0.003}),
+    ("Muon8bit", {"lr": 0.02, "ns_dtype": "float32", "min_8bit_size": 1000}),
+    ("SM3", {"lr": 0.07, "codecs": "dynamic8"}),
+]
 CLIPPED = [("GaLoreAdamW", {"rank": 3, "scale": 0.5}), ("APOLLOAdamW", {"rank": 3})]
 NAMES = [name for name, _ in (*LIVE, *CODED, *CLIPPED)]
 
@@ -70,7 +76,7 @@ class Twins:
             torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=lambda text: f"{what}: {text}")
 
 
-@pytest.mark.parametrize(("name", "words"), LIVE, ids=[name for name, _ in LIVE])
+@pytest.mark.parametrize(("name", "words"), [*LIVE, *CODED], ids=[name for name, _ in [*LIVE, *CODED]])
 def test_counts_rates_scales_and_norms_on_the_device_change_no_bit(name: str, words: dict[str, Any]) -> None:
     """A rate in a tensor there, a scale that divides, a norm that cuts, a step that is skipped for its Inf, and a
     parameter that misses one: its count parts from the others'."""
@@ -114,9 +120,13 @@ def test_clipping_on_the_device_is_that_of_the_host(name: str, words: dict[str, 
         both.same()
 
 
-@pytest.mark.parametrize("name", [name for name, _ in LIVE if name != "SM3"])
-def test_a_capture_takes_what_a_step_before_has_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = dict(LIVE)[name]
+@pytest.mark.parametrize(("name", "words"), [*LIVE, *CODED], ids=[name for name, _ in [*LIVE, *CODED]])
+def test_a_capture_takes_what_a_step_before_has_made(
+    name: str, words: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it matter whether coded states are decoded together or, in the same room, one after the other."""
+    monkeypatch.setattr(whole_slots, "MOST", 6000)
+    monkeypatch.setattr(muon, "ROOM", 1)
     both = Twins(name, {**words, "capturable": True, "max_grad_norm": 0.5}, {"capturable": False})
     for t in range(2):
         both.give(t)
@@ -141,8 +151,6 @@ def test_a_capture_before_the_first_step_is_refused(name: str, monkeypatch: pyte
 REFUSED = [
     ("GaLoreAdamW", {"capturable": True}, "capturable=True: the host counts the steps from one projection to the next"),
     ("APOLLOAdamW", {"capturable": True}, "capturable=True: the host counts the steps from one projection to the next"),
-    ("LAMB8bit", {"capturable": True}, "capturable=True: coded states are decoded into memory that is new"),
-    ("Muon8bit", {"capturable": True}, "capturable=True: coded states are decoded into memory that is new"),
     ("CAME", {"differentiable": True}, "differentiable=True: no kernel records"),
     ("Adafactor", {"codecs": {"R": "q4"}}, r"codecs\['R'\]: a number a row is kept in float32; of adafactor V, m may"),
     ("LAMB", {"codecs": {"p": "bf16_sr"}}, r"codecs\['p'\]: these rules step weights as they are; of lamb m, v may"),

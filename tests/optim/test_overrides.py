@@ -172,6 +172,18 @@ def test_rules_of_whole_tensors_know_hyper_parameters_of_single_ones(name: str, 
     assert coded[0] and not coded[1]
 
 
+@pytest.mark.parametrize("name", ["Muon8bit", "LAMB8bit"])
+def test_equal_matrices_of_a_group_may_be_kept_in_different_ways(name: str) -> None:
+    p, q = two()
+    manager.override_config(q, "optim_bits", 32)
+    opt = getattr(bnb.optim, name)([p, q], lr=0.01)
+    for t in range(2):
+        give([p, q], t)
+        opt.step()
+    assert len(opt.param_groups) == 1
+    assert ["m.codes" in kept(opt, x) or "B.codes" in kept(opt, x) for x in (p, q)] == [True, False]
+
+
 def test_galore_in_8_bits_keeps_an_embedding_in_32() -> None:
     p, q = two()
     manager.override_config(q, "optim_bits", 32)
