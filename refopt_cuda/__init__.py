@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if name in FUNCTIONS:
         return getattr(importlib.import_module(f"refopt_cuda.{FUNCTIONS[name]}"), name)
     if name not in NEEDS:
-        raise AttributeError(f"module 'refopt_cuda' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'refopt_cuda' has no attribute {name!r}; it has {', '.join(__all__)}", name=name)
     try:
         return importlib.import_module(f"refopt_cuda.{name}")
     except ModuleNotFoundError as error:

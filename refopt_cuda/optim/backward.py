@@ -23,7 +23,8 @@ class InBackward:
     After `loss.backward()` the step is done and no gradient is left: at most one gradient is held at a time. Every
     backward pass is a step. Passes within `with stepper.accumulate():` only add up their gradients; the first pass
     outside takes them along. `torch.nn.utils.clip_grad_norm_` finds no gradients, and a joint norm is not known before
-    the last of them: `max_grad_norm` is refused, and so is `step()`. A loss scale (torch.amp.GradScaler) is not seen.
+    the last of them: `max_grad_norm` is refused, and so is `step()`. Steps do not see a loss scale
+    (torch.amp.GradScaler): `scaler.step` is refused.
 
     `param_groups` are those of all optimizers, for schedulers of one's own and `lr` changes; `state_dict` and
     `load_state_dict` are lists in the order of the parameters. `remove` takes the hooks away.
@@ -52,6 +53,9 @@ class InBackward:
         for p in self.params:
             p._stepped_in_backward = True  # type: ignore[attr-defined]
 
+    _step_supports_amp_scaling = True
+    """So that torch.amp.GradScaler comes to `step`, which refuses, rather than look for gradients, which are gone."""
+
     def _hook(self, opt: torch.optim.Optimizer) -> Callable[[torch.Tensor], None]:
         def hook(p: torch.Tensor) -> None:
             if not self._waiting:
@@ -76,6 +80,11 @@ class InBackward:
 
     def step(self, closure: Any = None) -> None:
         """RuntimeError: the backward pass has taken the step."""
+        if hasattr(self, "found_inf"):
+            raise RuntimeError(
+                "InBackward.step: torch.amp.GradScaler scaled the loss, and loss.backward() has stepped the parameters "
+                "by gradients of that scale; take the scaler out"
+            )
         raise RuntimeError("InBackward.step: parameters are stepped by loss.backward(); take this call out")
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -125,3 +125,11 @@ def test_what_cannot_be_is_said() -> None:
     before = [p.detach().clone() for p in net.parameters()]
     loss(net, 0).backward()
     assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
+def test_a_scaler_is_refused_loudly() -> None:
+    net, scaler = model(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    stepper: Any = rc.optim.in_backward(net, lambda ps: rc.optim.SGD(ps, lr=0.1))
+    scaler.scale(loss(net, 0)).backward()
+    with pytest.raises(RuntimeError, match=r"^InBackward\.step: torch\.amp\.GradScaler scaled the loss, and"):
+        scaler.step(stepper)

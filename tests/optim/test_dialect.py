@@ -184,6 +184,15 @@ def test_a_name_that_is_not_here_says_what_is(name: str, hint: str) -> None:
         getattr(bnb.optim, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("LinearNF4", "take Linear4bit, whose default it is"), ("Linear8bitLt", "8-bit matrix products are not built; ")],
+)
+def test_a_layer_that_is_not_here_says_what_is(name: str, hint: str) -> None:
+    with pytest.raises(AttributeError, match=rf"^refopt_cuda\.nn has no {name}: {hint}"):
+        getattr(bnb.nn, name)
+
+
 def test_what_torch_has_beside_optimizers_is_found() -> None:
     """`import refopt_cuda.optim as optim` in the place of torch.optim: schedules and the base class go on to work."""
     opt = bnb.optim.SGD(one(), lr=1.0)

@@ -19,14 +19,6 @@ def test_an_input_of_torchs_database_ends_where_torch_does(entry: Entry, device:
     assert database.distance(entry, device) <= limit
 
 
-@pytest.mark.gpu
-def test_inputs_for_a_gpu_end_where_torch_does() -> None:
-    """Those with capturable, and with a rate on the GPU."""
-    more = [e for e in database.entries("cuda") if str(e) not in {str(x) for x in database.entries()}]
-    for entry in more:
-        assert database.distance(entry, "cuda") <= (MATRIX if entry.name == "Muon" else ULPS), str(entry)
-
-
 @pytest.mark.parametrize("fault", [*database.faults()], ids=str)
 def test_what_torch_refuses_is_refused_or_said_to_be_taken(fault: Fault) -> None:
     verdict, sentence = database.refused(fault)

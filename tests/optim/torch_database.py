@@ -84,8 +84,8 @@ def infos() -> dict[str, Any]:
     return {info.optim_cls.__name__: info for info in common_optimizers.optim_db}
 
 
-def entries(device: str = "cpu") -> list[Entry]:
-    """All inputs of the optimizers that have an equivalent."""
+def entries(device: str = "cuda") -> list[Entry]:
+    """All inputs of the optimizers that have an equivalent; those for a GPU are more than those for a CPU."""
     found = []
     for name, info in infos().items():
         for given in info.optim_inputs_func(device=device) if name in OURS else ():
@@ -133,12 +133,22 @@ def distance(entry: Entry, device: str = "cpu") -> float:
     """How far the two classes end from each other: ulps of weights, for Muon a share of the way that torch went."""
     ours = OURS[entry.name]
     mine = run(ours.cls, ours.more | entry.words, entry.name, device)
-    theirs = run(infos()[entry.name].optim_cls, entry.words, entry.name, device)
+    words = plainly(entry.words) if device == "cpu" and "capturable" in entry.words else entry.words
+    theirs = run(infos()[entry.name].optim_cls, words, entry.name, device)
     if entry.name != "Muon":
         return max(ulps(a, b) for a, b in zip(mine, theirs, strict=True))
     start = run(infos()[entry.name].optim_cls, {"lr": 0.0, "weight_decay": 0.0}, entry.name, device)
     pairs = zip(mine, theirs, start, strict=True)
     return max(float((a - b).norm() / (b - c).norm()) for a, b, c in pairs)
+
+
+def plainly(words: dict[str, Any]) -> dict[str, Any]:
+    """The same numbers without `capturable` and tensors, which torch takes together and on a GPU alone."""
+
+    def number(x: Any) -> Any:
+        return x.item() if isinstance(x, torch.Tensor) else tuple(map(number, x)) if isinstance(x, tuple) else x
+
+    return {name: number(value) for name, value in words.items() if name != "capturable"}
 
 
 def refused(fault: Fault) -> tuple[str, str]:
@@ -169,7 +179,8 @@ def page() -> str:
         f"(here that of torch {version}). Every input of an optimizer that has an equivalent here runs through both",
         f"classes: weights in [1, 3), {STEPS} steps, gradients of 1e-4 to 1. No weight may end more than {ULPS}",
         f"float32 numbers apart, no matrix that Muon moves more than {MATRIX:g} of the way.",
-        "`python -m tests.optim.torch_database` writes this page.",
+        "Inputs with `capturable` are those for a GPU: on a CPU, where torch refuses them, torch's class gets the same",
+        "numbers without it. `python -m tests.optim.torch_database` writes this page.",
         "",
         "| torch.optim | input | arguments |",
         "|---|---|---|",
@@ -191,6 +202,8 @@ def page() -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
     return f"tensor({value.item():g})" if isinstance(value, torch.Tensor) and value.numel() == 1 else repr(value)
 
 
