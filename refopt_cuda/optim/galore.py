@@ -16,6 +16,7 @@ from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import settings, states
 from refopt_cuda.optim.coded import decoded, store
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
+from refopt_cuda.optim.run import words as memory
 from refopt_cuda.scalars import ipow
 
 MOMENTS = tuple(s for s in RULES["adamw"].states if s.name in ("m", "v"))
@@ -129,7 +130,7 @@ class GaLoreAdamW(MatrixOptimizer):
         kept = [x.moments for x in some]
         if not zeros[0].is_cuda:
             for p, x, tensors in zip(zeros, some, kept, strict=True):
-                arrays = [{"codes": codes.numpy(), "scales": scales.numpy()} for codes, scales in tensors]
+                arrays = [{"codes": memory(codes), "scales": memory(scales)} for codes, scales in tensors]
                 step_host.step(INNER, forms, p.numpy(), x.R.numpy(), arrays, tuple(p.shape), tuple(blocks), row)
             return zeros
         with torch.cuda.device(zeros[0].device):

@@ -259,7 +259,8 @@ class AdamMini(Whole):
     """Adam-mini (arXiv 2406.16793): AdamW with one second moment for each block of weights.
 
     blocks  "rows": each index of the first axis; "heads": the first axis in `heads` equal parts; "whole";
-            "elementwise". Parameters that differ in this need groups of their own: vectors have no rows.
+            "elementwise". Parameters that differ in this need groups of their own, for vectors have no rows:
+            overrides={"*bias": {"blocks": "elementwise"}, "*norm*": {"blocks": "whole"}}
     """
 
     stem = "adam_mini"

@@ -16,10 +16,12 @@ from refopt import StateError
 from refopt.rules import RULES
 from refopt_cuda.codecs import WEIGHTS, named
 from refopt_cuda.convert import files
-from refopt_cuda.optim import states
+from refopt_cuda.optim import names, states
+from refopt_cuda.optim.matrix import MatrixOptimizer
+from refopt_cuda.optim.whole import Whole
 from refopt_cuda.rules import RULES as KERNELS
 from tests.bits import same_bits
-from tests.convert import golden
+from tests.convert import golden, golden_classes
 from tests.convert.beside import filled, params_of, same_tree, twins
 from tests.kernels.covering import CODECS, words_of
 from tests.optim.pairs import exact, give, stored
@@ -86,6 +88,52 @@ def test_the_loops_of_the_cpu_take_the_stored_step(rule: str, codec: str, stored
 @pytest.mark.parametrize(("path", "codec"), KEPT, ids=lambda x: rule_of(x) if isinstance(x, Path) else x)
 def test_the_kernels_take_the_stored_step(path: Path, codec: str, stored_files: Any) -> None:
     steps_to_what_is_stored(rule_of(path), codec, stored_files[path][codec], "cuda")
+
+
+CLASSES = sorted(golden.FOLDER.glob("*/classes/*.pt.gz"))
+"""Of those that are no rule of elements."""
+
+
+def test_every_other_class_has_a_file_with_every_codec() -> None:
+    found = {name: getattr(rc.optim, name) for name in rc.optim.__all__ if not name.endswith(tuple(names.KEPT))}
+    others = {n for n, cls in found.items() if isinstance(cls, type) and issubclass(cls, Whole | MatrixOptimizer)}
+    assert others == set(golden_classes.WORDS)
+    for version in range(1, states.FORMAT + 1):
+        assert {rule_of(p) for p in CLASSES if p.parent.parent.name == str(version)} == others
+
+
+def follow(name: str, codec: str, kept: dict[str, Any], device: str) -> None:
+    """The step that is stored, to the bit where no matrix product is in it."""
+    opt = golden_classes.resumed(name, codec, kept, device)
+    (p,) = params_of(opt)
+    p.grad = kept["g"].to(device)
+    opt.step()
+    if name in golden_classes.PRODUCTS:
+        torch.testing.assert_close(p.detach().cpu(), kept["p_next"], rtol=0, atol=1e-3)
+        return
+    assert torch.equal(p.detach().cpu(), kept["p_next"])
+    for key, x in opt.state[p].items():
+        want = kept["state_next"][key]
+        assert torch.equal(x.cpu(), want) if isinstance(x, torch.Tensor) else x == want, key
+
+
+@pytest.mark.parametrize("path", CLASSES, ids=rule_of)
+def test_a_stored_checkpoint_of_a_class_loads_bit_for_bit(path: Path) -> None:
+    """Torch's own steps are cheap: they are taken, too; all others on a GPU."""
+    every = golden.load(path)
+    assert list(every) == golden.STATES
+    for codec, kept in every.items():
+        opt = golden_classes.resumed(rule_of(path), codec, kept)
+        same_tree(dict(opt.state[params_of(opt)[0]]), kept["optimizer"]["state"][0])
+    if rule_of(path) in ("SM3", "Muon", "GaLoreAdamW", "APOLLOAdamW"):
+        follow(rule_of(path), "f32", every["f32"], "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", CLASSES, ids=rule_of)
+def test_kernels_of_a_class_take_the_stored_step(path: Path) -> None:
+    for codec, kept in golden.load(path).items():
+        follow(rule_of(path), codec, kept, "cuda")
 
 
 WAYS = ["pt", "safetensors"]
