@@ -382,9 +382,9 @@ def _named(hyper: Hyper, key: str) -> Hyper:
     return Hyper(**{**hyper.__dict__, "name": key})
 
 
-def alike(work: Iterable[Work], kept: Callable[[torch.Tensor], Any]) -> list[list[Work]]:
-    """Matrices that one launch or product can take together, in their order; `kept`: how states of each are kept."""
+def alike(work: Iterable[Work]) -> list[list[Work]]:
+    """Matrices that one launch or product can take together, in their order."""
     groups: dict[Any, list[Work]] = {}
     for w in work:
-        groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape), kept(w.p)), []).append(w)
+        groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape), w.kept), []).append(w)
     return list(groups.values())

@@ -122,9 +122,9 @@ class Muon(MatrixOptimizer):
         return states.Layout((), ((part,),))
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
-        for some in alike(work, lambda p: self._layout(group, hyper, p)):
+        for some in alike(work):
             dtype = DTYPES[group["ns_dtype"] or ("float16" if some[0].p.is_cuda else "float32")]
-            kept = self._layout(group, hyper, some[0].p)
+            kept = some[0].kept
             scaled = any(coding.form.scaled for coding in kept.codings)
             most = _together(some[0].p, dtype, hyper["ns_steps"], 4 * scaled)
             chunks = -(-len(some) // most)
