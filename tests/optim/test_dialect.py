@@ -174,7 +174,7 @@ NAMES = [
     ("PagedMuon8bit", "take Muon8bit; it has no fast path in another place"),
     ("SM38bit", r"take SM3\(codecs='dynamic8'\)"),
     ("NAdam", "it is in torch.optim, and its rule is not here"),
-    ("FusedLAMB", "is it LAMB"),
+    ("FusedLAMB", "is it .*LAMB"),
 ]
 
 
