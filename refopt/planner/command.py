@@ -140,7 +140,9 @@ def text(found: Plan, rows: list[Row]) -> list[str]:
     """The whole answer."""
     out = [*heading(found), *table(found, rows), ""]
     out.append("GB (1e9 bytes) of one device: each part at its largest, which is not at one time; peak: the largest")
-    out.append(f"moment. It fits if peak x {SLACK} does. ms: a step of the optimizer, predicted; -: --row N says why not.")
+    out.append(
+        f"moment. It fits if peak x {SLACK} does. ms: a step of the optimizer, predicted; -: --row N says why not."
+    )
     left = len(found.rows) - len(rows)
     out.append(f"{f'{left} rows are not shown: --all. ' if left else ''}Class, changes and lines of any row: --row N.")
     return [*out, "", *recommended(found)]
@@ -169,7 +171,8 @@ def described(row: Row) -> list[str]:
     why = [f"Given up: {'; '.join(advice.given_up(row.setup)) or 'nothing'}."]
     why += [f"Coming from AdamW: {line}." for line in advice.changes(row.setup)]
     out += [line for long in why for line in textwrap.wrap(long, WIDE, subsequent_indent="  ")]
-    return [*out, f"Its page: {row.page}", "", *row.snippet.splitlines(), ""]
+    lines = "Its lines; `model` is yours, of transformers, and `batch` a dict of what it takes:"
+    return [*out, f"Its page: {row.page}", lines, "", *row.snippet.splitlines(), ""]
 
 
 def as_json(found: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ STEPPED = (
     Setup("full", "f32", "AdamW", "paged"),
     Setup("full", "f32", "AdamW", release=True),
     Setup("lora", "bf16", "AdamW"),
-    Setup("qlora", "bf16", "AdamW"),
     Setup("full", "f32", "Muon"),
     Setup("full", "bf16", "APOLLO-Mini", release=True),
 )
@@ -67,6 +67,15 @@ def test_a_snippet_takes_a_step(s: Setup) -> None:
     states = [entry for opt in opts for entry in opt.state.values()]
     assert states and len(states) == sum(p.requires_grad for p in known["model"].parameters())
     assert all(p.grad is None for p in known["model"].parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_lines_on_the_page_of_the_planner_take_a_step_of_qlora_on_a_toy() -> None:
+    page = (Path(__file__).parents[2] / "docs/plan.md").read_text("utf-8")
+    block, known = page.partition("```python\n")[2].partition("```")[0], dict[str, Any]()
+    exec(block, known)
+    assert type(known["model"].model.layers[0].mlp.up_proj).__name__ == "LoRALinear"
+    assert len(known["opt"].state) == 2 * 2 * 7
 
 
 def test_the_snippet_of_shards_calls_fully_shard_first() -> None:
