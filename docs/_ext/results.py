@@ -22,7 +22,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 FOLDER = PATH.parent
-SHOWN = ("date", "commit", "device", "bench", "work", "subject", "metric", "value", "unit", "baseline", "ratio")
+SHOWN = ("bench", "work", "subject", "metric", "value", "unit", "ratio", "baseline", "date", "commit", "device")
 BASELINE = "torch.AdamW"
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Student's t: the 95 % interval of a mean of one value more than this."""
