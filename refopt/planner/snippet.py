@@ -30,13 +30,21 @@ def snippet(s: Setup, rank: int = 16, checkpoint: bool = True, stage: int = 0, d
     lines = ["import torch", "import refopt_cuda as rc", *_model(s, rank, stage)]
     if checkpoint:
         lines.append('model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})')
-    lines += INSIDE.splitlines() if s.beside else []
+    lines += building(s, directions)
+    if s.release:
+        return "\n".join([*lines, "model(**batch).loss.backward()"])
+    names = ["opt", "rest"] if s.beside else ["opt"]
+    steps = [f"{name}.{call}()" for call in ("step", "zero_grad") for name in names]
+    return "\n".join([*lines, "model(**batch).loss.backward()", *steps])
+
+
+def building(s: Setup, directions: int = 128) -> list[str]:
+    """The lines that make `opt`, and `rest` where another class steps the rest, or a `stepper`, of `model`."""
+    lines = INSIDE.splitlines() if s.beside else []
     if s.release:
         made = ["stepper = rc.optim.in_backward(", "    model,", f"    lambda ps: {_each(s, directions)},", ")"]
-        return "\n".join([*lines, *made, "model(**batch).loss.backward()"])
-    built, names = _optimizers(s, directions), ["opt", "rest"] if s.beside else ["opt"]
-    steps = [f"{name}.{call}()" for call in ("step", "zero_grad") for name in names]
-    return "\n".join([*lines, *built, "model(**batch).loss.backward()", *steps])
+        return [*lines, *made]
+    return [*lines, *_optimizers(s, directions)]
 
 
 def _arguments(s: Setup, directions: int) -> str:
