@@ -53,6 +53,8 @@ SHARED = ("Adafactor", "CAME", "CAME8bit", "AdamMini", "AdamMini8bit", "LAMB", "
 WHOLE = (*SHARED, "SM3", "GaLoreAdamW", "GaLoreAdamW8bit", "APOLLOAdamW", "APOLLOAdamW8bit", "APOLLO-Mini")
 """All classes that see whole tensors; the states of the further ones lie whole on every device."""
 PAGED = ("AdamW", "AdamW8bit", "AdamW4bit", "Lion", "Lion8bit")
+PAGED_WHOLE = ("AdamMini", "LAMB", "CAME")
+"""Classes that see whole tensors, shown with states in host memory, too: those of whole tensors pass at a time."""
 HOSTED = ("AdamW", "Lion")
 WEIGHTS = ("f32", "bf16_rem16", "bf16_ecc", "bf16_sr")
 PLAIN = ("AdamW", "AdamW8bit")
@@ -156,6 +158,7 @@ def _full(sharded: bool) -> Iterator[Setup]:
         yield from (Setup("full", weights, name) for name in (SHARED if sharded else WHOLE))
     if not sharded:
         yield from (Setup("full", "bf16", name, release=True) for name in WHOLE if name not in ("LAMB", "LAMB8bit"))
+        yield from (Setup("full", "bf16", name, "paged") for name in PAGED_WHOLE)
     yield from (Setup("full", "bf16", name) for name in PLAIN)
     for weights in WEIGHTS:
         for name in (n for n in CLASSES if n not in WHOLE):

@@ -30,8 +30,11 @@ UNTIMED = {
 
 def untimed(setup: Setup) -> str:
     """Why the time of a set-up's step is not predicted; "" where it is."""
-    coded = setup.rule in READS and setup.codec != "f32"
-    return UNTIMED.get(setup.rule, "its states are decoded for the passes, which no GPU has been measured with" * coded)
+    if setup.rule in READS and setup.codec != "f32":
+        return "its states are decoded for the passes, which no GPU has been measured with"
+    if setup.rule in READS and setup.place != "resident":
+        return "pages of whole tensors, which no GPU has been measured with"
+    return UNTIMED.get(setup.rule, "")
 
 
 def seconds(setup: Setup, card: Card, size: int, states: int, host: float = HOST) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from refopt import memory
 from refopt.memory import Bytes
-from refopt.memory.kinds import chief
+from refopt.memory.kinds import apart, chief
 from refopt.models import MODELS, Model, Shape, from_config, named
 from refopt.planner import advice
 from refopt.planner.cards import GIGA, Card, card
@@ -22,7 +22,7 @@ from refopt.planner.speed import HOST, seconds, untimed
 from refopt.step import Optimizer
 
 RING = 3 << 24
-"""Bytes of the ring of pages of `refopt_cuda.optim`'s paged classes."""
+"""Bytes of the ring of pages of `refopt_cuda.optim`'s paged classes of elements."""
 SLACK = 1.05
 """Bytes that torch's allocator reserves for each that is allocated; 1.045 in the row of QLoRA in the results."""
 
@@ -216,14 +216,22 @@ def row(run: Run, s: Setup) -> Row:
 
 def moments_of(run: Run, s: Setup) -> dict[str, Bytes]:
     """The moments of a step of one set-up, states in their place."""
-    return {name: _placed(need, s) for name, need in _moments(run, s, s.optimizer(run.directions)).items()}
+    opt = s.optimizer(run.directions)
+    return {name: _placed(need, s, ring(opt, run.model)) for name, need in _moments(run, s, opt).items()}
 
 
-def _placed(need: Bytes, s: Setup) -> Bytes:
-    """States in host memory, and on the device the ring that they pass through."""
+def _placed(need: Bytes, s: Setup, most: int) -> Bytes:
+    """States in host memory, and on the device the ring of at most these bytes that they pass through."""
     if s.place == "resident":
         return need
-    return need._replace(states=min(need.states, RING) if s.place == "paged" else 0, host=need.states)
+    return need._replace(states=min(need.states, most) if s.place == "paged" else 0, host=need.states)
+
+
+def ring(opt: Optimizer | memory.Split, model: Any) -> int:
+    """Bytes of the ring of pages: a rule that sees whole tensors has pages as large as the largest one's states."""
+    whole = [(one, set(shapes)) for one, shapes in apart(opt, model) if one.rule.scope != "element"]
+    largest = [sum(memory.state_of(one, shape).values()) for one, shapes in whole for shape in shapes]
+    return max(RING, 3 * max(largest, default=0))
 
 
 def _moments(run: Run, s: Setup, opt: Optimizer | memory.Split) -> dict[str, Bytes]:

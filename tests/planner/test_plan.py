@@ -67,6 +67,15 @@ def test_rules_of_matrices_leave_the_rest_to_adamw(found: Plan) -> None:
     assert {r.setup.rule for r in plan(SEVEN.shapes, "24GiB").rows}.isdisjoint({"muon", "galore", "apollo"})
 
 
+def test_pages_of_whole_tensors_are_as_large_as_the_largest(found: Plan) -> None:
+    """Three of Adam-mini's: the embedding's moments."""
+    row = {r.setup: r for r in found.rows}[Setup("full", "bf16", "AdamMini", "paged")]
+    assert row.parts.states == 3 * 4 * (32000 * 4096 + 32000)
+    assert row.parts.host == memory.states(row.setup.optimizer(), SEVEN) and "pages of whole tensors" not in row.untimed
+    (lamb,) = [r for r in found.rows if r.setup == Setup("full", "bf16", "LAMB", "paged")]
+    assert lamb.ms is None and "pages of whole tensors" in lamb.untimed
+
+
 def test_directions_are_a_quarter_of_the_width_where_every_matrix_has_as_many() -> None:
     assert [directions(models.named(n)) for n in ("llama-2-7b", "llama-2-70b", "gpt2")] == [1024, 1024, 192]
 
