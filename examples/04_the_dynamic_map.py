@@ -40,12 +40,11 @@ print(len(signed), len(unsigned), signed[[0, 127, 128, -1]])
 assert np.allclose(signed, table(True), rtol=1e-6)
 assert np.allclose(unsigned, table(False), rtol=1e-6)
 
-_, axes = plt.subplots(2, 1, figsize=(8, 3), sharex=True)
+_, axes = plt.subplots(2, 1, figsize=(8, 3), sharex=True, layout="constrained")
 for axis, levels, name in zip(axes, (unsigned, np.linspace(0, 1, 256)), ("dynamic, unsigned", "linear")):
     axis.vlines(levels[levels > 0], 0, 1, linewidth=0.6)
     axis.set(xscale="log", xlim=(1e-7, 1.2), yticks=[], title=name)
 axes[1].set_xlabel("value, as a share of the largest of the block")
-plt.tight_layout()
 
 # %%
 # The nearest code

@@ -46,13 +46,12 @@ rng = np.random.default_rng(0)
 w = rng.standard_normal(64 * 4096).astype(np.float32)
 y = (w.reshape(-1, 64) / np.abs(w.reshape(-1, 64)).max(axis=1, keepdims=True)).ravel()
 even = np.linspace(-1, 1, 16)
-_, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+_, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
 for axis, levels, name in zip(axes, (TABLE, even), ("NF4", "equally spaced")):
     used = np.bincount(np.searchsorted((levels[:-1] + levels[1:]) / 2, y), minlength=16) / y.size
     axis.bar(range(16), used)
     axis.axhline(1 / 16, color="black", linewidth=0.8)
     axis.set(title=name, xlabel="code", ylabel="share of weights")
-plt.tight_layout()
 
 # %%
 # What it loses

@@ -59,9 +59,8 @@ pages = list(places.paged.pages(11, 3))
 print(pages)
 assert pages[-1] == (9, 11)
 
-_, axis = plt.subplots(figsize=(7, 1.6))
+_, axis = plt.subplots(figsize=(7, 1.6), layout="constrained")
 for k, (first, last) in enumerate(pages):
     axis.barh(0, last - first, left=first, color=f"C{k}", edgecolor="white")
     axis.text((first + last) / 2, 0, f"page {k + 1}", ha="center", va="center", color="white")
 axis.set(yticks=[], xticks=range(12), xlabel="block")
-plt.tight_layout()

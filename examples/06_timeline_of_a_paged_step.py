@@ -4,7 +4,8 @@ Both directions of the link at once
 
 States in host memory pass through three pages of device memory: one is on its way in, one is stepped, one is on its way
 out. Here is when each of them was, in one step. On a GPU the marks are events in the streams that do the work; without
-one the same schedule runs on the CPU, where every copy waits for the one before.
+one the same schedule runs on the CPU, where every copy waits for the one before; :doc:`the page of the place
+</places/paged>` has a step that an H100 took.
 
 ``python examples/06_timeline_of_a_paged_step.py FILE.svg`` writes the picture.
 """

@@ -50,7 +50,7 @@ def timeline(buffers):
     return rows, max(ends.values())
 
 
-_, axes = plt.subplots(3, 1, figsize=(9, 5), sharex=True)
+_, axes = plt.subplots(3, 1, figsize=(9, 5), sharex=True, layout="constrained")
 took = {}
 for axis, buffers in zip(axes, (1, 2, 3)):
     rows, took[buffers] = timeline(buffers)
@@ -61,7 +61,6 @@ for axis, buffers in zip(axes, (1, 2, 3)):
             axis.text(start + length / 2, height, str(k + 1), ha="center", va="center", fontsize=7)
     axis.set(yticks=(0, 1, 2), yticklabels=("copy out", "step", "copy in"), title=f"{buffers} page(s) on the device")
 axes[-1].set(xlabel="time; a colour is a place in the ring, a number a page", xticks=[])
-plt.tight_layout()
 
 # %%
 # Two directions at once

@@ -60,7 +60,6 @@ assert stored == sum(state[0][role].nbytes for role in ("m", "v"))
 # %%
 # The codes of ``m``: most of them are near the middle, where the dynamic map has its levels for small values.
 
-_, axis = plt.subplots(figsize=(7, 2.6))
+_, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
 axis.hist(kept["m.codes"].numpy().ravel(), bins=64, range=(0, 256))
 axis.set(xlabel="code of m (127 is zero)", ylabel="elements", xlim=(0, 255))
-plt.tight_layout()

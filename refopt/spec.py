@@ -100,6 +100,14 @@ class State:
             return None
         return shape if self.shape is None else self.shape(shape, hyper)
 
+    def size(self, hyper: dict[str, Any]) -> str:
+        """How large it is, in words; a shape is that for a matrix of (1024, 512)."""
+        form = self.shape_for((1024, 512), hyper)
+        if form is None:
+            return "none of a matrix by default"
+        wide = np.dtype(self.dtype)
+        return f"{wide.itemsize} bytes a weight" if form == (1024, 512) else f"{wide} {form}"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -128,9 +136,16 @@ class Rule:
 
     def __str__(self) -> str:
         """What a person asks first: whose rule it is, what it keeps, what it takes."""
-        keeps = [f"  {s.name:<8} {s.doc}{', never negative' if s.nonnegative else ''}" for s in self.states]
+        hyper = self.defaults()
+        keeps = [f"  {s.name:<8} {s.doc}{', never negative' * s.nonnegative}: {s.size(hyper)}" for s in self.states]
         takes = [f"  {f'{h.name}={h.default!r}':<24} {h.doc}" for h in self.hypers]
-        lines = [f"{self.title}: {self.source}", "keeps, an array each:", *keeps, "takes:", *takes]
+        lines = [
+            f"{self.title}: {self.source}",
+            "keeps, of a matrix of (1024, 512) and before any codec:",
+            *keeps,
+            "takes:",
+            *takes,
+        ]
         return "\n".join(lines)
 
     def defaults(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 FOLDER = PATH.parent
-SHOWN = ("date", "commit", "device", "bench", "work", "subject", "metric", "value", "unit", "baseline", "ratio")
+SHOWN = ("bench", "work", "subject", "metric", "value", "unit", "ratio", "baseline", "date", "commit", "device")
 BASELINE = "torch.AdamW"
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Student's t: the 95 % interval of a mean of one value more than this."""
@@ -40,6 +40,9 @@ class Written(SphinxDirective):
         self.env.note_dependency(str(PATH))
         node = nodes.container()
         self.state.nested_parse(StringList(self.lines(), source=self.env.docname), 0, node)
+        return self.shown(node)
+
+    def shown(self, node: nodes.container) -> list[nodes.Node]:
         return node.children
 
 
@@ -49,11 +52,17 @@ class Measured(Written):
 
 
 class Results(Written):
+    """Its node has the class `rows`, which the style sheet shows in a window of its own."""
+
     option_spec: ClassVar[Any] = {"bench": directives.unchanged, "without": directives.unchanged}
 
     def lines(self) -> list[str]:
         wanted, without = (self.options.get(name, "").split() for name in ("bench", "without"))
         return table([r for r in rows()[::-1] if r["bench"] in (wanted or [r["bench"]]) and r["bench"] not in without])
+
+    def shown(self, node: nodes.container) -> list[nodes.Node]:
+        node["classes"].append("rows")
+        return [node]
 
 
 class Convergence(Written):

@@ -1,5 +1,6 @@
 """`{stem} rules/lion`: the page of a rule, codec or place, made of its module, its record and its kernels.
 
+With `:only: words` what its module and record say, with `:only: code` the rest: a page of a place has its use between.
 `{records} rules`: all records of a row of the map. No equation, default or byte count is typed twice.
 """
 
@@ -7,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -41,15 +43,29 @@ class Generated(SphinxDirective):
 
 
 class Stem(Generated):
+    option_spec: ClassVar[Any] = {"only": lambda said: directives.choice(said, ("words", "code"))}
+
     def text(self) -> list[str]:
         row, stem = self.arguments[0].split("/")
-        record = RECORDS[row][stem]
         self.env.note_dependency(str(ROOT / f"refopt/{row}/{stem}.py"))
-        out = ["```{eval-rst}", f".. automodule:: refopt.{row}.{stem}", "```", "", *facts(row, record)]
-        for name in BODY[row]:
-            title = f"`{name}`, as the reference computes it"
-            out += code(title, inspect.getsource(getattr(record, name)), f"refopt/{row}/{stem}.py")
-        return out + forms(row, stem)
+        parts = {"words": words, "code": source}
+        chosen = [self.options["only"]] if "only" in self.options else parts
+        return [line for name in chosen for line in parts[name](row, stem)]
+
+
+def words(row: str, stem: str) -> list[str]:
+    """What the module says, and its record."""
+    module = ["```{eval-rst}", f".. automodule:: refopt.{row}.{stem}", "```", ""]
+    return [*module, *facts(row, RECORDS[row][stem])]
+
+
+def source(row: str, stem: str) -> list[str]:
+    """The reference's functions, and the files of the same stem in refopt_cuda."""
+    out: list[str] = []
+    for name in BODY[row]:
+        title = f"`{name}`, as the reference computes it"
+        out += code(title, inspect.getsource(getattr(RECORDS[row][stem], name)), f"refopt/{row}/{stem}.py")
+    return out + forms(row, stem)
 
 
 class Combinations(SphinxDirective):
@@ -150,6 +166,8 @@ def forms(row: str, stem: str) -> list[str]:
     """The files of the same stem in refopt_cuda, as they are."""
     out: list[str] = []
     homes = {".py": "One element, as Numba compiles it", ".cuh": "One element, as CUDA compiles it"}
+    if row == "places":
+        homes = {".py": "What moves when, on the fast path"}
     for suffix, title in homes.items():
         path = ROOT / f"refopt_cuda/{row}/{stem}{suffix}"
         if path.exists():

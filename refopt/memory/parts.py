@@ -2,8 +2,8 @@
 
 Nothing is allocated: an Optimizer's records say what its states are, to the byte, for tensors of any shape. What no
 record can know is estimated, and said to be: `activations` counts the fewest tensors that autograd can keep in a
-decoder-only transformer (bfloat16, fused norms, no dropout but for GPT-2's), `scratch` the temporaries of the largest
-tensor. What torch and transformers make of it is in `timeline`; an allocator's slack comes on top of both.
+decoder-only transformer (bfloat16, fused norms, no dropout but for GPT-2's), `scratch` the temporaries of a step. What
+torch and transformers make of it is in `timeline`; an allocator's slack comes on top of both.
 
 States of 7B weights, in bytes a weight:
 
@@ -43,14 +43,13 @@ import numpy as np
 from refopt import codecs as _codecs
 from refopt.assign import lookup
 from refopt.cells import stretch_bytes
+from refopt.memory.kinds import Chosen, apart, chief
+from refopt.memory.scratch import scratch
 from refopt.models import Model, Shape
 from refopt.spec import Codec
 from refopt.step import Optimizer
 
 GB, GIB = 10**9, 2**30
-
-SCRATCH = {"muon": 3, "galore": 4}
-"""Float32 copies of the largest tensor that a rule makes: the iterates, the factors. Kernels of others make none."""
 
 
 class Bytes(NamedTuple):
@@ -91,9 +90,13 @@ def state_of(opt: Optimizer, shape: Shape) -> dict[str, int]:
     return out
 
 
-def states(opt: Optimizer, shapes: Sequence[Shape]) -> int:
-    """Bytes of all states of tensors of these shapes, exactly."""
-    return sum(count * sum(state_of(opt, shape).values()) for shape, count in Counter(map(tuple, shapes)).items())
+def states(opt: Chosen, model: Model | Sequence[Shape]) -> int:
+    """Bytes of all states of a model's tensors, or of tensors of these shapes, exactly."""
+    return sum(
+        count * sum(state_of(one, shape).values())
+        for one, shapes in apart(opt, model)
+        for shape, count in Counter(shapes).items()
+    )
 
 
 def share(total: int, size: int, ranks: int, block: int) -> int:
@@ -106,7 +109,7 @@ def share(total: int, size: int, ranks: int, block: int) -> int:
 
 def train(
     model: Model | Sequence[Shape],
-    opt: Optimizer,
+    opt: Chosen,
     *,
     gradient_bytes: int | None = None,
     release: bool = False,
@@ -123,7 +126,8 @@ def train(
     """What one device holds in a training step.
 
     - model: a Model, or the shapes of all weights (then without activations and LoRA)
-    - opt: its codec of `p` says what weights take, its place where states are
+    - opt: its codec of `p` says what weights take, its place where states are; a `Split` for rules that step some kinds
+      of tensors alone
     - gradient_bytes: of one element; as the visible weights by default
     - release: a gradient is stepped and dropped while the next is computed, so that the largest alone is held
     - master: a float32 copy of the weights is kept beside 16-bit ones (AMP)
@@ -137,20 +141,21 @@ def train(
     frozen = 0
     if lora and isinstance(model, Model):
         frozen, shapes = _frozen(model, lookup("codec", _codecs.CODECS, base)), adapters(model, lora)
-    size, wide = sum(math.prod(s) for s in shapes), opt._visible_bytes(1)
+    trained, first = shapes if lora else model, chief(opt)
+    size, wide = sum(math.prod(s) for s in shapes), first._visible_bytes(1)
     each = wide if gradient_bytes is None else gradient_bytes
     largest = max((math.prod(s) for s in shapes), default=0)
     cut = {least: ranks if stage >= least else 1 for least in (1, 2, 3)}
-    kept = share(states(opt, shapes), size, cut[1], opt.block)
-    gradients = each * largest if release else share(each * size, size, cut[2], opt.block)
-    device, host, disk = _placed(opt, shapes, kept)
+    kept = share(states(opt, trained), size, cut[1], first.block)
+    gradients = each * largest if release else share(each * size, size, cut[2], first.block)
+    device, host, disk = _placed(first, shapes, kept)
     return Bytes(
-        weights=share(wide * size, size, cut[3], opt.block),
+        weights=share(wide * size, size, cut[3], first.block),
         frozen=frozen,
         gradients=gradients,
-        master=share(4 * size, size, cut[1], opt.block) if master else 0,
+        master=share(4 * size, size, cut[1], first.block) if master else 0,
         states=device,
-        scratch=scratch(opt, shapes) + (_dequantised(model, base) if lora else 0),
+        scratch=scratch(opt, trained, release or ranks > 1) + (_dequantised(model, base) if lora else 0),
         activations=activations(model, batch, sequence, checkpoint, flash) if isinstance(model, Model) else 0,
         host=host,
         disk=disk,
@@ -160,11 +165,6 @@ def train(
 def adapters(model: Model, rank: int) -> list[Shape]:
     """Shapes of LoRA's A (rank, in) and B (out, rank) for every matrix inside the blocks."""
     return [shape for out, into in model.linears() for shape in ((rank, into), (out, rank))]
-
-
-def scratch(opt: Optimizer, shapes: Sequence[Shape]) -> int:
-    """Temporaries of a step, estimated: float32 copies of the largest tensor."""
-    return 4 * SCRATCH.get(opt.rule.stem, 0) * max((math.prod(s) for s in shapes), default=0)
 
 
 def activations(model: Model, batch: int, sequence: int, checkpoint: bool = False, flash: bool = True) -> int:

@@ -31,9 +31,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from refopt.memory.parts import Bytes, adapters, scratch, state_of, train
+from refopt.memory.kinds import Chosen, apart, chief
+from refopt.memory.parts import Bytes, adapters, state_of, train
+from refopt.memory.scratch import scratch
 from refopt.models import Model, Shape
-from refopt.step import Optimizer
 
 BLAS = 2 * 2**25
 """Workspaces of cuBLAS that torch allocates on Hopper: one for the forward pass, one for the backward pass's thread.
@@ -124,7 +125,7 @@ def tied(model: Model) -> bool:
 
 def moments(
     model: Model,
-    opt: Optimizer,
+    opt: Chosen,
     *,
     batch: int,
     sequence: int,
@@ -143,13 +144,15 @@ def moments(
     if not isinstance(model, Model):
         raise TypeError("memory.peak: a Model is needed, which says what its blocks are; got shapes")
     whole = train(model, opt, batch=batch, sequence=sequence, **setup)
-    lora, each = setup.get("lora", 0), opt._visible_bytes(1)
+    lora, each, release = setup.get("lora", 0), chief(opt)._visible_bytes(1), bool(setup.get("release"))
+    shared = setup.get("ranks", 1) > 1
     wide = activation_bytes or each
     t, g = held(model, wide, batch, sequence, setup), ends(model, lora)
-    temporaries = scratch(opt, adapters(model, lora) if lora else model.shapes)
-    rests = 0 if lora or setup.get("ranks", 1) > 1 else rounded(opt, model.shapes, each)
+    temporaries = scratch(opt, adapters(model, lora) if lora else model, release or shared)
+    together = _gathered_states(opt, model, each) if shared and not lora else 0
+    rests = 0 if lora or shared else rounded(opt, model, each)
     always = whole._replace(gradients=0, activations=0, scratch=whole.scratch - temporaries + blas + rests)
-    passing = always._replace(scratch=always.scratch + _gathered(model, each, setup))
+    passing = always._replace(scratch=always.scratch + _gathered(model, each, setup) + release * temporaries)
     live = t.block if setup.get("checkpoint") else 0
     above = t.kept - live
     found = {
@@ -167,20 +170,28 @@ def moments(
         n: passing._replace(activations=a, gradients=_come(whole.gradients, count, g.size, each, setup))
         for n, (a, count) in found.items()
     }
-    return out | {"step": always._replace(gradients=whole.gradients, scratch=always.scratch + temporaries)}
+    return out | {"step": always._replace(gradients=whole.gradients, scratch=always.scratch + temporaries + together)}
 
 
-def rounded(opt: Optimizer, shapes: Sequence[Shape], each: int) -> int:
+def rounded(opt: Chosen, model: Model | Sequence[Shape], each: int) -> int:
     """What torch's allocator leaves unused beside weights of `each` bytes and states without scales on the device."""
     out = 0
-    for shape, count in Counter(shapes).items():
-        size = math.prod(shape)
-        sizes = [each * size]
-        if opt.place.stem == "resident":
-            sizes += [kept for kept in state_of(opt, shape).values() if size and kept % size == 0]
-        rests = [-x % STEP for x in sizes if x >= LARGE]
-        out += count * sum(rest for rest in rests if rest <= SPLIT)
+    for one, shapes in apart(opt, model):
+        for shape, count in Counter(shapes).items():
+            size = math.prod(shape)
+            sizes = [each * size]
+            if one.place.stem == "resident":
+                sizes += [kept for kept in state_of(one, shape).values() if size and kept % size == 0]
+            rests = [-x % STEP for x in sizes if x >= LARGE]
+            out += count * sum(rest for rest in rests if rest <= SPLIT)
     return out
+
+
+def _gathered_states(opt: Chosen, model: Model, each: int) -> int:
+    """Bytes of the largest tensor with its gradient and states, where a rule that sees whole tensors steps shards."""
+    whole = [(one, set(shapes)) for one, shapes in apart(opt, model) if one.rule.scope != "element"]
+    sizes = [2 * each * math.prod(s) + sum(state_of(one, s).values()) for one, shapes in whole for s in shapes]
+    return max(sizes, default=0)
 
 
 def _come(total: int, count: int, size: int, each: int, setup: Any) -> int:
@@ -206,7 +217,7 @@ def _gathered(model: Model, each: int, setup: Any) -> int:
     return each * (3 * block + 2 * (model.size - model.layers * block))
 
 
-def peak(model: Model, opt: Optimizer, *, batch: int, sequence: int, **setup: Any) -> Bytes:
+def peak(model: Model, opt: Chosen, *, batch: int, sequence: int, **setup: Any) -> Bytes:
     """The largest of the `moments` of a step; what `train` adds up is never all there at once.
 
     >>> from refopt import Optimizer, memory, models

@@ -11,7 +11,8 @@ from refopt.planner.setups import Setup
 METHOD = {"full": 0, "lora": 10, "qlora": 12}
 WEIGHTS = {"f32": 0, "bf16_rem16": 0, "bf16_ecc": 1, "bf16_sr": 2, "bf16": 7}
 STATES = {"f32": 0, "dynamic8": 1, "fp8": 3, "q4": 4}
-RULE = {"adamw": 0, "lion": 3, "ademamix": 3, "adafactor": 5, "came": 5}
+RULE = {"adamw": 0, "lion": 3, "ademamix": 3, "adam_mini": 4, "lamb": 4, "adafactor": 5, "came": 5}
+RULE |= {"muon": 5, "galore": 6, "apollo": 6, "sm3": 8}
 PLACE = {"resident": 0, "paged": 2, "host": 5}
 RELEASE = 2
 
@@ -34,6 +35,16 @@ CHANGES = {
     "adafactor": "lr=None follows the schedule of its paper; with an lr of your own set relative_step=False, "
     "scale_parameter=False and start from 1e-3; no first moment unless beta1 is given",
     "came": "lr: half to nine tenths of AdamW's; betas (0.9, 0.999, 0.9999)",
+    "adam_mini": "lr, betas and weight_decay stay; queries and keys share second moments by heads in its paper: a "
+    'group with blocks="heads", heads=N',
+    "lamb": "lr is the share of a tensor's norm that a step moves it by; made for batches of thousands",
+    "sm3": "lr as Adagrad's: steps shrink with the root of their number, and no schedule need do so; momentum 0.9",
+    "muon": 'lr and weight_decay stay with adjust_lr_fn="match_rms_adamw"; AdamW beside it for embedding, head and '
+    "vectors; serves models best that were trained with it before",
+    "galore": "lr: four to eight times AdamW's, as scale=0.25 and the projection shorten steps; rank and "
+    "update_proj_gap; AdamW beside it for embedding, head and vectors",
+    "apollo": "lr: twice to six times AdamW's, as a channel is as long as its projection says; rank, scale; AdamW "
+    "beside it for embedding, head and vectors",
     "lora": "lr: ten times that of full fine-tuning, 2e-4 for 7B to 13B; no weight_decay; every linear layer",
     "qlora": "lr 2e-4 for 7B to 13B, 1e-4 above; no weight_decay; max_grad_norm 0.3, as in its paper",
     "release": "no clipping by the joint norm and no GradScaler; gradients over several passes inside "

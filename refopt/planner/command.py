@@ -105,8 +105,9 @@ def cells(number: int, row: Row) -> tuple[str, ...]:
     """One line of the table, decimal GB."""
     s, parts = row.setup, [gigabytes(getattr(row.parts, part)) if getattr(row.parts, part) else "-" for part in PARTS]
     host = gigabytes(row.parts.host) if row.parts.host else "-"
-    label = f"{s.cls} (host)" if s.place == "host" else s.cls
-    ends = (gigabytes(row.peak), host, "yes" if row.fits else "no", f"{row.ms:.1f}")
+    label = f"{s.name} (host)" if s.place == "host" else s.shown
+    took = "-" if row.ms is None else f"{row.ms:.1f}"
+    ends = (gigabytes(row.peak), host, "yes" if row.fits else "no", took)
     return str(number), s.method, s.stored, label, "freed" if s.release else "kept", *parts, *ends
 
 
@@ -139,7 +140,9 @@ def text(found: Plan, rows: list[Row]) -> list[str]:
     """The whole answer."""
     out = [*heading(found), *table(found, rows), ""]
     out.append("GB (1e9 bytes) of one device: each part at its largest, which is not at one time; peak: the largest")
-    out.append(f"moment. It fits if peak x {SLACK} does. ms: one step of the optimizer, predicted.")
+    out.append(
+        f"moment. It fits if peak x {SLACK} does. ms: a step of the optimizer, predicted; -: --row N says why not."
+    )
     left = len(found.rows) - len(rows)
     out.append(f"{f'{left} rows are not shown: --all. ' if left else ''}Class, changes and lines of any row: --row N.")
     return [*out, "", *recommended(found)]
@@ -163,11 +166,13 @@ def recommended(found: Plan) -> list[str]:
 def described(row: Row) -> list[str]:
     """One row: its peak, what is given up, what changes, where its class is documented, the lines to copy."""
     fits = "" if row.fits else ", which does not fit"
-    out = [f"{row.setup.label}: peak {gigabytes(row.peak)} GB{fits} (at: {row.moment}), {row.ms:.1f} ms a step."]
+    took = f"{row.ms:.1f} ms a step" if row.ms is not None else f"time not predicted: {row.untimed}"
+    out = textwrap.wrap(f"{row.setup.label}: peak {gigabytes(row.peak)} GB{fits} (at: {row.moment}), {took}.", WIDE)
     why = [f"Given up: {'; '.join(advice.given_up(row.setup)) or 'nothing'}."]
     why += [f"Coming from AdamW: {line}." for line in advice.changes(row.setup)]
     out += [line for long in why for line in textwrap.wrap(long, WIDE, subsequent_indent="  ")]
-    return [*out, f"Its page: {row.page}", "", *row.snippet.splitlines(), ""]
+    lines = "Its lines; `model` is yours, of transformers, and `batch` a dict of what it takes:"
+    return [*out, f"Its page: {row.page}", lines, "", *row.snippet.splitlines(), ""]
 
 
 def as_json(found: Plan) -> dict[str, Any]:

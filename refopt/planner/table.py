@@ -12,16 +12,17 @@ import numpy as np
 
 from refopt import memory
 from refopt.memory import Bytes
+from refopt.memory.kinds import apart, chief
 from refopt.models import MODELS, Model, Shape, from_config, named
 from refopt.planner import advice
 from refopt.planner.cards import GIGA, Card, card
-from refopt.planner.setups import METHODS, Setup, setups
+from refopt.planner.setups import METHODS, Setup, directions, setups
 from refopt.planner.snippet import snippet
-from refopt.planner.speed import HOST, seconds
+from refopt.planner.speed import HOST, seconds, untimed
 from refopt.step import Optimizer
 
 RING = 3 << 24
-"""Bytes of the ring of pages of `refopt_cuda.optim`'s paged classes."""
+"""Bytes of the ring of pages of `refopt_cuda.optim`'s paged classes of elements."""
 SLACK = 1.05
 """Bytes that torch's allocator reserves for each that is allocated; 1.045 in the row of QLoRA in the results."""
 
@@ -53,10 +54,16 @@ class Run:
     def size(self) -> int:
         return sum(map(math.prod, self.shapes))
 
+    @property
+    def directions(self) -> int:
+        """The rank of GaLore and APOLLO."""
+        return directions(self.model) if isinstance(self.model, Model) else 0
+
 
 @dataclass(frozen=True)
 class Row:
-    """One set-up: `parts` each at its largest, of one device; `peak` its largest moment, `moment` which one that is."""
+    """One set-up: `parts` each at its largest, of one device; `peak` its largest moment, `moment` which one that is;
+    `ms` None where the time of a step is not predicted, `untimed` why."""
 
     setup: Setup
     parts: Bytes
@@ -64,7 +71,8 @@ class Row:
     moment: str
     need: int
     fits: bool
-    ms: float
+    ms: float | None
+    untimed: str
     snippet: str
 
     @property
@@ -81,9 +89,11 @@ class Row:
             "codec": s.codec,
             "place": s.place,
         }
-        named |= {"class": f"refopt_cuda.optim.{s.cls}", "page": self.page, "release": s.release}
+        beside = s.beside and f"refopt_cuda.optim.{s.beside}"
+        named |= {"class": f"refopt_cuda.optim.{s.cls}", "beside": beside, "page": self.page, "release": s.release}
         sizes = {"bytes": self.parts._asdict(), "peak": self.peak, "moment": self.moment, "need": self.need}
-        return named | sizes | {"fits": self.fits, "optimizer_ms": self.ms, "snippet": self.snippet}
+        took = {"optimizer_ms": self.ms, "untimed": self.untimed}
+        return named | sizes | {"fits": self.fits} | took | {"snippet": self.snippet}
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,8 @@ def plan(
         raise ValueError("plan: model has no weights")
     if not run.known and method in ("lora", "qlora"):
         raise ValueError(f"plan: method={method!r} needs a model whose blocks are known; got shapes")
-    wanted = [s for s in setups(method, gpus, stage) if run.known or s.method == "full"]
-    rows = sorted((row(run, s) for s in wanted), key=lambda r: (advice.points(r.setup), r.peak))
+    found = (row(run, s) for s in setups(method, gpus, stage, run.known))
+    rows = sorted(found, key=lambda r: (advice.points(r.setup), r.peak))
     return Plan(run, tuple(rows))
 
 
@@ -183,37 +193,48 @@ def shaped_by(tensors: Any) -> tuple[Shape, ...]:
 
 def row(run: Run, s: Setup) -> Row:
     """One set-up of a run."""
-    opt = s.optimizer()
-    shapes = memory.adapters(run.model, run.rank) if s.method != "full" else run.shapes  # type: ignore[arg-type]
+    opt, trained = s.optimizer(run.directions), run.model
+    if s.method != "full":
+        trained = tuple(memory.adapters(run.model, run.rank))  # type: ignore[arg-type]
     share = run.gpus if run.stage and s.method == "full" else 1
-    size, kept = sum(map(math.prod, shapes)), memory.states(opt, shapes)
+    shapes = trained.shapes if isinstance(trained, Model) else trained
+    size, kept = sum(map(math.prod, shapes)), memory.states(opt, trained)
     moments = moments_of(run, s)
     largest = max(moments, key=lambda name: moments[name].total)
     peak = moments[largest].total
     parts = Bytes(*(max(getattr(m, part) for m in moments.values()) for part in Bytes._fields))
     if s.place == "resident":
-        beside = sum(np.dtype(part.dtype).itemsize for part in opt.codecs["p"].parts[1:])
+        beside = sum(np.dtype(part.dtype).itemsize for part in chief(opt).codecs["p"].parts[1:])
         master = parts.states * beside * size // max(1, kept)
         parts = parts._replace(master=master, states=parts.states - master)
-    ms = 1e3 * seconds(s, run.card, size // share, kept // share, run.host)
+    why = untimed(s)
+    ms = None if why else 1e3 * seconds(s, run.card, size // share, kept // share, run.host)
     need = math.ceil(SLACK * peak)
-    code = snippet(s, run.rank, run.checkpoint and run.known, run.stage)
-    return Row(s, parts, peak, largest, need, need <= run.card.usable, ms, code)
+    code = snippet(s, run.rank, run.checkpoint and run.known, run.stage, run.directions)
+    return Row(s, parts, peak, largest, need, need <= run.card.usable, ms, why, code)
 
 
 def moments_of(run: Run, s: Setup) -> dict[str, Bytes]:
     """The moments of a step of one set-up, states in their place."""
-    return {name: _placed(need, s) for name, need in _moments(run, s, s.optimizer()).items()}
+    opt = s.optimizer(run.directions)
+    return {name: _placed(need, s, ring(opt, run.model)) for name, need in _moments(run, s, opt).items()}
 
 
-def _placed(need: Bytes, s: Setup) -> Bytes:
-    """States in host memory, and on the device the ring that they pass through."""
+def _placed(need: Bytes, s: Setup, most: int) -> Bytes:
+    """States in host memory, and on the device the ring of at most these bytes that they pass through."""
     if s.place == "resident":
         return need
-    return need._replace(states=min(need.states, RING) if s.place == "paged" else 0, host=need.states)
+    return need._replace(states=min(need.states, most) if s.place == "paged" else 0, host=need.states)
 
 
-def _moments(run: Run, s: Setup, opt: Optimizer) -> dict[str, Bytes]:
+def ring(opt: Optimizer | memory.Split, model: Any) -> int:
+    """Bytes of the ring of pages: a rule that sees whole tensors has pages as large as the largest one's states."""
+    whole = [(one, set(shapes)) for one, shapes in apart(opt, model) if one.rule.scope != "element"]
+    largest = [sum(memory.state_of(one, shape).values()) for one, shapes in whole for shape in shapes]
+    return max(RING, 3 * max(largest, default=0))
+
+
+def _moments(run: Run, s: Setup, opt: Optimizer | memory.Split) -> dict[str, Bytes]:
     """The moments of a step; for shapes alone, all parts at once."""
     ranks, stage = (run.gpus, run.stage) if run.stage and s.method == "full" else (1, 1)
     setup: dict[str, Any] = {"ranks": ranks, "stage": stage, "release": s.release}

@@ -12,7 +12,7 @@ from torch import Tensor
 from refopt.rules import RULES
 from refopt.spec import Rule
 from refopt_cuda.optim import states
-from refopt_cuda.optim.galore import ADAM, PROJECTED, GaLoreAdamW, Projected, adam, corrected, move
+from refopt_cuda.optim.galore import ADAM, PROJECTED, GaLoreAdamW, Projected, adam, corrected, in_turn, move
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.random import FIRST, GOLDEN, SECOND, key, step_word
 
@@ -114,6 +114,13 @@ class APOLLOAdamW(MatrixOptimizer):
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
         every = (p for one in self.param_groups for p in one["params"])
         numbers = {id(p): k for k, p in enumerate(every, self.first_number)}
+        for some in in_turn(work, self._rule(group), hyper):
+            self._together(group, hyper, some, numbers)
+
+    def _together(
+        self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work], numbers: Mapping[int, int]
+    ) -> None:
+        """Step these; their projected gradients are held at the same time."""
         dense = "rank" not in hyper
         whole = []
         for w in work:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import sqrt
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod, sqrt
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from refopt_cuda import rules
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import settings, states
 from refopt_cuda.optim.coded import decoded, store
-from refopt_cuda.optim.matrix import MatrixOptimizer, Work
+from refopt_cuda.optim.matrix import MatrixOptimizer, Work, batches
 from refopt_cuda.optim.run import words as memory
 from refopt_cuda.scalars import ipow
 
@@ -35,6 +35,8 @@ PROJECTED: dict[str, tuple[str, int | None]] = {
     "scale": ("scale", None),
     "proj_type": ("proj_type", None),
 }
+MOST = 1 << 24
+"""Elements of projected gradients that are held at a time, or of one matrix's if that has more."""
 
 
 class GaLoreAdamW(MatrixOptimizer):
@@ -107,6 +109,11 @@ class GaLoreAdamW(MatrixOptimizer):
         return states.Layout(inner.codings, bases + inner.parts)
 
     def _run(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
+        for some in in_turn(work, self._rule(group), hyper):
+            self._together(group, hyper, some)
+
+    def _together(self, group: Mapping[str, Any], hyper: Mapping[str, Any], work: list[Work]) -> None:
+        """Step these; their projected gradients are held at the same time."""
         whole = []
         for w in work:
             R = (_projected(w, hyper) if "rank" in hyper else w.gradient).contiguous()
@@ -187,6 +194,11 @@ class Projected(NamedTuple):
     def moments(self) -> list[list[Tensor]]:
         """The tensors that each moment is kept in."""
         return [[self.work.state[part.key] for part in parts] for parts in self.kept.parts]
+
+
+def in_turn(work: list[Work], rule: Rule, hyper: Mapping[str, Any]) -> Iterator[list[Work]]:
+    """Matrices whose projected gradients are held together."""
+    return batches(work, lambda w: prod(rule.shapes(tuple(w.p.shape), dict(hyper))["m"]), MOST)
 
 
 def _projected(w: Work, hyper: Mapping[str, Any]) -> Tensor:

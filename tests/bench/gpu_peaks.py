@@ -1,6 +1,6 @@
 """The peak of real training steps on one GPU, beside what `refopt plan` says of them beforehand.
 
-    python -m tests.bench.gpu_peaks [--only 7B,qlora] [--commit HASH] [--json docs/bench/peaks.json]
+    python -m tests.bench.gpu_peaks [--more] [--only 7B,qlora] [--commit HASH] [--json docs/bench/peaks.json]
 
 transformers' Llama with random weights, plain torch, the optimizers of this package; 100M to 7B weights. A set-up takes
 three steps; the third is measured: bytes of torch's allocator and CuPy's pool at the highest, by phase. Each prints
@@ -24,6 +24,7 @@ import torch
 
 import refopt
 from refopt.planner import Row, Run, Setup, card
+from refopt.planner.snippet import building
 from refopt.planner.table import moments_of, row
 from tests.bench.clocks import tidy
 from tests.bench.record import RESULTS, Limit, Recorder, arguments, software
@@ -104,6 +105,23 @@ CASES = (
     Case("7B", "AdamW8bit", place="paged", sequence=1024),
 )
 """What is measured, the least first."""
+MORE = (
+    Case("350M", "APOLLO-Mini", batch=2),
+    Case("350M", "GaLoreAdamW", "f32", sequence=512),
+    Case("1B", "Muon", sequence=512),
+    Case("1B", "Muon8bit", release=True),
+    Case("1B", "GaLoreAdamW8bit", sequence=512),
+    Case("1B", "APOLLOAdamW", sequence=512),
+    Case("1B", "APOLLOAdamW8bit", sequence=512),
+    Case("1B", "AdamMini"),
+    Case("1B", "CAME8bit", sequence=512),
+    Case("1B", "LAMB8bit", sequence=512),
+    Case("1B", "SM3", sequence=512),
+    Case("1B", "AdEMAMix8bit", sequence=512),
+    Case("7B", "Adafactor", release=True, sequence=1024),
+    Case("7B", "GaLoreAdamW8bit", release=True, sequence=1024),
+)
+"""With `--more`: rules of matrices and of whole tensors, whose temporaries are counted and not yet measured."""
 
 
 def built(case: Case) -> Any:
@@ -171,17 +189,13 @@ def _qlora(case: Case) -> Any:
     return nn.adapt(made, r=case.rank, alpha=case.rank)
 
 
-def optimizer(case: Case, made: Any) -> Any:
-    """The class of the set-up over what trains, or a stepper in backward."""
-    from refopt_cuda import optim
+def optimizers(case: Case, made: Any) -> list[Any]:
+    """Those that the lines of the planner make, or a stepper in backward."""
+    import refopt_cuda as rc
 
-    cls = getattr(optim, case.setup.cls)
-    words: dict[str, Any] = {} if case.name in ("Adafactor", "CAME") else {"lr": 1e-5}
-    if case.method == "full" and case.weights not in ("f32", "bf16"):
-        words["codecs"] = {"p": case.weights}
-    if case.release:
-        return optim.in_backward(made, lambda ps: cls(ps, **words))
-    return cls([p for p in made.parameters() if p.requires_grad], **words)
+    known = {"torch": torch, "rc": rc, "model": made}
+    exec("\n".join(building(case.setup, case.run.directions)), known)
+    return [known[name] for name in ("stepper", "opt", "rest") if name in known]
 
 
 def held(peak: bool = False) -> int:
@@ -203,7 +217,7 @@ def measured(case: Case) -> dict[str, int]:
     made = built(case)
     tidy(DEVICE)
     out = {"built": held()}
-    opt = optimizer(case, made)
+    opts = optimizers(case, made)
     ids = torch.randint(0, SIZES[case.size].vocab, (case.batch, case.sequence), device=DEVICE)
     for _ in range(3):
         held(peak=True)
@@ -212,13 +226,13 @@ def measured(case: Case) -> dict[str, int]:
         out["kept"], out["forward"] = held(), held(peak=True)
         loss.backward()
         out["graded"], out["backward"] = held(), held(peak=True)
-        if not case.release:
+        for opt in () if case.release else opts:
             opt.step()
         out["stepped"], out["step"] = held(), held(peak=True)
-        if not case.release:
+        for opt in () if case.release else opts:
             opt.zero_grad()
         del loss
-    if case.release:
+    for opt in opts if case.release else ():
         opt.remove()  # hooks that weights keep keep the optimizer
     out["peak"] = max(out[phase] for phase in ("forward", "backward", "step"))
     if DEVICE == "cuda":
@@ -246,15 +260,19 @@ def one(rec: Recorder, case: Case) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(str(__doc__).splitlines()[0])
-    parser.add_argument("--json", type=Path, default=PEAKS, help="where what was measured is kept")
+    parser.add_argument("--json", type=Path, help="where what was measured is kept")
+    parser.add_argument("--more", action="store_true", help="rules of matrices and of whole tensors instead")
     args = parser.parse_args()
+    args.json = args.json or (PEAKS.with_name("peaks_more.json") if args.more else PEAKS)
+    wanted = MORE if args.more else CASES
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
     rec = Recorder("gpu_peaks", name, software(*PACKAGES), args.commit, args.out)
     args.dry |= DEVICE == "cpu"
     if not args.dry:
         rec.check()
     limit, rows = Limit(SECONDS), []
-    cases = CASES if DEVICE == "cuda" else tuple(replace(c, size="tiny", batch=1, sequence=16, rank=4) for c in CASES)
+    tiny = {"size": "tiny", "batch": 1, "sequence": 16, "rank": 4}
+    cases = wanted if DEVICE == "cuda" else tuple(replace(c, **tiny) for c in wanted)
     for case in cases:
         if args.only and not any(word in case.label.split() for word in args.only):
             continue

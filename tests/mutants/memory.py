@@ -13,6 +13,13 @@ TRACED = "memory.test_moments:test_the_largest_moment_is_the_one_that_was_traced
 
 MUTANTS = [
     Mutant(
+        "tables-stepped-as-matrices",
+        "memory/kinds.py",
+        "opt.matrices if inside else opt.tables",
+        "opt.matrices",
+        "memory.test_scratch:test_each_kind_of_tensor_has_the_states_of_its_optimizer",
+    ),
+    Mutant(
         "small-tensors-counted-as-coded",
         MEMORY,
         "stretch_bytes(opt.codec_of(st.name, size), st.dtype",

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import refopt
+import refopt_cuda as rc
 from refopt import ShapeError, StateError
+from refopt_cuda.optim import galore
 from refopt_cuda.optim.galore import GaLoreAdamW, GaLoreAdamW8bit, basis
 from tests.optim.pairs import exact, parameter, snapshot, unchanged
 from tests.optim.test_checkpoints import resume_alike, through_a_file, twins
@@ -52,6 +54,20 @@ def test_every_step_is_the_references(proj_type: str, device: str) -> None:
                 assert part(exact(opt.state[p][name]), state[k][name]) <= 1e-5
             for name in ("m", "v"):
                 np.testing.assert_allclose(exact(opt.state[p][NAMES[name]]), state[k][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["GaLoreAdamW", "GaLoreAdamW8bit", "APOLLOAdamW", "APOLLOAdamW8bit"])
+def test_how_many_matrices_are_projected_at_a_time_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, kept = getattr(rc.optim, name), []
+    for most in (galore.MOST, 400, 0):
+        monkeypatch.setattr(galore, "MOST", most)
+        params = matrices(SHAPES)
+        opt = made(params, lr=0.02, rank=3, update_proj_gap=2, min_8bit_size=30)
+        for t in range(3):
+            give(params, t)
+            opt.step()
+        kept.append([exact(p) for p in params])
+    assert all(np.array_equal(a, b) for one in kept[1:] for a, b in zip(kept[0], one, strict=True))
 
 
 def test_directions_are_those_of_the_singular_value_decomposition(device: str) -> None:

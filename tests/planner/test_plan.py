@@ -13,7 +13,7 @@ import pytest
 from refopt import memory, models
 from refopt.__main__ import main
 from refopt.planner import CARDS, Plan, Setup, advice, card, plan
-from refopt.planner.setups import CLASSES, setups
+from refopt.planner.setups import CLASSES, directions, setups
 
 SEVEN = models.named("llama-2-7b")
 
@@ -50,7 +50,38 @@ def test_paged_and_hosted_states_are_on_the_host(found: Plan) -> None:
     here, paged, host = (by[Setup("full", "bf16_sr", "AdamW", p)] for p in ("resident", "paged", "host"))
     assert paged.parts.host == host.parts.host == here.parts.states
     assert (paged.parts.states, host.parts.states) == (3 * 2**24, 0)
-    assert here.ms < paged.ms and here.peak > paged.peak > host.peak
+    assert here.ms and paged.ms and here.ms < paged.ms and here.peak > paged.peak > host.peak
+
+
+def test_rules_of_matrices_leave_the_rest_to_adamw(found: Plan) -> None:
+    by = {r.setup: r for r in found.rows}
+    for name, rank in (("Muon8bit", 0), ("GaLoreAdamW", 1024), ("APOLLO-Mini", 1)):
+        row = by[Setup("full", "bf16", name)]
+        opt = row.setup.optimizer(rank)
+        assert row.parts.states == memory.states(opt, SEVEN) and row.peak > row.parts.states + 4 * SEVEN.size
+        said = row.json()
+        assert row.ms is said["optimizer_ms"] is None and row.untimed == said["untimed"] != ""
+        assert said["beside"] == f"refopt_cuda.optim.{row.setup.beside}"
+        assert f"rest = rc.optim.{row.setup.beside}(" in row.snippet
+        assert rank == 0 or f"rank={rank}" in row.snippet
+    assert {r.setup.rule for r in plan(SEVEN.shapes, "24GiB").rows}.isdisjoint({"muon", "galore", "apollo"})
+
+
+def test_pages_of_whole_tensors_are_as_large_as_the_largest(found: Plan) -> None:
+    """Three of Adam-mini's: the embedding's moments."""
+    row = {r.setup: r for r in found.rows}[Setup("full", "bf16", "AdamMini", "paged")]
+    assert row.parts.states == 3 * 4 * (32000 * 4096 + 32000)
+    assert row.parts.host == memory.states(row.setup.optimizer(), SEVEN) and "pages of whole tensors" not in row.untimed
+    (lamb,) = [r for r in found.rows if r.setup == Setup("full", "bf16", "LAMB", "paged")]
+    assert lamb.ms is None and "pages of whole tensors" in lamb.untimed
+
+
+def test_directions_are_a_quarter_of_the_width_where_every_matrix_has_as_many() -> None:
+    assert [directions(models.named(n)) for n in ("llama-2-7b", "llama-2-70b", "gpt2")] == [1024, 1024, 192]
+
+
+def test_every_rule_says_what_changes_for_someone_who_comes_from_adamw() -> None:
+    assert {s.rule for s in setups()} - {"adamw"} <= advice.CHANGES.keys() & advice.RULE.keys()
 
 
 def test_a_seven_on_24_gib_is_not_eight_bit_adam_as_the_overview_says(found: Plan) -> None:
@@ -154,6 +185,8 @@ def test_any_row_is_described_with_its_page_and_lines(capsys: Any) -> None:
         assert main([*argv, str(k)]) == 0
         out, row = capsys.readouterr().out, found.rows[k - 1]
         assert row.page in out and row.snippet in out and row.setup.label in out
+    unknown = next(k for k, r in enumerate(found.rows, 1) if r.setup.name == "Muon")
+    assert main([*argv, str(unknown)]) == 0 and "time not predicted: products of matrices" in capsys.readouterr().out
     assert main([*argv, "0"]) == 2 and "--row must be 1 to" in capsys.readouterr().err
 
 

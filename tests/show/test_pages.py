@@ -79,3 +79,6 @@ def test_a_rule_that_is_printed_names_all_that_it_keeps_and_takes() -> None:
         assert said.startswith(f"{rule.title}: {rule.source}")
         assert all(f"  {s.name} " in said for s in rule.states)
         assert all(f"  {h.name}={h.default!r}" in said for h in rule.hypers)
+    assert str(refopt.rules.ademamix).count(": 4 bytes a weight") == 3
+    assert "largest v so far, never negative: none of a matrix by default" in str(refopt.rules.adamw)
+    assert "R        row factor, never negative: float32 (1024,)" in str(refopt.rules.adafactor)
