@@ -3,7 +3,7 @@
 `{measured}`       the table of the landing page, as `figures.py` makes it
 `{results}`        its rows, newest first; `:bench:` names the scripts whose rows are shown, `:without:` those left out
 `{convergence}`    held-out loss of the newest job at GPT-2-small's size: mean and noise of seeds, differences in pairs
-`{finetune}`       held-out loss of the newest fine-tuning of SmolLM2 before and after, likewise; bytes at the peak
+`{finetune}`       held-out loss of each fine-tuning of SmolLM2 before and after, likewise; bytes at the peak
 `{plot} NAME`      docs/bench/NAME.svg, which `python -m tests.bench.plots` draws; the content says what it shows
 
 Each says so where there is nothing yet.
@@ -120,11 +120,17 @@ def convergence(found: list[dict[str, str]]) -> list[str]:
 
 
 def finetune(found: list[dict[str, str]]) -> list[str]:
-    """A sentence about the job, and a line for each method."""
+    """A sentence about each job, and a line for each method: those of most seeds first, then the newest."""
     some = [r for r in found if r["bench"] == "finetune" and r["metric"] == "loss"]
     if not some:
         return ["*No run has been recorded yet.*"]
-    last = some[-1]
+    lasts = {(r["work"], r["device"]): r for r in some}
+    jobs = [_job(found, lasts[key]) for key in dict.fromkeys((r["work"], r["device"]) for r in reversed(some))]
+    return [line for _, lines in sorted(jobs, key=lambda job: -job[0]) for line in ("", *lines)][1:]
+
+
+def _job(found: list[dict[str, str]], last: dict[str, str]) -> tuple[int, list[str]]:
+    """How many seeds each way has at least in the job that `last` is a row of, and its lines."""
     of = {
         metric: _by_seed(found, metric, last)
         for metric in ("loss", "loss before", "trained", "s_per_step", "peak_bytes", "frozen_bytes")
@@ -140,8 +146,9 @@ def finetune(found: list[dict[str, str]]) -> list[str]:
         sizes = (f"{means['trained']:,.0f}", f"{means['frozen_bytes'] / 1e6:.1f}", peak, f"{means['s_per_step']:.3g}")
         lines.append((*cells, *sizes))
     said = f"Job `{last['work']}` on {last['device']}, {last['date']}, commit {last['commit']}; nats a token."
-    full = all(len(by) >= 3 for by in of["loss"].values()) and len(of["loss"]) >= 3
-    return [said + ("" if full else " Not all runs are there yet."), "", *grid(head, lines)]
+    seeds = {len(by) for by in of["loss"].values()}
+    full = len(seeds) == 1 and len(of["loss"]) >= 3
+    return min(seeds), [said + ("" if full else " Not all runs are there yet."), "", *grid(head, lines)]
 
 
 def _by_seed(found: list[dict[str, str]], metric: str, last: dict[str, str]) -> dict[str, dict[str, float]]:

@@ -195,15 +195,16 @@ def convergence(rows: Sequence[Row]) -> Figure | None:
 
 
 def ended(rows: Sequence[Row], bench: str = "convergence") -> dict[str, dict[str, Row]]:
-    """{subject: {seed: row of the last loss}} of the newest job."""
-    found = newest(rows, bench, "loss")
-    last = list(found)[-1][0] if found else ""
-    out: dict[str, dict[str, Row]] = {}
-    for (work, label), r in found.items():
-        subject, _, seed = label.rpartition(" seed ")
-        if work == last:
-            out.setdefault(subject, {})[seed] = r
-    return out
+    """{subject: {seed: row of the last loss}} of the job with most seeds, the newest of such."""
+    works = list(dict.fromkeys(r["work"] for r in reversed(rows) if (r["bench"], r["metric"]) == (bench, "loss")))
+    jobs: list[dict[str, dict[str, Row]]] = []
+    for work in works:
+        of: dict[str, dict[str, Row]] = {}
+        for (_, label), r in newest(rows, bench, "loss", re.escape(work)).items():
+            subject, _, seed = label.rpartition(" seed ")
+            of.setdefault(subject, {})[seed] = r
+        jobs.append(of)
+    return max(jobs, key=lambda of: min(map(len, of.values())), default={})
 
 
 def curve_of(
