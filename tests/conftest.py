@@ -42,6 +42,7 @@ BY_TURNS = {
         "test_whole",
         "test_whole_coded",
     ),
+    "step": ("test_partition", "test_trace"),
     "twins": ("test_host",),
 }
 """Large products of rules, codecs and formats, most of whose time compilers take."""
