@@ -7,6 +7,7 @@ reference after two steps, laid out as `state_dict()` has them; the third step i
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import sys
@@ -125,9 +126,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def resumed(rule: str, codec: str, kept: dict[str, Any], device: str = "cpu") -> Any:
-    """A drop-in that loaded a stored checkpoint."""
-    opt = make(rule, codec, parameter(kept["p"], kept["p"].dtype, device))
-    opt.load_state_dict(kept["optimizer"])
+    """A drop-in that loaded a copy of a stored checkpoint."""
+    opt = make(rule, codec, parameter(kept["p"].clone(), kept["p"].dtype, device))
+    opt.load_state_dict(copy.deepcopy(kept["optimizer"]))
     return opt
 
 
