@@ -19,9 +19,9 @@ from refopt.models import Model, Shape
 from refopt.step import Optimizer
 
 ROOM = 2**30
-"""Bytes within which Muon steps matrices of one shape together."""
+"""Bytes within which Muon steps matrices of one shape together; classes take this and what follows from here."""
 PIECE = 2**28
-"""Bytes of a matrix beyond which its products are made piece by piece."""
+"""Bytes of a matrix beyond which its products are made in place, piece by piece, instead of beside it."""
 LONG = 1.5
 """Ratio of the sides from which on Muon's products are those of the Gram matrix."""
 MOST = 1 << 24

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from refopt_cuda.kernels.transfer import LOAD, STORE, Transfer
 from refopt_cuda.optim import live
 from refopt_cuda.optim.settings import Coding
 from refopt_cuda.quantization import Quantized, dequantize, quantize
+
+W = TypeVar("W")
 
 
 def text(coding: Coding) -> str:
@@ -45,6 +47,18 @@ def store(coding: Coding, tensors: Sequence[torch.Tensor], x: torch.Tensor, skip
 def put(x: torch.Tensor, new: torch.Tensor, skip: torch.Tensor | None) -> None:
     """x <- new, unless a device says that the step is skipped."""
     x.copy_(new if skip is None else torch.where(skip, x, new.to(x.dtype)))
+
+
+def together(work: Iterable[W], full: Callable[[list[W]], bool]) -> Iterator[list[W]]:
+    """What is held at a time: as many as are not `full`, or one, in their order."""
+    some: list[W] = []
+    for w in work:
+        if some and full([*some, w]):
+            yield some
+            some = []
+        some.append(w)
+    if some:
+        yield some
 
 
 class Room:

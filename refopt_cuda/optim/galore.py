@@ -9,13 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from refopt.memory.scratch import MOST
 from refopt.rules import RULES
 from refopt.spec import Rule, State
 from refopt_cuda import rules
 from refopt_cuda.kernels import step_cuda, step_host
 from refopt_cuda.optim import settings, states
-from refopt_cuda.optim.coded import decoded, store
-from refopt_cuda.optim.matrix import MatrixOptimizer, Work, batches
+from refopt_cuda.optim.coded import decoded, store, together
+from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.optim.run import words as memory
 from refopt_cuda.scalars import ipow
 
@@ -35,8 +36,6 @@ PROJECTED: dict[str, tuple[str, int | None]] = {
     "scale": ("scale", None),
     "proj_type": ("proj_type", None),
 }
-MOST = 1 << 24
-"""Elements of projected gradients that are held at a time, or of one matrix's if that has more."""
 
 
 class GaLoreAdamW(MatrixOptimizer):
@@ -198,7 +197,11 @@ class Projected(NamedTuple):
 
 def in_turn(work: list[Work], rule: Rule, hyper: Mapping[str, Any]) -> Iterator[list[Work]]:
     """Matrices whose projected gradients are held together."""
-    return batches(work, lambda w: prod(rule.shapes(tuple(w.p.shape), dict(hyper))["m"]), MOST)
+
+    def held(w: Work) -> int:
+        return prod(rule.shapes(tuple(w.p.shape), dict(hyper))["m"])
+
+    return together(work, lambda some: sum(map(held, some)) > MOST)
 
 
 def _projected(w: Work, hyper: Mapping[str, Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -388,15 +388,3 @@ def alike(work: Iterable[Work]) -> list[list[Work]]:
     for w in work:
         groups.setdefault((w.p.device, w.p.dtype, w.g.dtype, tuple(w.p.shape), w.kept), []).append(w)
     return list(groups.values())
-
-
-def batches(work: Iterable[Work], size: Callable[[Work], int], most: int) -> Iterator[list[Work]]:
-    """Matrices whose `size` adds up to `most`, or one that is larger, in their order."""
-    some: list[Work] = []
-    for w in work:
-        if some and sum(map(size, (*some, w))) > most:
-            yield some
-            some = []
-        some.append(w)
-    if some:
-        yield some

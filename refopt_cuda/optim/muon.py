@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from refopt.memory.scratch import ROOM
 from refopt.rules import RULES
 from refopt.spec import Rule, State
 from refopt_cuda.kernels import muon as kernels
@@ -26,8 +27,6 @@ WORDS: dict[str, tuple[str, int | None]] = {
     "eps": ("eps", None),
     "wd": ("weight_decay", None),
 }
-ROOM = 2**30
-"""Bytes that the matrices stepped together may take beside weights, gradients and states."""
 
 
 class Muon(MatrixOptimizer):

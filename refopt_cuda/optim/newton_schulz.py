@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from refopt.memory.scratch import LONG, PIECE
 from refopt_cuda.kernels import muon as kernels
 from refopt_cuda.optim.checks import NUMBERS
 
@@ -36,14 +37,12 @@ UNITS = {torch.float16: 4096.0, torch.bfloat16: 1.0, torch.float32: 1.0}
 """What a stack and a Gram matrix hold of an entry 1: entries of a matrix of norm 1 are small for float16."""
 SEGMENT = 3
 """Steps that the Gram matrix in float16 is good for."""
-LONG, ANCHORED = 1.5, 8.0
-"""Ratios of the sides from which on the Gram matrix costs fewer products, and one that is kept costs still fewer."""
+ANCHORED = 8.0
+"""Ratio of the sides from which on a Gram matrix that is kept costs still fewer products than from LONG on."""
 FAR = 8.0
 """A polynomial whose apex lies further out, from 4 on, is not written as a square."""
 STRIPES, STRIPED = 4, 1024
 """Products that are symmetric are computed in stripes, each from the diagonal on, from this many rows on."""
-PIECE = 2**28
-"""Bytes of a matrix beyond which its products are made in place, piece by piece, instead of beside it."""
 WIDE = "dtype" in torch.ops.aten.bmm.overloads()
 """Whether products can be wider than their factors: torch 2.8 or newer."""
 FINE = 2048.0

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from refopt.memory.scratch import MOST
 from refopt_cuda.kernels import whole_cuda
 from refopt_cuda.optim import states
-from refopt_cuda.optim.coded import Room, decoded, store
+from refopt_cuda.optim.coded import Room, decoded, store, together
 from refopt_cuda.optim.live import Count
-
-MOST = 1 << 24
-"""Elements whose coded states are decoded at a time, or one tensor if it has more."""
 
 
 class Slot:
@@ -130,11 +128,4 @@ def kept(work: Iterable[Work]) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
 
 def batches(work: Iterable[Work]) -> Iterator[list[Work]]:
     """What is stepped together: all, but of coded states only so many as may be decoded at a time."""
-    some: list[Work] = []
-    for w in work:
-        if any(x.slot.coded for x in (w, *some)) and sum(x.p.numel() for x in (w, *some)) > MOST and some:
-            yield some
-            some = []
-        some.append(w)
-    if some:
-        yield some
+    return together(work, lambda xs: any(w.slot.coded for w in xs) and sum(w.p.numel() for w in xs) > MOST)
