@@ -11,6 +11,7 @@ import copy
 import gzip
 import io
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +133,23 @@ def resumed(rule: str, codec: str, kept: dict[str, Any], device: str = "cpu") ->
     return opt
 
 
-def main() -> int:
-    folder = FOLDER / str(states.FORMAT)
+def write(folder: Path, names: Iterable[str], codecs: Sequence[str], made: Callable[[str, str], Any]) -> int:
+    """A file of each name with every codec; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    for rule in WORDS:
-        path = folder / f"{rule}.pt.gz"
+    for name in names:
+        path = folder / f"{name}.pt.gz"
         if path.exists():
             print(f"{path} is there and stays")
             continue
         file = io.BytesIO()
-        torch.save({codec: made(rule, codec) for codec in [*STATES, *WEIGHTS]}, file)
+        torch.save({codec: made(name, codec) for codec in codecs}, file)
         path.write_bytes(gzip.compress(file.getvalue(), 9, mtime=0))
         print(path, path.stat().st_size)
     return 0
+
+
+def main() -> int:
+    return write(FOLDER / str(states.FORMAT), WORDS, [*STATES, *WEIGHTS], made)
 
 
 if __name__ == "__main__":

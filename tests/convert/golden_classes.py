@@ -7,8 +7,7 @@ other tests hold to the reference; the third step is stored with them.
 
 from __future__ import annotations
 
-import gzip
-import io
+import copy
 import sys
 import warnings
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 import refopt_cuda as rc
 from refopt_cuda.optim import states
-from tests.convert.golden import BLOCK, FOLDER, SHAPE, STATES
+from tests.convert.golden import BLOCK, FOLDER, SHAPE, STATES, write
 from tests.optim.pairs import gradient, parameter, weights
 
 WORDS: dict[str, dict[str, Any]] = {
@@ -50,10 +49,10 @@ def made(name: str, codec: str) -> dict[str, Any]:
     for t in range(2):
         p.grad = gradient(p, t)
         opt.step()
-    out = {"p": p.detach().clone(), "optimizer": _copied(opt.state_dict()), "g": gradient(p, 2)}
+    out = {"p": p.detach().clone(), "optimizer": copy.deepcopy(opt.state_dict()), "g": gradient(p, 2)}
     p.grad = out["g"].clone()
     opt.step()
-    return out | {"p_next": p.detach().clone(), "state_next": _copied(dict(opt.state[p]))}
+    return out | {"p_next": p.detach().clone(), "state_next": copy.deepcopy(dict(opt.state[p]))}
 
 
 def resumed(name: str, codec: str, kept: dict[str, Any], device: str = "cpu") -> Any:
@@ -63,25 +62,8 @@ def resumed(name: str, codec: str, kept: dict[str, Any], device: str = "cpu") ->
     return opt
 
 
-def _copied(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {k: _copied(v) for k, v in tree.items()}
-    return tree.clone() if isinstance(tree, torch.Tensor) else tree
-
-
 def main() -> int:
-    folder = FOLDER / str(states.FORMAT) / "classes"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in WORDS:
-        path = folder / f"{name}.pt.gz"
-        if path.exists():
-            print(f"{path} is there and stays")
-            continue
-        file = io.BytesIO()
-        torch.save({codec: made(name, codec) for codec in STATES}, file)
-        path.write_bytes(gzip.compress(file.getvalue(), 9, mtime=0))
-        print(path, path.stat().st_size)
-    return 0
+    return write(FOLDER / str(states.FORMAT) / "classes", WORDS, STATES, made)
 
 
 if __name__ == "__main__":

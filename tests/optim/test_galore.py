@@ -58,7 +58,14 @@ def test_every_step_is_the_references(proj_type: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", ["GaLoreAdamW", "GaLoreAdamW8bit", "APOLLOAdamW", "APOLLOAdamW8bit"])
 def test_how_many_matrices_are_projected_at_a_time_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, kept = getattr(rc.optim, name), []
+    made, kept, together, turns = getattr(rc.optim, name), [], galore.together, []
+
+    def counted(work: Any, full: Any) -> Any:
+        some = list(together(work, full))
+        turns.append(len(some))
+        return some
+
+    monkeypatch.setattr(galore, "together", counted)
     for most in (galore.MOST, 400, 0):
         monkeypatch.setattr(galore, "MOST", most)
         params = matrices(SHAPES)
@@ -67,6 +74,8 @@ def test_how_many_matrices_are_projected_at_a_time_changes_no_bit(name: str, mon
             give(params, t)
             opt.step()
         kept.append([exact(p) for p in params])
+    all_at_once, some, alone = (set(turns[k : k + len(turns) // 3]) for k in range(0, len(turns), len(turns) // 3))
+    assert all_at_once == {1} and min(some) > 1 and min(alone) > max(some)
     assert all(np.array_equal(a, b) for one in kept[1:] for a, b in zip(kept[0], one, strict=True))
 
 

@@ -11,7 +11,7 @@ import torch
 
 import refopt
 import refopt_cuda as rc
-from refopt_cuda.optim import whole_slots
+from refopt_cuda.optim import coded, whole_slots
 from tests.bits import same_bits
 from tests.optim.pairs import exact, give, parameter, weights
 
@@ -113,3 +113,8 @@ def test_the_limit_and_the_bits_are_checked() -> None:
         rc.optim.LAMB8bit(p, min_8bit_size=-1)
     with pytest.raises(ValueError, match="LARS8bit: optim_bits must be 8, as the name says, got 4"):
         rc.optim.LARS8bit(p, optim_bits=4)
+
+
+def test_what_is_held_together_is_never_full_unless_it_is_one() -> None:
+    assert list(coded.together([3, 4, 5, 9, 1], lambda some: sum(some) > 8)) == [[3, 4], [5], [9], [1]]
+    assert list(coded.together([], bool)) == []
