@@ -1,6 +1,6 @@
 """What every test shares: hypothesis profiles, and what to do where there is no GPU or no g++.
 
-Where CI=true the modules in BY_TURNS take a third of their cases a day, so that three days take all; REFOPT_ALL=1 takes
+Where CI=true the modules in BY_TURNS take a fifth of their cases a day, so that five days take all; REFOPT_ALL=1 takes
 all at once.
 
 `HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true
@@ -25,13 +25,21 @@ from hypothesis import HealthCheck, settings
 CI = os.environ.get("CI", "").lower() in ("true", "1")
 REQUIRE_GXX = CI or os.environ.get("REFOPT_REQUIRE_GXX") == "1"
 REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
-TURNS = 3 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
+TURNS = 5 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
 DAY = int(os.environ.setdefault("REFOPT_DAY", str(datetime.now(UTC).toordinal())))  # one for all workers
 BY_TURNS = {
     "conform": ("test_dialects", "test_peers"),
     "convert": ("test_bitsandbytes",),
     "functional": ("test_step",),
-    "kernels": ("test_nvrtc", "test_rows", "test_schedule_free", "test_whole", "test_whole_host", "test_whole_nvrtc"),
+    "kernels": (
+        "test_muon",
+        "test_nvrtc",
+        "test_rows",
+        "test_schedule_free",
+        "test_whole",
+        "test_whole_host",
+        "test_whole_nvrtc",
+    ),
     "optim": (
         "test_checkpoints",
         "test_coded_matrices",
@@ -44,6 +52,8 @@ BY_TURNS = {
         "test_whole",
         "test_whole_coded",
     ),
+    "places": ("test_disk", "test_host", "test_paged"),
+    "rules": ("test_every_rule", "test_every_whole_rule"),
     "step": ("test_partition", "test_trace"),
     "twins": ("test_host",),
 }
@@ -51,7 +61,7 @@ BY_TURNS = {
 
 
 def todays(items: Sequence[Any]) -> list[Any]:
-    """Those of a list whose turn it is: where CI=true a third a day, elsewhere all."""
+    """Those of a list whose turn it is: where CI=true a fifth a day, elsewhere all."""
     return [item for k, item in enumerate(items) if (k + DAY) % TURNS == 0]
 
 
@@ -85,7 +95,7 @@ def no_gxx() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of each module in BY_TURNS every third case, by the number of the day."""
+    """Of each module in BY_TURNS every fifth case, by the number of the day."""
     seen: dict[Path, int] = {}
     left = []
     for item in items:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -18,7 +18,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from refopt_cuda.codecs.forms import Block, Element, Weight
 from refopt_cuda.kernels.arguments import NOTHING
-from refopt_cuda.kernels.arith import host
+from refopt_cuda.kernels.arith import INNER, OUTER, host
 from refopt_cuda.random import mixer
 
 __all__ = ["Nibbles", "Words", "rule_loop", "spread", "tiles"]
@@ -26,10 +26,9 @@ __all__ = ["Nibbles", "Words", "rule_loop", "spread", "tiles"]
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 LOW, HALF_BYTE = np.uint8(15), np.uint8(4)
 NO_BITS = np.uint32(0)
-options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
-jit = numba.njit(**options)
+jit = numba.njit(**INNER | {"_nrt": False})
 """Without reference counts: a slice would cost two atomic operations, a third of the time of a short block."""
-inline = numba.njit(inline="always")
+inline = numba.njit(**INNER, inline="always")
 """For what returns a slice, which only a counted reference may do across a call."""
 
 
@@ -73,7 +72,7 @@ def tiles(tables: Sequence[Table], loop: Callable, p_form: Table, g_form: Elemen
             closed(codes, scales, x, blocks, where)
             close_p(p, rest, p_tile, key, bits, where)
 
-    @numba.njit(error_model="numpy", nogil=True)
+    @numba.njit(**OUTER)
     def serial(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi):
         bits = np.empty(tile // 4 + 2 if drawn else 0, np.uint64)
         walk(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi, allocate(tile), bits)
@@ -84,7 +83,7 @@ def tiles(tables: Sequence[Table], loop: Callable, p_form: Table, g_form: Elemen
 def spread(serial: Callable) -> Callable:
     """All tiles, an even share for each thread; no element depends on the share it falls into."""
 
-    @numba.njit(parallel=True, error_model="numpy", nogil=True)
+    @numba.njit(parallel=True, **OUTER)
     def parallel(p, rest, g, codes, scales, s, blocks, row, tile, key, count, threads):
         for k in numba.prange(threads):
             lo, hi = k * count // threads, (k + 1) * count // threads
@@ -130,9 +129,9 @@ def rule_loop(states: int, rule: Callable, scalars: int) -> Callable:
 def _allocated(count: int) -> Callable:
     """A tuple of float32 buffers, each an allocation of its own: LLVM cannot tell two rows of one array apart."""
     if count == 0:
-        return numba.njit(lambda size: ())
+        return numba.njit(**INNER)(lambda size: ())
     rest = _allocated(count - 1)
-    return numba.njit(lambda size: (np.empty(size, np.float32),) + rest(size))
+    return numba.njit(**INNER)(lambda size: (np.empty(size, np.float32),) + rest(size))
 
 
 # ----------------------------------------------------------------------------------------------------------- all states

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numba
 import numpy as np
 
 from refopt_cuda.codecs import Form
 from refopt_cuda.kernels import arguments
-from refopt_cuda.kernels.arith import host
+from refopt_cuda.kernels.arith import INNER, OUTER, host
+from refopt_cuda.kernels.host_cache import cached
 
 __all__ = ["dequantize", "quantize"]
 
 PART = 1 << 18
 """Elements that are worth a thread: about half a millisecond."""
 MAGNITUDE = np.uint32(0x7FFFFFFF)
-options: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 
 
 def quantize(form: Form, x: np.ndarray, bounds: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:
@@ -62,7 +61,7 @@ def _starts(form: Form, bounds: np.ndarray) -> np.ndarray:
 
 def _number(name: str) -> tuple[Callable, Callable]:
     if name == "float32":
-        same = numba.njit(lambda x: x)
+        same = numba.njit(**INNER)(lambda x: x)
         return same, same
     made = arguments.number({"float16": "f16", "uint16": "bf16"}[name]).make(host())
     return made.load, made.store
@@ -74,7 +73,7 @@ def _quantizer(form: Form, number: str) -> Callable:
     scale, encode, zero = block.scale, block.encode, block.zero
     kind = numba.from_dtype(form.module.dtype(**form.options))
 
-    @numba.njit(parallel=True, **options)
+    @numba.njit(parallel=True, **OUTER)
     def run(x, bounds, starts, codes, scales):
         for k in numba.prange(bounds.size - 1):
             first, last = bounds[k], bounds[k + 1]
@@ -94,14 +93,14 @@ def _quantizer(form: Form, number: str) -> Callable:
                 else:
                     codes[starts[k] + i // 2] = kind(codes[starts[k] + i // 2] & 0xF0 | np.uint8(code))
 
-    return run
+    return cached(run, f"quantize_{form.name}_{number}")
 
 
 @cache
 def _dequantizer(form: Form, number: str) -> Callable:
     decode, store, half = form.make(host()).decode, _number(number)[1], form.module.BITS == 4
 
-    @numba.njit(parallel=True, **options)
+    @numba.njit(parallel=True, **OUTER)
     def run(codes, scales, bounds, starts, x):
         for k in numba.prange(bounds.size - 1):
             for i in range(bounds[k + 1] - bounds[k]):
@@ -112,4 +111,4 @@ def _dequantizer(form: Form, number: str) -> Callable:
                 else:
                     x[bounds[k] + i] = store(decode(codes[starts[k] + i], scales[k]))
 
-    return run
+    return cached(run, f"dequantize_{form.name}_{number}")

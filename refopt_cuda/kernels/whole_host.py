@@ -17,7 +17,7 @@ import numpy as np
 from refopt.spec import ShapeError
 from refopt_cuda.codecs import CODECS
 from refopt_cuda.kernels import half
-from refopt_cuda.kernels.arith import host
+from refopt_cuda.kernels.arith import INNER, OUTER, host
 from refopt_cuda.kernels.host_cache import cached
 from refopt_cuda.kernels.whole_cut import CHUNK, SIDE, Cut
 from refopt_cuda.kernels.whole_rules import Form, Rows
@@ -227,14 +227,14 @@ def _r256_rows(x: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------------ compiled loops
 
-jit = numba.njit(error_model="numpy", nogil=True)
+jit = numba.njit(**INNER)
 
 
 @cache
 def _number(word: str) -> tuple[Callable, Callable]:
     """`(load, store)` of a number format."""
     if word == "f32":
-        same = numba.njit(lambda x: x)
+        same = jit(lambda x: x)
         return same, same
     made = (half if word == "f16" else CODECS[word]).make(host())
     return made.load, made.store
@@ -257,7 +257,7 @@ def _loops(form: Form, p_word: str, g_word: str) -> Loops:
     return Loops(sums, tiles, update)  # type: ignore[arg-type]
 
 
-inline = numba.njit(inline="always")
+inline = numba.njit(**INNER, inline="always")
 """For what returns a slice, which only a counted reference may do across a call."""
 
 
@@ -346,7 +346,7 @@ def _sums(function, near, states, load_p, load_g, mul):
         for j in range(u.size):
             u[j], w[j] = function(load_p(p[j]), mul(load_g(g[j]), s[0]), take(x, j), near(root, c, j), vector, s)
 
-    @numba.njit(error_model="numpy", nogil=True)
+    @numba.njit(**OUTER)
     def serial(p, g, x, roots, columns_, shape, s, parts, lo, hi):
         block, piece, per, matrices, rows, columns, _, _ = shape
         a, b, u, w = np.empty(SIDE), np.empty(SIDE), np.empty(SIDE, np.float32), np.empty(SIDE, np.float32)
@@ -380,7 +380,7 @@ def _tiles(function, near, states, load_g, mul):
         for j in range(q.size):
             q[j] = function(mul(load_g(g[j]), s[0]), take(x, j), near(root, c, j), k, s)
 
-    @numba.njit(error_model="numpy", nogil=True)
+    @numba.njit(**OUTER)
     def serial(g, x, roots, columns_, shape, k, s, of_rows, of_columns, lo, hi):
         _, _, _, _, rows, columns, across, down = shape
         groups, strips, q, eight = np.empty(32), np.empty((8, SIDE)), np.zeros(SIDE, np.float32), np.empty(8)
@@ -421,7 +421,7 @@ def _update(function, near, states, load_p, load_g, store_p, mul):
             p[j] = store_p(y)
             put(x, j, z)
 
-    @numba.njit(error_model="numpy", nogil=True)
+    @numba.njit(**OUTER)
     def serial(p, g, x, roots, columns_, shape, k, s, lo, hi):
         block, piece, per, matrices, rows, columns, _, _ = shape
         for q in range(lo, hi):
@@ -441,14 +441,14 @@ def _parallel(serial, arity):
     """All pieces, an even share for each thread."""
     if arity == 8:
 
-        @numba.njit(parallel=True, error_model="numpy")
+        @numba.njit(parallel=True, **OUTER)
         def parallel8(a, b, c, d, e, f, h, i, count, threads):
             for k in numba.prange(threads):
                 serial(a, b, c, d, e, f, h, i, k * count // threads, (k + 1) * count // threads)
 
         return parallel8
 
-    @numba.njit(parallel=True, error_model="numpy")
+    @numba.njit(parallel=True, **OUTER)
     def parallel9(a, b, c, d, e, f, h, i, j, count, threads):
         for k in numba.prange(threads):
             serial(a, b, c, d, e, f, h, i, j, k * count // threads, (k + 1) * count // threads)
