@@ -51,6 +51,7 @@ class Early:
         self.seen: dict[int, Arrival] = {}
         self.groups: dict[int, Group] = {}
         self.where: dict[int, int] = {}
+        self.passing = False
         weakref.finalize(self, _remove, self._handles)
 
     def listen(self, params: Iterable[torch.Tensor]) -> None:
@@ -78,6 +79,20 @@ class Early:
         with torch.no_grad():
             slot = self._step(opt, p, g, f"{call}.backward")
         self.seen[id(p)] = Arrival(p, g.data_ptr(), g._version, slot)
+        if slot is not None and not self.passing:
+            self._hear_of_the_end()
+
+    def _hear_of_the_end(self) -> None:
+        """Have the place told when this backward pass is over."""
+        self.passing, me = True, weakref.ref(self)
+
+        def over() -> None:
+            if (early := me()) is not None:
+                early.passing = False
+                if (opt := early._opt()) is not None:
+                    opt._home.passed()
+
+        torch.autograd.Variable._execution_engine.queue_callback(over)
 
     def _step(self, opt: Any, p: torch.Tensor, g: torch.Tensor, call: str) -> Slot | None:
         """What is done for a gradient now; None where `step()` is to do it: states are not made yet, not paged, or the
@@ -152,6 +167,7 @@ class Early:
     def done(self, opt: Any) -> None:
         """Count the steps of those whose gradients are gone, and begin anew."""
         opt._home.join()
+        self.passing = False  # after an error in backward nobody was told
         for p, _, _, slot in self.seen.values():
             if slot is not None and p.grad is None:
                 count([slot.state], slot.state["step"] + 1)

@@ -159,6 +159,9 @@ class Hosted(Paged):
                     deck.ring.settle()
                     deck.lanes.flush()
 
+    def passed(self) -> None:
+        """The thread goes on until the step."""
+
     def finish(self) -> None:
         self.wait()
         super().finish()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ class Book:
     ring: Any = None
 
 
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A stream of steps beside the caller's; all optimizers of a device share it."""
+    return torch.cuda.Stream(device)
+
+
 class Deck:
     """One device's lanes, slabs and ring."""
 
@@ -48,6 +55,7 @@ class Deck:
         self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
         self.ring: Any = Ring(self.lanes, 0, [0] * BUFFERS)
         self.numbered, self.spare = 0, -1
+        self.beside: torch.cuda.Stream | None = None
         weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
 
     @property
@@ -58,6 +66,25 @@ class Deck:
     def begin(self) -> None:
         """Steps go to torch's current stream."""
         self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Steps go to a stream of their own, behind what torch's current one has been given."""
+        if self.device.type != "cuda":
+            self.begin()
+            yield
+            return
+        self.beside = _beside(self.device)
+        self.beside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.beside):
+            self.begin()
+            yield
+
+    def rejoin(self) -> None:
+        """What torch's current stream is given from now on is behind all steps that went aside."""
+        if self.beside is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.beside)
+        self.lanes.flush()
 
     def lend(self, x: torch.Tensor, lane: int) -> None:
         """Nobody gets the memory of `x` anew before what this lane was given is done."""
@@ -266,12 +293,15 @@ class Paged(Home):
         grads: Mapping[Slot, torch.Tensor],
         rows: Any,
     ) -> bool:
-        """Step one page, all of whose gradients are there, ahead of `step`; False where it is not bound yet."""
+        """Step one page, all of whose gradients are there, ahead of `step` and beside backward, which does not wait for
+        it to be loaded. False where it is not bound yet."""
         if book.ring is not deck.ring:
             return False
-        deck.begin()
-        self._turn_page(deck, plan, form, page, mine, grads, rows)
-        deck.lanes.flush()
+        with deck.aside():
+            self._turn_page(deck, plan, form, page, mine, grads, rows)
+            for slot in {piece.slot for piece in page.pieces}:
+                deck.lend(slot.here, lanes.STEP)
+                deck.lend(grads[slot], lanes.STEP)
         return True
 
     def _turn_page(
@@ -318,6 +348,13 @@ class Paged(Home):
 
     def join(self) -> None:
         """Work that is given from now on finds all weights that were stepped ahead."""
+        for deck in self.decks.values():
+            with deck.current:
+                deck.rejoin()
+
+    def passed(self) -> None:
+        """A backward pass is over."""
+        self.join()
 
     def finish(self) -> None:
         """Wait until every state is back in host memory."""

@@ -225,7 +225,11 @@ class Mixed(Home):
             home.step(plan, form, [w for w in work if self._of(w.slot.p) is home], rows)
 
     def join(self) -> None:
+        self.paged.join()
         self.hosted.join()
+
+    def passed(self) -> None:
+        self.paged.passed()
 
     def finish(self) -> None:
         self.paged.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -63,6 +63,58 @@ def test_any_order_that_the_events_allow_gives_the_same_bits(place: str, monkeyp
         for net, opt in zip(nets, (one, two), strict=True):
             trained(net, opt, 3)
         assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True)), seed
+
+
+class Late(ShuffledLanes):
+    """Nothing is done before somebody asks for it."""
+
+    made: ClassVar[list[Late]] = []
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.made.append(self)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self.queues))
+
+
+def test_backward_waits_for_no_page_and_ends_behind_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "lanes_of", Late)
+    monkeypatch.setattr(Late, "made", [])
+    net, waiting = model(), list[int]()
+    opt = rc.optim.AdamW8bit(net.parameters(), place="paged", page_bytes=3000, during_backward=True)
+    trained(net, opt, 1)
+    (one,) = Late.made
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: waiting.append(one.waiting))
+    before = [p.detach().clone() for p in net.parameters()]
+    opt.zero_grad()
+    backward(net, 1)
+    assert waiting == sorted(waiting) and waiting[-1] > 100, "a hook waited for pages"
+    assert not one.queues[lanes.STEP], "backward is over, and steps are not"
+    assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody hears of the end of such a pass."""
+    monkeypatch.setattr(lanes, "lanes_of", Late)
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": "paged", "page_bytes": 3000, "during_backward": True}
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 2)
+        opt.zero_grad()
+        broken = net[0].weight.register_post_accumulate_grad_hook(lambda p: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            backward(net, 2)
+        broken.remove()
+        opt.step()
+        assert opt is one or not two._early.passing
+        trained(net, opt, 2)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] == 5
 
 
 class Counted:

@@ -17,10 +17,13 @@ from tests.optim.pairs import give, weights
 from tests.optim.placed import (
     ADAMW8,
     alike,
+    backward,
+    model,
     owned,
     pair,
     params_of,
     step,
+    trained,
 )
 
 pytestmark = pytest.mark.gpu
@@ -64,6 +67,43 @@ def test_slow_copies_change_no_bit_of_what_the_host_steps(cycles: list[int], mon
     monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: slow(device))
     shapes = [(64, 80), (33, 300), (256, 256), (40,)]
     alike(*pair(ADAMW8, shapes, torch.bfloat16, "cuda", 20_000, "host"), steps=4)
+
+
+@pytest.mark.parametrize("late", ["gradients", "pages"])
+def test_steps_beside_backward_wait_for_gradients_and_backward_for_no_page(
+    late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks run long before the device has come there: a spinning kernel is before each gradient, or each copy."""
+    if late == "pages":
+        slow = slow_lanes([2_000_000, 0, 0])
+        monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: slow(device))
+    nets = [model(device="cuda") for _ in range(2)]
+    words = ADAMW8.words | {"min_8bit_size": 1000}
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **words)
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words, place="paged", page_bytes=3000, during_backward=True)
+    trained(nets[0], one, 4)
+    trained(nets[1], two, 1)
+    if late == "gradients":
+        for layer in nets[1]:
+            layer.register_full_backward_hook(lambda *_: torch.cuda._sleep(3_000_000))
+    passes = list[float]()
+    for t in range(1, 4):
+        two.zero_grad()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        last = nets[1][0].weight.register_hook(lambda g, end=end: end.record())
+        start.record()
+        backward(nets[1], t)
+        last.remove()
+        two.zero_grad()  # their memory is anybody's, but for what the steps still read
+        spoilt = [torch.full_like(p, torch.nan) for p in nets[1].parameters()]
+        two.step()
+        torch.cuda.synchronize()
+        del spoilt
+        passes.append(start.elapsed_time(end))
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] == 4
+    if late == "pages":  # ten pages and more, a millisecond each
+        assert min(passes) < 5, f"backward took {passes} ms: it waited for pages"
 
 
 LIMITED = r"""
