@@ -20,7 +20,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from refopt.spec import ShapeError, StateError
 from refopt_cuda.optim import checks, live, settings, states
 from refopt_cuda.optim.checks import Pair
-from refopt_cuda.optim.paging import Deck, Paged
+from refopt_cuda.optim.decks import Deck
+from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.run import Plan, Row, Slot, Work, on_host, words
 from refopt_cuda.optim.watched import Entries
 from refopt_cuda.places.lanes import IN, OUT, STEP

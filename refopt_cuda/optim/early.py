@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from refopt_cuda.optim import live, settings
-from refopt_cuda.optim.paging import Book
+from refopt_cuda.optim.decks import Book, Round
 from refopt_cuda.optim.pieces import Page
 from refopt_cuda.optim.run import Plan, Slot, Work
 from refopt_cuda.optim.watched import count
@@ -118,7 +118,8 @@ class Early:
         counts: set[Any] = {found.works[piece.slot].t for piece in page.pieces}
         rows: Any = {t: found.plan.row(found.form, found.hyper, found.group, t, found.factor) for t in counts}
         with deck.current:
-            page.turned = book.home.early(deck, book, page, found.plan, found.form, found.works, found.grads, rows)
+            now = Round(deck, found.plan, found.form, found.works, found.grads, rows)
+            page.turned = book.home.early(book, page, now)
         for slot in {piece.slot for piece in page.pieces}:
             if found.turned(slot):  # the gradient's memory may be wanted
                 del found.grads[slot]

@@ -14,9 +14,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt.spec import StateError
 from refopt_cuda.optim import agreeing, filed, reopening, sharded, states
-from refopt_cuda.optim.paging import Book, Deck, Paged
+from refopt_cuda.optim.decks import Book, Deck, Round
+from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.pieces import Page
-from refopt_cuda.optim.run import Plan, Slot, Work
+from refopt_cuda.optim.run import Plan, Slot
 from refopt_cuda.optim.watched import replace
 from refopt_cuda.places.disk import BUFFERS, Desk, Turn
 from refopt_cuda.places.files import ALIGN
@@ -25,7 +26,6 @@ from refopt_cuda.places.paged import Copy, joined
 from refopt_cuda.places.records import Extent, Filed, Record, Source, gather
 from refopt_cuda.places.slabs import up
 from refopt_cuda.places.vault import Vault, named
-from refopt_cuda.rules import Form
 
 
 class OnDisk(Paged):
@@ -202,27 +202,20 @@ class OnDisk(Paged):
                 deck.widen(book.pages, ALIGN)
                 deck.slabs.pin(call)
 
-    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
+    def turn(self, book: Book, now: Round) -> None:
         """Step these parameters, page by page."""
-        deck.begin()
-        through = deck.device.type == "cuda" or self.rehearsal
-        if through and book.ring is not deck.ring:
-            deck.ring.settle()
-            deck.bind(book)
-            plan.buckets = {key: b for key, b in plan.buckets.items() if not isinstance(key[-1], Page)}
-        for slot in book.slots if self.keep_weights else mine:
-            deck.lanes.run(slot.take)
-        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
+        through = now.deck.device.type == "cuda" or self.rehearsal
+        if through:
+            now.rebind(book)
+        now.take(book.slots if self.keep_weights else now.works)
         turns = []
         for page in book.pages:
-            step = self.stepping(deck, plan, form, page, mine, grads, rows)
+            step = self.stepping(page, now)
             if step is not None:
-                give = partial(self._step, deck, page, step, through)
+                give = partial(self._step, now.deck, page, step, through)
                 turns.append(Turn(self.records[page], give, self.weights.get(page)))
-        self._run(deck, turns)
-        for slot in mine:
-            deck.lanes.run(slot.put)
-        deck.lanes.flush()
+        self._run(now.deck, turns)
+        now.put()
 
     def _step(self, deck: Deck, page: Page, step: Any, through: bool, buffer: np.ndarray) -> Any:
         """Step a page that lies in a buffer; returns the event of its return."""

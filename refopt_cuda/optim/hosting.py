@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import torch
 
-from refopt_cuda.optim.paging import Book, Deck, Paged
+from refopt_cuda.optim.decks import Book, Deck, Round
+from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.pieces import Page, Piece
-from refopt_cuda.optim.run import Plan, Slot, Work, on_host, words
+from refopt_cuda.optim.run import Slot, Work, on_host, words
 from refopt_cuda.places.host import Move, Staging, Turn
 from refopt_cuda.places.lanes import STEP
 from refopt_cuda.places.slabs import ALIGN, up
-from refopt_cuda.rules import Form
 
 BUFFERS = 4
 """Places of the staging memory: two come down, one is stepped, one goes up."""
@@ -72,54 +72,31 @@ class Hosted(Paged):
                 deck.ring = Staging(deck.lanes, deck.memory.data_ptr(), size, BUFFERS)
                 deck.slabs.pin(call)
 
-    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
+    def turn(self, book: Book, now: Round) -> None:
         """Step these parameters, but for pages that have been stepped ahead."""
-        deck.begin()
-        for slot in mine:
-            deck.lanes.run(slot.take)
-        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
-        ready, count = _mark(deck), 0
+        now.take(now.works)
+        ring, ready, count = now.deck.ring, _mark(now.deck), 0
         for page in book.pages:
-            pieces = [piece for piece in page.pieces if piece.slot in mine and not page.turned]
+            pieces = [piece for piece in page.pieces if piece.slot in now.works and not page.turned]
             if pieces:
-                deck.ring.give(self._staged(deck, plan, pieces, form, mine, grads, rows), ready)
+                ring.give(self._staged(pieces, now), ready)
                 count += 1
         self.wait()
         for _ in range(count):
-            deck.ring.advance()
-        deck.ring.settle()
-        for slot in mine:
-            deck.lanes.run(slot.put)
-        deck.lanes.flush()
+            ring.advance()
+        ring.settle()
+        now.put()
 
-    def early(
-        self,
-        deck: Deck,
-        book: Book,
-        page: Page,
-        plan: Plan,
-        form: Form,
-        mine: Mapping[Slot, Work],
-        grads: Mapping[Slot, torch.Tensor],
-        rows: Any,
-    ) -> bool:
+    def early(self, book: Book, page: Page, now: Round) -> bool:
         """Have the thread step one page, all of whose gradients are there."""
-        deck.begin()
-        deck.ring.give(self._staged(deck, plan, page.pieces, form, mine, grads, rows), _mark(deck))
-        self._ahead.append(self._thread.submit(_advance, deck))
+        now.deck.begin()
+        now.deck.ring.give(self._staged(page.pieces, now), _mark(now.deck))
+        self._ahead.append(self._thread.submit(_advance, now.deck))
         return True
 
-    def _staged(
-        self,
-        deck: Deck,
-        plan: Plan,
-        pieces: Sequence[Piece],
-        form: Form,
-        mine: Mapping[Slot, Work],
-        grads: Mapping[Slot, torch.Tensor],
-        rows: Any,
-    ) -> Turn:
+    def _staged(self, pieces: Sequence[Piece], now: Round) -> Turn:
         """The next page of a step: what comes down, and what is done with it."""
+        deck, grads = now.deck, now.grads
         start, moves, todo = deck.ring.given % BUFFERS * deck.ring.size, list[Move](), list[Any]()
         place, end = deck.memory[start : start + deck.ring.size], 0
         for piece in pieces:
@@ -128,19 +105,19 @@ class Hosted(Paged):
                 moves.append(Move(end, x.data_ptr(), x.nbytes, back))
                 found.append(place[end : end + x.nbytes].view(x.dtype).view(x.shape))
                 end += up(x.nbytes, ALIGN)
-            todo.append(self.below(piece, found[0], found[1], mine[piece.slot]))
-        return Turn(moves, self.steps(plan, form, todo, rows), [grads[piece.slot] for piece in pieces])
+            todo.append(self.below(piece, found[0], found[1], now.works[piece.slot]))
+        return Turn(moves, self.steps(todo, now), [grads[piece.slot] for piece in pieces])
 
     def below(self, piece: Piece, p: torch.Tensor, g: torch.Tensor, w: Work) -> Any:
         """The work on a piece whose weights and gradient have come down to `p` and `g`."""
         return Work(HostPiece(piece, p), g, w.t)  # type: ignore[arg-type]
 
-    def steps(self, plan: Plan, form: Form, todo: Sequence[Any], rows: Any) -> Callable[[], None]:
+    def steps(self, todo: Sequence[Any], now: Round) -> Callable[[], None]:
         """What steps such pieces."""
 
         def step() -> None:
             for w in todo:
-                on_host(form, w, rows[w.t])
+                on_host(now.form, w, now.rows[w.t])
 
         return step
 

@@ -3,135 +3,23 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt_cuda.optim import sharded, states
-from refopt_cuda.optim.pieces import Grid, Page, Piece, pages
+from refopt_cuda.optim.decks import BUFFERS, Book, Deck, Round
+from refopt_cuda.optim.pieces import Grid, Page, pages
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host
 from refopt_cuda.places import lanes
-from refopt_cuda.places.paged import Ring
-from refopt_cuda.places.slabs import Slabs, up
 from refopt_cuda.rules import Form
 
 PAGE_BYTES = 1 << 24
 """Bytes a page unless told otherwise: the link is fastest from here on."""
-BUFFERS = 3
-"""Pages in the ring: one is loaded, one is stepped, one is stored."""
 SPARE = 0.9
 """How much of the device's free memory `resident_bytes="auto"` takes."""
-
-
-@dataclass(eq=False)
-class Book:
-    """The pages of one parameter group on one device, and the slots and the ring that they were made for; `home` is the
-    place that they are of."""
-
-    home: Any
-    slots: list[Slot] = field(default_factory=list)
-    pages: list[Page] = field(default_factory=list)
-    ring: Any = None
-
-
-@cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """A stream of steps beside the caller's; all optimizers of a device share it."""
-    return torch.cuda.Stream(device)
-
-
-class Deck:
-    """One device's lanes, slabs and ring."""
-
-    def __init__(self, device: torch.device, pair: int = 0) -> None:
-        self.device = device
-        self.lanes = lanes.lanes_of(device.type, device.index or 0, *([pair] if pair else []))
-        self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
-        self.ring: Any = Ring(self.lanes, 0, [0] * BUFFERS)
-        self.numbered, self.spare = 0, -1
-        self.beside: torch.cuda.Stream | None = None
-        weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
-
-    @property
-    def current(self) -> Any:
-        """The device as the current one."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-    def begin(self) -> None:
-        """Steps go to torch's current stream."""
-        self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Steps go to a stream of their own, behind what torch's current one has been given."""
-        if self.device.type != "cuda":
-            self.begin()
-            yield
-            return
-        self.beside = _beside(self.device)
-        self.beside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.beside):
-            self.begin()
-            yield
-
-    def rejoin(self) -> None:
-        """What torch's current stream is given from now on is behind all steps that went aside."""
-        if self.beside is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.beside)
-        self.lanes.flush()
-
-    def lend(self, x: torch.Tensor, lane: int) -> None:
-        """Nobody gets the memory of `x` anew before what this lane was given is done."""
-        if self.device.type == "cuda":
-            x.record_stream(torch.cuda.ExternalStream(self.lanes.stream(lane), device=self.device))
-        else:
-            done = self.lanes.event()
-            self.lanes.record(lane, done)
-            self.lanes.wait(lanes.STEP, done)
-            self.lanes.run(x.data_ptr)
-
-    def make(self, part: states.Part, p: torch.Tensor) -> torch.Tensor:
-        """Memory of the slabs for a part of a state, as much as this rank keeps of it."""
-        shape = sharded.part_shape(part.shape, p)
-        size = part.dtype.itemsize * math.prod(shape)  # an empty part of a slab would be all of it to torch.save
-        x = torch.from_numpy(self.slabs.take(size)) if size else torch.empty(0, dtype=torch.uint8)
-        return sharded.as_part(x.view(part.dtype).view(shape), part.shape, p)
-
-    def owns(self, entry: Mapping[str, Any]) -> bool:
-        """Whether all tensors of a state lie in the slabs."""
-        return all(map(self.keeps, entry.values()))
-
-    def keeps(self, x: Any) -> bool:
-        """Whether a tensor lies in the slabs, or `x` is none."""
-        return not isinstance(x, torch.Tensor) or self.slabs.owns(sharded.local(x).data_ptr())
-
-    def widen(self, pages: Iterable[Page], to: int = 256) -> None:
-        """A ring for these pages, too, each place as large as the largest page that passes through it and a multiple of
-        `to` bytes; the old one goes when its last page is stored."""
-        sizes = list(self.ring.sizes)
-        for page in pages:
-            sizes[page.number % BUFFERS] = max(sizes[page.number % BUFFERS], up(page.size, to))
-        if tuple(sizes) != self.ring.sizes:
-            self.lanes.finish()
-            self.memory = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
-            with self.current:
-                self.ring = Ring(self.lanes, self.memory.data_ptr(), sizes)
-                if self.device.type == "cuda":  # whoever had this memory before may still be at work
-                    torch.cuda.current_stream().synchronize()
-
-    def bind(self, book: Book) -> None:
-        """Give every page its place."""
-        for page in book.pages:
-            place = page.number % BUFFERS
-            start, size = self.ring.starts[place], self.ring.sizes[place]
-            page.bind(self.memory[start : start + size])
-        book.ring = self.ring
 
 
 class Home:
@@ -259,90 +147,55 @@ class Paged(Home):
     def step(self, plan: Plan, form: Form, work: Sequence[Work], rows: Mapping[torch.device, Any]) -> None:
         """Step these parameters, page by page."""
         for (home, device), book in plan.books.items():
-            mine = {w.slot: w for w in work if w.slot.p.device == device}
+            mine = [w for w in work if w.slot.p.device == device]
             if mine and home == id(self):
                 deck = self.deck(device)
                 with deck.current:
-                    self.turn(deck, book, plan, form, mine, rows[device])
+                    deck.begin()
+                    self.turn(book, Round.of(deck, plan, form, mine, rows[device]))
 
-    def turn(self, deck: Deck, book: Book, plan: Plan, form: Form, mine: Mapping[Slot, Work], rows: Any) -> None:
+    def turn(self, book: Book, now: Round) -> None:
         """Step these parameters, page by page."""
-        deck.begin()
-        if book.ring is not deck.ring:
-            deck.ring.settle()
-            deck.bind(book)
-            plan.buckets = {key: b for key, b in plan.buckets.items() if not isinstance(key[-1], Page)}
-        for slot in mine:
-            deck.lanes.run(slot.take)
-        grads = {slot: w.g.contiguous() for slot, w in mine.items()}
+        now.rebind(book)
+        now.take(now.works)
         for page in book.pages:
             if not page.turned:
-                self._turn_page(deck, plan, form, page, mine, grads, rows)
-        for slot in mine:
-            deck.lanes.run(slot.put)
-        deck.lanes.flush()
+                self._turn_page(page, now)
+        now.put()
 
-    def early(
-        self,
-        deck: Deck,
-        book: Book,
-        page: Page,
-        plan: Plan,
-        form: Form,
-        mine: Mapping[Slot, Work],
-        grads: Mapping[Slot, torch.Tensor],
-        rows: Any,
-    ) -> bool:
+    def early(self, book: Book, page: Page, now: Round) -> bool:
         """Step one page, all of whose gradients are there, ahead of `step` and beside backward, which does not wait for
         it to be loaded. False where it is not bound yet."""
-        if book.ring is not deck.ring:
+        if book.ring is not now.deck.ring:
             return False
-        with deck.aside():
-            self._turn_page(deck, plan, form, page, mine, grads, rows)
+        with now.deck.aside():
+            self._turn_page(page, now)
             for slot in {piece.slot for piece in page.pieces}:
-                deck.lend(slot.here, lanes.STEP)
-                deck.lend(grads[slot], lanes.STEP)
+                now.deck.lend(slot.here, lanes.STEP)
+                now.deck.lend(now.grads[slot], lanes.STEP)
         return True
 
-    def _turn_page(
-        self,
-        deck: Deck,
-        plan: Plan,
-        form: Form,
-        page: Page,
-        mine: Mapping[Slot, Work],
-        grads: Mapping[Slot, torch.Tensor],
-        rows: Any,
-    ) -> None:
-        """Load, step and store one page, if one of its pieces is of these parameters; `grads` are row-major."""
-        step = self.stepping(deck, plan, form, page, mine, grads, rows)
+    def _turn_page(self, page: Page, now: Round) -> None:
+        """Load, step and store one page, if one of its pieces is of these parameters."""
+        step = self.stepping(page, now)
         if step is not None:
-            deck.ring.turn(page.number, page.copies, step)
+            now.deck.ring.turn(page.number, page.copies, step)
 
-    def stepping(
-        self,
-        deck: Deck,
-        plan: Plan,
-        form: Form,
-        page: Page,
-        mine: Mapping[Slot, Work],
-        grads: Mapping[Slot, torch.Tensor],
-        rows: Any,
-    ) -> Callable[[], None] | None:
+    def stepping(self, page: Page, now: Round) -> Callable[[], None] | None:
         """How a page that lies in its place is stepped; None where no piece is of these parameters."""
-        todo = [(mine[x.slot], x) for x in page.pieces if x.slot in mine]
+        todo = [(now.works[x.slot], x) for x in page.pieces if x.slot in now.works]
         kinds: dict[Any, list[Work]] = {}
         for w, piece in todo:
             some = kinds.setdefault((*piece.kind, w.g.dtype), [])
-            some.append(Work(piece, piece.of(grads[piece.slot]), w.t))
+            some.append(Work(piece, piece.of(now.grads[piece.slot]), w.t))
 
         def step() -> None:
             for kind, some in kinds.items():
-                if deck.device.type == "cuda":
-                    plan.launch(form, (*kind, form, page), some, rows)
+                if now.deck.device.type == "cuda":
+                    now.plan.launch(now.form, (*kind, now.form, page), some, now.rows)
                 else:
                     for w in some:
-                        on_host(form, w, rows[w.t])
+                        on_host(now.form, w, now.rows[w.t])
 
         return step if todo else None
 
@@ -363,4 +216,4 @@ class Paged(Home):
                 deck.lanes.finish()
 
 
-__all__ = ["BUFFERS", "PAGE_BYTES", "Paged", "Piece"]
+__all__ = ["PAGE_BYTES", "Paged"]

@@ -22,8 +22,9 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt_cuda.optim import settings, states
+from refopt_cuda.optim.decks import Deck
 from refopt_cuda.optim.hosting import Hosted
-from refopt_cuda.optim.paging import Deck, Home, Paged
+from refopt_cuda.optim.paging import Home, Paged
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host
 from refopt_cuda.optim.watched import Entry
 from refopt_cuda.places import lanes

@@ -17,9 +17,10 @@ import torch
 
 from refopt_cuda.kernels.whole_cuda import SIZES
 from refopt_cuda.optim import placing
+from refopt_cuda.optim.decks import Book, Round
 from refopt_cuda.optim.filing import OnDisk
 from refopt_cuda.optim.hosting import Hosted
-from refopt_cuda.optim.paging import Book, Deck, Paged
+from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.pieces import Page, Span
 from refopt_cuda.optim.placing import Placed
 from refopt_cuda.optim.whole_slots import Passing, Slot, Work
@@ -101,8 +102,8 @@ def pages(slots: Iterable[Slot], size: int, number: int) -> list[Page]:
 
 
 class Wholly:
-    """What places do otherwise where a page holds whole tensors. `run(launches, key, work, rows)` steps parameters
-    whose states lie where they can be stepped, with the rows of one device."""
+    """What places do otherwise where a page holds whole tensors. The `form` of a round is a function there:
+    `form(launches, key, work, rows)` steps parameters whose states lie where they can be stepped."""
 
     page_bytes: int
     shards = False
@@ -110,13 +111,11 @@ class Wholly:
     def cut(self, slots: Sequence[Any], number: int) -> list[Page]:
         return pages(slots, self.page_bytes, number)
 
-    def stepping(
-        self, deck: Deck, plan: Any, run: Any, page: Page, mine: Mapping[Any, Any], grads: Mapping[Any, Any], rows: Any
-    ) -> Callable[[], None] | None:
-        todo = [(x, mine[x.slot]._replace(g=grads[x.slot])) for x in page.pieces if x.slot in mine]
+    def stepping(self, page: Page, now: Round) -> Callable[[], None] | None:
+        todo = [(x, now.works[x.slot]._replace(g=now.grads[x.slot])) for x in page.pieces if x.slot in now.works]
 
         def step() -> None:
-            run(plan.buckets, (page,), [w._replace(slot=x.here) for x, w in todo], rows)
+            now.form(now.plan.buckets, (page,), [w._replace(slot=x.here) for x, w in todo], now.rows)
 
         return step if todo else None
 
@@ -131,8 +130,8 @@ class WholeHosted(Wholly, Hosted):
     def below(self, piece: Any, p: torch.Tensor, g: torch.Tensor, w: Any) -> Work:
         return w._replace(slot=Passing(piece.slot, grouped(piece.slot, held(piece.slot)), p), g=g)
 
-    def steps(self, plan: Any, run: Any, todo: Sequence[Any], rows: Any) -> Callable[[], None]:
-        return partial(run, plan.buckets, (), todo, rows)
+    def steps(self, todo: Sequence[Any], now: Round) -> Callable[[], None]:
+        return partial(now.form, now.plan.buckets, (), todo, now.rows)
 
 
 class WholeOnDisk(Wholly, OnDisk):

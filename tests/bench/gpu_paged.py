@@ -29,7 +29,8 @@ import torch
 from refopt import Optimizer, places
 from refopt import memory as memory_of
 from refopt_cuda import optim
-from refopt_cuda.optim.paging import BUFFERS, PAGE_BYTES
+from refopt_cuda.optim.decks import BUFFERS
+from refopt_cuda.optim.paging import PAGE_BYTES
 from refopt_cuda.places import lanes, slabs
 from refopt_cuda.train.subjects import state_bytes
 from tests.bench import clocks, models
