@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from refopt_cuda.places.slabs import Slabs, up
 
 BUFFERS = 3
 """Pages in the ring: one is loaded, one is stepped, one is stored."""
+SLACK = 1 << 28
+"""Bytes of gradients that nobody but steps beside backward holds any longer, before backward waits for the oldest."""
 
 
 @dataclass(eq=False)
@@ -50,6 +53,7 @@ class Deck:
         self.ring: Any = Ring(self.lanes, 0, [0] * BUFFERS)
         self.numbered, self.spare = 0, -1
         self.beside: torch.cuda.Stream | None = None
+        self.held = deque[tuple[Any, torch.Tensor, torch.Tensor]]()
         weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
 
     @property
@@ -74,11 +78,28 @@ class Deck:
             self.begin()
             yield
 
+    def hold(self, number: int, p: torch.Tensor, g: torch.Tensor) -> None:
+        """Keep a weight and its gradient until the page of this number, which went aside, is stepped."""
+        self.held.append((self.ring.place(number).stepped, p, g))
+
+    def release(self) -> None:
+        """Let go of gradients that were stepped with, and of those that would be too many: what torch's current stream
+        is given from now on is behind their steps."""
+        while self.held and self.lanes.done(self.held[0][0]):
+            self.held.popleft()
+        spare = SLACK - sum(g.nbytes for _, p, g in self.held if p.grad is not g)
+        self.begin()
+        while spare < 0:
+            stepped, p, g = self.held.popleft()
+            self.lanes.wait(lanes.STEP, stepped)
+            spare += g.nbytes if p.grad is not g else 0
+
     def rejoin(self) -> None:
         """What torch's current stream is given from now on is behind all steps that went aside."""
         if self.beside is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.beside)
         self.lanes.flush()
+        self.held.clear()
 
     def lend(self, x: torch.Tensor, lane: int) -> None:
         """Nobody gets the memory of `x` anew before what this lane was given is done."""

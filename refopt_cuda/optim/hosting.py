@@ -136,6 +136,9 @@ class Hosted(Paged):
                     deck.ring.settle()
                     deck.lanes.flush()
 
+    def keep(self, deck: Deck, page: Page, p: torch.Tensor, g: torch.Tensor) -> None:
+        """Turns hold gradients until they have come down."""
+
     def passed(self) -> None:
         """The thread goes on until the step."""
 

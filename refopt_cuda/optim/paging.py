@@ -13,7 +13,6 @@ from refopt_cuda.optim import sharded, states
 from refopt_cuda.optim.decks import BUFFERS, Book, Deck, Round
 from refopt_cuda.optim.pieces import Grid, Page, pages
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host
-from refopt_cuda.places import lanes
 from refopt_cuda.rules import Form
 
 PAGE_BYTES = 1 << 24
@@ -168,12 +167,14 @@ class Paged(Home):
         it to be loaded. False where it is not bound yet."""
         if book.ring is not now.deck.ring:
             return False
+        now.deck.release()
         with now.deck.aside():
             self._turn_page(page, now)
-            for slot in {piece.slot for piece in page.pieces}:
-                now.deck.lend(slot.here, lanes.STEP)
-                now.deck.lend(now.grads[slot], lanes.STEP)
         return True
+
+    def keep(self, deck: Deck, page: Page, p: torch.Tensor, g: torch.Tensor) -> None:
+        """The last page of a parameter was stepped early: its gradient is not needed after that step."""
+        deck.hold(page.number, p, g)
 
     def _turn_page(self, page: Page, now: Round) -> None:
         """Load, step and store one page, if one of its pieces is of these parameters."""

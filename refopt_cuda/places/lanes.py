@@ -37,6 +37,9 @@ class Lanes(Protocol):
 
     def wait(self, lane: int, event: Any) -> None: ...
 
+    def done(self, event: Any) -> bool:
+        """Whether what was recorded is done."""
+
     def meet(self, event: Any) -> None:
         """The host waits until what was recorded is done."""
 
@@ -79,6 +82,9 @@ class HostLanes:
     def record(self, lane: int, event: Any) -> None: ...
 
     def wait(self, lane: int, event: Any) -> None: ...
+
+    def done(self, event: Any) -> bool:
+        return True
 
     def meet(self, event: Any) -> None: ...
 
@@ -132,6 +138,9 @@ class CudaLanes:
 
     def wait(self, lane: int, event: Any) -> None:
         self._run.streamWaitEvent(self.handles[lane], event.ptr)
+
+    def done(self, event: Any) -> bool:
+        return bool(event.done)
 
     def meet(self, event: Any) -> None:
         event.synchronize()

@@ -4,8 +4,8 @@
 
 Subjects of a comparison take turns, step by step, in one order and in the other, so that whatever else the machine does
 troubles them alike. One tensor; weights and gradients in float32, or as --dtype says. `ratio` is the peer's median time
-over ours: above 1, ours is faster. DeepSpeed's CPUAdam is a peer where it is installed: it is built when it is first made,
-with g++ and ninja.
+over ours: above 1, ours is faster. DeepSpeed's CPUAdam is a peer where it is installed; it is built when it is
+first made, with g++ and ninja.
 """
 
 from __future__ import annotations

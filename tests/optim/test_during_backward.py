@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import refopt_cuda as rc
-from refopt_cuda.optim import hosting
+from refopt_cuda.optim import decks, hosting
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.places import lanes
@@ -94,6 +94,38 @@ def test_backward_waits_for_no_page_and_ends_behind_all_of_them(monkeypatch: pyt
     assert waiting == sorted(waiting) and waiting[-1] > 100, "a hook waited for pages"
     assert not one.queues[lanes.STEP], "backward is over, and steps are not"
     assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("slack", [0, 1 << 20])
+def test_gradients_that_are_freed_in_backward_are_held_until_they_are_too_many(
+    slack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps beside backward still read them; where those are far behind, backward waits."""
+    monkeypatch.setattr(lanes, "lanes_of", Late)
+    monkeypatch.setattr(decks, "SLACK", slack)
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": "paged", "page_bytes": 3000, "during_backward": True}
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    trained(nets[0], one, 2)
+    trained(nets[1], two, 1)
+    (deck,) = two._home.decks.values()
+    held, sizes = list[int](), [p.nbytes for p in nets[1].parameters()]
+
+    def freed(p: torch.Tensor) -> None:
+        held.append(sum(g.nbytes for _, p, g in deck.held if p.grad is not None))
+        p.grad = None
+        held.append(sum(g.nbytes for _, p, g in deck.held if p.grad is None))
+
+    for p in nets[1].parameters():
+        p.register_post_accumulate_grad_hook(freed)
+    two.zero_grad()
+    backward(nets[1], 1)
+    assert len(held) == 2 * len(sizes) and not deck.held
+    of_a_page = [sum(slot.p.nbytes for slot in {piece.slot for piece in page.pieces}) for page in pages_of(two)]
+    assert max(held) == (sum(sizes) if slack else max(of_a_page))
+    two.step()
+    assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
 def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
