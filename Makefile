@@ -85,6 +85,11 @@ $(VENV)/docs: $(VENV)/test
 	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,docs$(EXTRA_GPU)]'
 	@touch $@
 
+# All of it at once: pip looks at everything that is installed each time it is called.
+$(VENV)/all: $(VENV)/torch
+	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,dev,docs$(EXTRA_GPU)]'
+	@touch $(VENV)/train $(VENV)/test $(VENV)/dev $(VENV)/docs $@
+
 $(VENV)/dev: $(VENV)/test
 	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,dev$(EXTRA_GPU)]'
 	@touch $@

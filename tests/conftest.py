@@ -1,6 +1,6 @@
 """What every test shares: hypothesis profiles, and what to do where there is no GPU or no g++.
 
-Where CI=true the modules in BY_TURNS take a fifth of their cases a day, so that five days take all; REFOPT_ALL=1 takes
+Where CI=true the modules in BY_TURNS take a seventh of their cases a day, so that a week takes all; REFOPT_ALL=1 takes
 all at once.
 
 `HYPOTHESIS_PROFILE` is quick (default), ci (default where CI=true) or nightly. A missing g++ is an error where CI=true
@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 CI = os.environ.get("CI", "").lower() in ("true", "1")
 REQUIRE_GXX = CI or os.environ.get("REFOPT_REQUIRE_GXX") == "1"
 REQUIRE_GPU = os.environ.get("REFOPT_REQUIRE_GPU") == "1"
-TURNS = 5 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
+TURNS = 7 if CI and not REQUIRE_GPU and os.environ.get("REFOPT_ALL") != "1" else 1
 DAY = int(os.environ.setdefault("REFOPT_DAY", str(datetime.now(UTC).toordinal())))  # one for all workers
 BY_TURNS = {
     "conform": ("test_dialects", "test_peers"),
@@ -61,7 +61,7 @@ BY_TURNS = {
 
 
 def todays(items: Sequence[Any]) -> list[Any]:
-    """Those of a list whose turn it is: where CI=true a fifth a day, elsewhere all."""
+    """Those of a list whose turn it is: where CI=true a seventh a day, elsewhere all."""
     return [item for k, item in enumerate(items) if (k + DAY) % TURNS == 0]
 
 
@@ -95,7 +95,7 @@ def no_gxx() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of each module in BY_TURNS every fifth case, by the number of the day."""
+    """Of each module in BY_TURNS every seventh case, by the number of the day."""
     seen: dict[Path, int] = {}
     left = []
     for item in items:
