@@ -30,8 +30,9 @@ DAY = int(os.environ.setdefault("REFOPT_DAY", str(datetime.now(UTC).toordinal())
 BY_TURNS = {
     "conform": ("test_dialects", "test_peers"),
     "convert": ("test_bitsandbytes",),
-    "functional": ("test_step",),
+    "functional": ("test_quantize", "test_step"),
     "kernels": (
+        "test_codec_functors",
         "test_muon",
         "test_nvrtc",
         "test_rows",
@@ -48,14 +49,16 @@ BY_TURNS = {
         "test_hosted",
         "test_live_whole",
         "test_paged",
+        "test_scaling",
+        "test_torch_database",
         "test_torch_optim",
         "test_whole",
         "test_whole_coded",
     ),
     "places": ("test_disk", "test_host", "test_paged"),
     "rules": ("test_every_rule", "test_every_whole_rule"),
-    "step": ("test_partition", "test_trace"),
-    "twins": ("test_host",),
+    "step": ("test_partition", "test_step", "test_trace"),
+    "twins": ("test_host", "test_ptx"),
 }
 """Large products of rules, codecs and formats, most of whose time compilers take."""
 
