@@ -13,6 +13,7 @@ comma := ,
 GPU := $(shell nvidia-smi 2>/dev/null | grep -c 'CUDA Version: 13')
 EXTRA_GPU := $(if $(filter-out 0,$(GPU)),$(comma)cuda13)
 FRAME := pyproject.toml constraints.txt
+TESTED := train,convert,finetune,peers,frontends,test
 
 .PHONY: help demo test lint format types imports docs examples wheel bench-gpu clean
 .DELETE_ON_ERROR:
@@ -78,18 +79,18 @@ $(VENV)/train: $(VENV)/torch
 	@touch $@
 
 $(VENV)/test: $(VENV)/train
-	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[$(TESTED)$(EXTRA_GPU)]'
 	@touch $@
 
 $(VENV)/docs: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,docs$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[$(TESTED),docs$(EXTRA_GPU)]'
 	@touch $@
 
 # All of it at once: pip looks at everything that is installed each time it is called.
 $(VENV)/all: $(VENV)/torch
-	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,dev,docs$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[$(TESTED),dev,docs$(EXTRA_GPU)]'
 	@touch $(VENV)/train $(VENV)/test $(VENV)/dev $(VENV)/docs $@
 
 $(VENV)/dev: $(VENV)/test
-	$(PIP) install -c constraints.txt -e '.[train,convert,finetune,peers,frontends,test,dev$(EXTRA_GPU)]'
+	$(PIP) install -c constraints.txt -e '.[$(TESTED),dev$(EXTRA_GPU)]'
 	@touch $@

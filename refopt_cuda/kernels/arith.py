@@ -25,7 +25,8 @@ ONE = np.float32(1)
 OUTER: dict[str, Any] = {"error_model": "numpy", "nogil": True, "no_cfunc_wrapper": True}
 """Numba's options for what Python calls."""
 INNER: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""For what only compiled functions call: without entries from Python and C, half the time of a compilation."""
+"""For what only compiled functions call: entries from Python and C, each with the whole function inlined, take long
+to compile."""
 
 
 def plain(jit: Callable) -> SimpleNamespace:

@@ -22,6 +22,7 @@ from refopt_cuda.kernels.whole_rules import Form
 
 __all__ = ["Loops", "loops"]
 
+ZERO = np.float32(0)
 jit = numba.njit(**INNER)
 inline = numba.njit(**INNER, inline="always")
 """For what returns a slice, which only a counted reference may do across a call."""
@@ -62,13 +63,14 @@ def loops(form: Form, p_word: str, g_word: str) -> Loops:
     return Loops(sums, tiles, update)  # type: ignore[arg-type]
 
 
+@jit
+def _one(a, i):
+    """An element; 0 of an empty array, which holds none."""
+    return a[i] if a.size else ZERO
+
+
 def _states(count: int) -> tuple[Callable, Callable, Callable]:
     """`cut(x, lo, hi)`, `take(x, i)` and `put(x, i, y)` of the states of a weight; an empty array holds none."""
-    zero = np.float32(0)
-
-    @jit
-    def one(a, i):
-        return a[i] if a.size else zero
 
     @jit
     def set_one(a, i, y):
@@ -77,11 +79,11 @@ def _states(count: int) -> tuple[Callable, Callable, Callable]:
 
     if count == 1:
         cut = inline(lambda x, lo, hi: (x[0][lo:hi],))
-        return cut, jit(lambda x, i: (one(x[0], i),)), jit(lambda x, i, y: set_one(x[0], i, y[0]))
+        return cut, jit(lambda x, i: (_one(x[0], i),)), jit(lambda x, i, y: set_one(x[0], i, y[0]))
 
     @jit
     def take(x, i):
-        return one(x[0], i), one(x[1], i)
+        return _one(x[0], i), _one(x[1], i)
 
     @jit
     def put(x, i, y):
@@ -96,22 +98,17 @@ def _nears(pairs: int, mul: Callable) -> tuple[Callable, Callable, Callable]:
 
     `of_row(roots, row)` and `cut(columns, lo, hi)` are the run's, `near(of_row, cut, j)` is a weight's.
     """
-    zero = np.float32(0)
-
-    @jit
-    def one(rows, row):
-        return rows[row] if rows.size else zero
 
     @jit
     def product(root, columns, j):
-        return mul(root, columns[j]) if columns.size else zero
+        return mul(root, columns[j]) if columns.size else ZERO
 
     if pairs == 0:
-        return jit(lambda roots, row: (zero,)), inline(lambda c, lo, hi: (c[0],)), jit(lambda r, c, j: (zero,))
+        return jit(lambda roots, row: (ZERO,)), inline(lambda c, lo, hi: (c[0],)), jit(lambda r, c, j: (ZERO,))
     if pairs == 1:
-        row_root, columns = jit(lambda roots, row: (one(roots[0], row),)), inline(lambda c, lo, hi: (c[0][lo:hi],))
+        row_root, columns = jit(lambda roots, row: (_one(roots[0], row),)), inline(lambda c, lo, hi: (c[0][lo:hi],))
         return row_root, columns, jit(lambda r, c, j: (product(r[0], c[0], j),))
-    of_row = jit(lambda roots, row: (one(roots[0], row), one(roots[1], row)))
+    of_row = jit(lambda roots, row: (_one(roots[0], row), _one(roots[1], row)))
     cut = inline(lambda c, lo, hi: (c[0][lo:hi], c[1][lo:hi]))
     return of_row, cut, jit(lambda r, c, j: (product(r[0], c[0], j), product(r[1], c[1], j)))
 

@@ -65,6 +65,12 @@ class Deck:
         """Steps go to torch's current stream."""
         self.lanes.begin(torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0)
 
+    def mark(self) -> Any:
+        """An event behind all that the lane of steps has been given."""
+        event = self.lanes.event()
+        self.lanes.record(lanes.STEP, event)
+        return event
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Steps go to a stream of their own, behind what torch's current one has been given."""

@@ -105,7 +105,7 @@ class Delayed(Paged):
         held = self._memory((slot, PENDING, g) for (slot, _), g in zip(pairs, grads, strict=True))
         self._pin(call)
         for deck in self._at([slot for slot, _ in pairs]):
-            deck.lanes.wait(OUT, _mark(deck))
+            deck.lanes.wait(OUT, deck.mark())
             for (slot, _), g, x in zip(pairs, grads, held, strict=True):
                 if slot.p.device == deck.device:
                     _copy(deck, OUT, x, g)
@@ -128,7 +128,7 @@ class Delayed(Paged):
             mine = [(w, x) for w, x in zip(todo, copies, strict=True) if w.slot.p.device == deck.device]
             for w, _ in mine:
                 deck.lanes.run(w.slot.take)
-            deck.lanes.wait(OUT, _mark(deck))
+            deck.lanes.wait(OUT, deck.mark())
             for w, x in mine:
                 _copy(deck, OUT, x, w.slot.dense)
                 came, whole = deck.lanes.event(), Whole(w.slot, x)
@@ -145,7 +145,7 @@ class Delayed(Paged):
             b.job.result()
         for deck in self._at([b.whole.slot for b in begun]):
             mine = [b.whole for b in begun if b.whole.p.device == deck.device]
-            deck.lanes.wait(IN, _mark(deck))  # backward reads the old ones
+            deck.lanes.wait(IN, deck.mark())  # backward reads the old ones
             for whole in mine:
                 _copy(deck, IN, whole.slot.dense, whole.dense)
             came = deck.lanes.event()
@@ -274,13 +274,6 @@ def _kind(x: Any) -> str:
 def _remove(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
-
-
-def _mark(deck: Deck) -> Any:
-    """An event behind all that the lane of steps has been given."""
-    event = deck.lanes.event()
-    deck.lanes.record(STEP, event)
-    return event
 
 
 def _copy(deck: Deck, lane: int, to: torch.Tensor, source: torch.Tensor) -> None:

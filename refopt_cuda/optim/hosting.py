@@ -14,7 +14,6 @@ from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.pieces import Page, Piece
 from refopt_cuda.optim.run import Slot, Work, on_host, words
 from refopt_cuda.places.host import Move, Staging, Turn
-from refopt_cuda.places.lanes import STEP
 from refopt_cuda.places.slabs import ALIGN, up
 
 BUFFERS = 4
@@ -75,7 +74,7 @@ class Hosted(Paged):
     def turn(self, book: Book, now: Round) -> None:
         """Step these parameters, but for pages that have been stepped ahead."""
         now.take(now.works)
-        ring, ready, count = now.deck.ring, _mark(now.deck), 0
+        ring, ready, count = now.deck.ring, now.deck.mark(), 0
         for page in book.pages:
             pieces = [piece for piece in page.pieces if piece.slot in now.works and not page.turned]
             if pieces:
@@ -90,7 +89,7 @@ class Hosted(Paged):
     def early(self, book: Book, page: Page, now: Round) -> bool:
         """Have the thread step one page, all of whose gradients are there."""
         now.deck.begin()
-        now.deck.ring.give(self._staged(page.pieces, now), _mark(now.deck))
+        now.deck.ring.give(self._staged(page.pieces, now), now.deck.mark())
         self._ahead.append(self._thread.submit(_advance, now.deck))
         return True
 
@@ -150,13 +149,6 @@ class Hosted(Paged):
 def _advance(deck: Deck) -> None:
     with deck.current:
         deck.ring.advance()
-
-
-def _mark(deck: Deck) -> Any:
-    """An event behind all that the lane of steps has been given."""
-    event = deck.lanes.event()
-    deck.lanes.record(STEP, event)
-    return event
 
 
 def _bytes(piece: Piece) -> int:
