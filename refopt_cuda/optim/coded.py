@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -61,15 +61,30 @@ def together(work: Iterable[W], full: Callable[[list[W]], bool]) -> Iterator[lis
         yield some
 
 
+class Launched(NamedTuple):
+    """What a launch is bound to; `codes` and `scales` are addresses (LOAD) or bytes into the spare memory (STORE), `x`
+    bytes into the memory of decoded states (LOAD)."""
+
+    device: torch.device
+    transfer: Transfer
+    coding: Coding
+    codes: int
+    scales: int
+    shape: tuple[int, ...]
+    x: int = 0
+
+
 class Room:
     """Memory in which coded states are decoded, at the same places in every step, and launches that are bound to them:
-    what a CUDA graph can repeat. All that is decoded together is asked for at once, and good until the next `begin`.
+    what a CUDA graph can repeat. All that is decoded together is asked for at once, and good until the next `begin`;
+    `settle` ends a step.
     """
 
     def __init__(self) -> None:
         self.memory: dict[torch.device, torch.Tensor] = {}
         self.spare: dict[torch.device, torch.Tensor] = {}
-        self.bound: dict[Any, quantize_cuda.Bound] = {}
+        self.bound: dict[Launched, quantize_cuda.Bound] = {}
+        self.lost: set[Launched] = set()
         self.at: dict[torch.device, int] = {}
 
     @property
@@ -91,8 +106,15 @@ class Room:
                 if device not in held or held[device].numel() < count:
                     live.refuse_in_capture("room for decoded states")
                     held[device] = torch.empty(count, dtype=dtype, device=device)
+                    self.lost.update(self.bound)
                     self.bound.clear()
         self.at = dict.fromkeys(self.at, 0)
+
+    def settle(self) -> None:
+        """Bind what was bound before the room grew: the next step may be captured."""
+        for key in self.lost - self.bound.keys():
+            self._launch(key)
+        self.lost.clear()
 
     def decoded(self, coding: Coding, tensors: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
         """As `decoded`, in this room."""
@@ -102,7 +124,8 @@ class Room:
         at, self.at[device] = self.at[device], self.at[device] + _round(count)
         x = self.memory[device][at : at + count].view(shape)
         if coding.form.scaled:
-            self._run(LOAD, coding, tensors, shape, x)
+            codes, scales = (t.data_ptr() for t in tensors)
+            self._run(Launched(device, LOAD, coding, codes, scales, shape, at * x.itemsize))
         else:
             x.copy_(tensors[0])
         return x
@@ -111,36 +134,34 @@ class Room:
         self, coding: Coding, tensors: Sequence[torch.Tensor], x: torch.Tensor, skip: torch.Tensor | None = None
     ) -> None:
         """As `store`: encoded beside the state's tensors, then copied, so that a step may be skipped in any replay."""
-        new, at = [x], 0
+        new = [x]
         if coding.form.scaled:
-            new, spare = [], self.spare[tensors[0].device]
-            for old in tensors:
-                new.append(spare[at : at + old.nbytes].view(old.dtype).view(old.shape))
-                at += _round(old.nbytes)
-            self._run(STORE, coding, new, tuple(x.shape), x)
+            codes, scales = tensors
+            spare, behind = self.spare[x.device], _round(codes.nbytes)
+            places = spare[: codes.nbytes], spare[behind : behind + scales.nbytes]
+            new = [place.view(old.dtype).view(old.shape) for place, old in zip(places, tensors, strict=True)]
+            self._run(Launched(x.device, STORE, coding, 0, behind, tuple(x.shape)), x.data_ptr())
         for old, now in zip(tensors, new, strict=True):
             if old is not now:
                 put(old, now, skip)
 
-    def _run(
-        self,
-        transfer: Transfer,
-        coding: Coding,
-        tensors: Sequence[torch.Tensor],
-        shape: tuple[int, ...],
-        x: torch.Tensor,
-    ) -> None:
-        device, (codes, scales) = x.device, (t.data_ptr() for t in tensors)
-        target = x.data_ptr() if transfer is LOAD else 0
-        key = device, transfer, coding, codes, scales, shape, target
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream(device).cuda_stream
-            if key not in self.bound:
-                live.refuse_in_capture("tables of coded states")
-                made = quantize_cuda.Bound(transfer, coding.form, (codes, scales), shape, coding.block, target)
-                made.bind(stream)
-                self.bound[key] = made
-            self.bound[key].run(stream, 0 if transfer is LOAD else x.data_ptr())
+    def _run(self, key: Launched, x: int = 0) -> None:
+        if key not in self.bound:
+            live.refuse_in_capture("tables of coded states")
+            self._launch(key)
+        with torch.cuda.device(key.device):
+            self.bound[key].run(torch.cuda.current_stream(key.device).cuda_stream, x)
+
+    def _launch(self, key: Launched) -> None:
+        """Bind a launch to where things lie now."""
+        load = key.transfer is LOAD
+        codes = 0 if load else self.spare[key.device].data_ptr()
+        x = self.memory[key.device].data_ptr() + key.x if load else 0
+        at = codes + key.codes, codes + key.scales
+        made = quantize_cuda.Bound(key.transfer, key.coding.form, at, key.shape, key.coding.block, x)
+        with torch.cuda.device(key.device):
+            made.bind(torch.cuda.current_stream(key.device).cuda_stream)
+        self.bound[key] = made
 
 
 def _round(count: int) -> int:

@@ -231,6 +231,7 @@ class MatrixOptimizer(Housed):
                 self._advance(k, hyper, work, scaling)
         if self._home is not None and not only:
             self._home.stepped(self._shelves.values(), self._state, numbers, self._named)
+        self._room.settle()
         if checks.capturing():
             self._memory.keep([dict(self._state), [dict(room) for room in self._rooms.values()], self._room.held])
 

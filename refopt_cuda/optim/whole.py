@@ -244,6 +244,9 @@ class Whole(Housed):
             ready = [[w._replace(g=w.g.contiguous()) for w in work] for work in ready]
             every = [w for work in ready for w in work]
             scaling = self._memory.norms.measure([w.g for w in every], scaling, call, [w.p for w in every])
+        for k, work in enumerate(ready):  # launches are bound to this room: it is as large as it will be
+            for some in batches(work) if self.param_groups[k]["capturable"] else ():
+                self._room.begin(kept(some))
         for k, (hyper, work) in enumerate(zip(hypers, ready, strict=True)):
             self._run(k, hyper, work, scaling)
         if self._home is not None:

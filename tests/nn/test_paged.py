@@ -26,7 +26,9 @@ def model(device: str) -> nn.Module:
 def optimizer(name: str, net: nn.Module) -> Any:
     small = {} if name in ("AdamW", "PagedAdamW") else {"min_8bit_size": 0}
     pages = {"page_bytes": 2048} if name.startswith("Paged") else {}
-    return getattr(optim, name)([p for p in net.parameters() if p.requires_grad], lr=0.01, **small, **pages)
+    words = {"relative_step": False} if "Adafactor" in name else {}
+    params = [p for p in net.parameters() if p.requires_grad]
+    return getattr(optim, name)(params, lr=0.01, **small, **pages, **words)
 
 
 def train(net: nn.Module, opt: Any, steps: range, device: str) -> None:
