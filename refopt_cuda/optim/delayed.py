@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from refopt_cuda.optim.decks import Deck
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.run import Plan, Row, Slot, Work, on_host, words
 from refopt_cuda.optim.watched import Entries
+from refopt_cuda.places import worker
 from refopt_cuda.places.lanes import IN, OUT, STEP
 from refopt_cuda.places.slabs import parts
 from refopt_cuda.rules import Form, form_of
@@ -67,7 +68,6 @@ class Delayed(Paged):
 
     def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
         super().__init__(page_bytes, 0)
-        self._thread = ThreadPoolExecutor(1, "refopt-host")
         self._copies: Any = WeakTensorKeyDictionary()
         self.begun: dict[Slot, Begun] = {}
 
@@ -134,7 +134,7 @@ class Delayed(Paged):
                 came, whole = deck.lanes.event(), Whole(w.slot, x)
                 deck.lanes.record(OUT, came)
                 there = Work(whole, w.g, w.t)  # type: ignore[arg-type]
-                job = self._thread.submit(_update, deck, came, form, there, rows[deck.device][w.t])  # type: ignore[index]
+                job = worker.submit(_update, deck, came, form, there, rows[deck.device][w.t])  # type: ignore[index]
                 self.begun[w.slot] = Begun(whole, w.t, job)
 
     def settle(self, slots: Iterable[Slot]) -> None:

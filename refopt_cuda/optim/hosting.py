@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from refopt_cuda.optim.decks import Book, Deck, Round
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.pieces import Page, Piece
 from refopt_cuda.optim.run import Slot, Work, on_host, words
+from refopt_cuda.places import worker
 from refopt_cuda.places.host import Move, Staging, Turn
 from refopt_cuda.places.slabs import ALIGN, up
 
@@ -47,14 +48,13 @@ class Hosted(Paged):
     """Where an optimizer's states live: in host memory, but for `resident_bytes` of them beside the weights.
 
     CPU parameters have theirs beside them anyway, and are stepped where they are, unless `rehearsal` says otherwise.
-    Pages that are stepped ahead of `step` are the work of a thread, so that backward goes on.
+    Pages are the work of a thread, so that backward goes on while those are stepped that are ahead of `step`.
     """
 
     rehearsal, shards = False, True
 
     def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
         super().__init__(page_bytes, resident_bytes)
-        self._thread = ThreadPoolExecutor(1, "refopt-host")
         self._ahead: list[Future[None]] = []
 
     def holds(self, slot: Slot) -> bool:
@@ -74,24 +74,25 @@ class Hosted(Paged):
     def turn(self, book: Book, now: Round) -> None:
         """Step these parameters, but for pages that have been stepped ahead."""
         now.take(now.works)
-        ring, ready, count = now.deck.ring, now.deck.mark(), 0
+        ready = now.deck.mark()
         for page in book.pages:
             pieces = [piece for piece in page.pieces if piece.slot in now.works and not page.turned]
             if pieces:
-                ring.give(self._staged(pieces, now), ready)
-                count += 1
+                self._give(pieces, now, ready)
         self.wait()
-        for _ in range(count):
-            ring.advance()
-        ring.settle()
+        now.deck.ring.settle()
         now.put()
 
     def early(self, book: Book, page: Page, now: Round) -> bool:
         """Have the thread step one page, all of whose gradients are there."""
         now.deck.begin()
-        now.deck.ring.give(self._staged(page.pieces, now), now.deck.mark())
-        self._ahead.append(self._thread.submit(_advance, now.deck))
+        self._give(page.pieces, now, now.deck.mark())
         return True
+
+    def _give(self, pieces: Sequence[Piece], now: Round, ready: Any) -> None:
+        """Have the thread step a page whose gradients are there when `ready` is."""
+        now.deck.ring.give(self._staged(pieces, now), ready)
+        self._ahead.append(worker.submit(_advance, now.deck))
 
     def _staged(self, pieces: Sequence[Piece], now: Round) -> Turn:
         """The next page of a step: what comes down, and what is done with it."""
