@@ -1,7 +1,8 @@
 """What a step of a rule makes beside weights, gradients and states, as the classes of `refopt_cuda.optim` take it.
 
 Kernels of element rules, and of float32 states of LAMB, Adafactor, CAME and Adam-mini, make nothing. The others are
-estimates, from what their passes allocate; the suite goes through those passes and counts.
+counted from what their passes allocate; the suite goes through those passes and counts, and holds what one H100 has
+measured against it (docs/bench/peaks_more.json).
 
 >>> from refopt import Optimizer, memory
 >>> memory.scratch(Optimizer("adamw", "dynamic8"), [(4096, 4096)]), memory.scratch(Optimizer("muon"), [(2048, 2048)])
@@ -45,9 +46,14 @@ def _wide(opt: Optimizer) -> int:
 
 
 def _whole(opt: Optimizer, shapes: Sequence[Shape], alone: bool) -> int:
-    """Codes of a rule that sees whole tensors are decoded for its step."""
-    coded = sum(opt.codecs[s.name].stem != "f32" for s in opt.states)
-    return 0 if opt.rule.scope == "element" or not coded else 4 * coded * _together([*map(math.prod, shapes)], alone)
+    """Coded states of a rule that sees whole tensors are decoded for its step."""
+    if opt.rule.scope == "element":
+        return 0
+    sizes, decoded = [*map(math.prod, shapes)], [0]
+    for shape, size in zip(shapes, sizes, strict=True):
+        forms = [s.shape_for(shape, opt.hyper) for s in opt.states if opt.codec_of(s.name, size).stem != "f32"]
+        decoded.append(sum(4 * math.prod(form) for form in forms if form is not None))
+    return max(decoded) * _together(sizes, alone) // max(*sizes, 1)
 
 
 def _muon(opt: Optimizer, shapes: Sequence[Shape], alone: bool) -> int:
@@ -83,7 +89,9 @@ def _apollo(opt: Optimizer, shapes: Sequence[Shape], alone: bool) -> int:
 
 def _sm3(opt: Optimizer, shapes: Sequence[Shape], alone: bool) -> int:
     """Estimates, roots and updates in float32, and the updates of the tensor before."""
-    return (17 + _wide(opt) + (0 if alone or len(shapes) == 1 else 4)) * max(map(math.prod, shapes))
+    sizes = [*map(math.prod, shapes)]
+    before = [0, *(0 if alone else 4 * n for n in sizes)]
+    return max((17 + _wide(opt)) * n + last for n, last in zip(sizes, before, strict=False))
 
 
 RULES: Mapping[str, Callable[[Optimizer, Sequence[Shape], bool], int]] = {

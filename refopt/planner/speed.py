@@ -31,9 +31,9 @@ UNTIMED = {
 def untimed(setup: Setup) -> str:
     """Why the time of a set-up's step is not predicted; "" where it is."""
     if setup.rule in READS and setup.codec != "f32":
-        return "its states are decoded for the passes, which no GPU has been measured with"
+        return "its states are decoded for the passes, whose time nothing predicts yet"
     if setup.rule in READS and setup.place != "resident":
-        return "pages of whole tensors, which no GPU has been measured with"
+        return "pages of whole tensors, whose time nothing predicts yet"
     return UNTIMED.get(setup.rule, "")
 
 

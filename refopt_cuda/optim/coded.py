@@ -15,6 +15,8 @@ from refopt_cuda.optim.settings import Coding
 from refopt_cuda.quantization import Quantized, dequantize, quantize
 
 W = TypeVar("W")
+BOUND = 1 << 14
+"""Launches that are kept: where memory never comes back to the same places they would only pile up."""
 
 
 def text(coding: Coding) -> str:
@@ -62,8 +64,8 @@ def together(work: Iterable[W], full: Callable[[list[W]], bool]) -> Iterator[lis
 
 
 class Launched(NamedTuple):
-    """What a launch is bound to; `codes` and `scales` are addresses (LOAD) or bytes into the spare memory (STORE), `x`
-    bytes into the memory of decoded states (LOAD)."""
+    """What a launch is bound to: addresses of codes and scales, and that of what is decoded (LOAD); in a `Room` what
+    lies in its memory is told by bytes into that."""
 
     device: torch.device
     transfer: Transfer
@@ -72,6 +74,54 @@ class Launched(NamedTuple):
     scales: int
     shape: tuple[int, ...]
     x: int = 0
+
+    def bind(self) -> quantize_cuda.Bound:
+        """The launch, its table on the device."""
+        at = self.codes, self.scales
+        made = quantize_cuda.Bound(self.transfer, self.coding.form, at, self.shape, self.coding.block, self.x)
+        with torch.cuda.device(self.device):
+            made.bind(torch.cuda.current_stream(self.device).cuda_stream)
+        return made
+
+    def run(self, bound: quantize_cuda.Bound, x: int = 0) -> None:
+        """Enqueue on torch's current stream; `x` is the address of what is encoded (STORE)."""
+        with torch.cuda.device(self.device):
+            bound.run(torch.cuda.current_stream(self.device).cuda_stream, x)
+
+
+class Direct:
+    """Coded states are decoded in memory that is free again after the step, and encoded where they lie. Launches are
+    bound once for all places of a state and of what is decoded, which an allocator gives again and again."""
+
+    def __init__(self) -> None:
+        self.bound: dict[Launched, quantize_cuda.Bound] = {}
+
+    def decoded(self, coding: Coding, tensors: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+        """As `decoded`."""
+        if not coding.form.scaled or not tensors[0].is_cuda:
+            return decoded(coding, tensors, shape)
+        x = torch.empty(shape, dtype=torch.float32, device=tensors[0].device)
+        self._run(LOAD, coding, tensors, x)
+        return x
+
+    def store(
+        self, coding: Coding, tensors: Sequence[torch.Tensor], x: torch.Tensor, skip: torch.Tensor | None = None
+    ) -> None:
+        """As `store`; a step that a device may skip is encoded in new memory."""
+        if skip is None and coding.form.scaled and x.is_cuda:
+            self._run(STORE, coding, tensors, x.contiguous())
+        else:
+            store(coding, tensors, x, skip)
+
+    def _run(self, transfer: Transfer, coding: Coding, tensors: Sequence[torch.Tensor], x: torch.Tensor) -> None:
+        codes, scales = (t.data_ptr() for t in tensors)
+        target = x.data_ptr() if transfer is LOAD else 0
+        key = Launched(x.device, transfer, coding, codes, scales, tuple(x.shape), target)
+        if key not in self.bound:
+            if len(self.bound) >= BOUND:
+                self.bound.clear()
+            self.bound[key] = key.bind()
+        key.run(self.bound[key], x.data_ptr())
 
 
 class Room:
@@ -149,19 +199,16 @@ class Room:
         if key not in self.bound:
             live.refuse_in_capture("tables of coded states")
             self._launch(key)
-        with torch.cuda.device(key.device):
-            self.bound[key].run(torch.cuda.current_stream(key.device).cuda_stream, x)
+        key.run(self.bound[key], x)
 
     def _launch(self, key: Launched) -> None:
         """Bind a launch to where things lie now."""
-        load = key.transfer is LOAD
-        codes = 0 if load else self.spare[key.device].data_ptr()
-        x = self.memory[key.device].data_ptr() + key.x if load else 0
-        at = codes + key.codes, codes + key.scales
-        made = quantize_cuda.Bound(key.transfer, key.coding.form, at, key.shape, key.coding.block, x)
-        with torch.cuda.device(key.device):
-            made.bind(torch.cuda.current_stream(key.device).cuda_stream)
-        self.bound[key] = made
+        if key.transfer is LOAD:
+            there = key._replace(x=self.memory[key.device].data_ptr() + key.x)
+        else:
+            spare = self.spare[key.device].data_ptr()
+            there = key._replace(codes=spare + key.codes, scales=spare + key.scales)
+        self.bound[key] = there.bind()
 
 
 def _round(count: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from refopt_cuda.optim import live, settings
 from refopt_cuda.optim.decks import Book, Round
 from refopt_cuda.optim.pieces import Page
-from refopt_cuda.optim.run import Plan, Slot, Work
+from refopt_cuda.optim.run import Plan, Row, Slot, Work
 from refopt_cuda.optim.watched import count
 from refopt_cuda.rules import Form, form_of
 
@@ -37,6 +37,13 @@ class Group(NamedTuple):
     pages: dict[Slot, list[tuple[Book, Page]]]
     works: dict[Slot, Work]
     grads: dict[Slot, torch.Tensor]
+    rows: dict[Any, Row]
+
+    def row(self, t: Any) -> Row:
+        """The scalars of step count `t`, made once."""
+        if t not in self.rows:
+            self.rows[t] = self.plan.row(self.form, self.hyper, self.group, t, self.factor)
+        return self.rows[t]
 
     def turned(self, slot: Slot) -> bool:
         """Whether all pages of a parameter have been stepped."""
@@ -115,8 +122,7 @@ class Early:
         if page.turned:
             return
         deck = book.home.deck(page.pieces[0].p.device)
-        counts: set[Any] = {found.works[piece.slot].t for piece in page.pieces}
-        rows: Any = {t: found.plan.row(found.form, found.hyper, found.group, t, found.factor) for t in counts}
+        rows: Any = {t: found.row(t) for t in {found.works[piece.slot].t for piece in page.pieces}}
         with deck.current:
             now = Round(deck, found.plan, found.form, found.works, found.grads, rows)
             page.turned = book.home.early(book, page, now)
@@ -143,7 +149,7 @@ class Early:
                         of.setdefault(slot, []).append((book, page))
             form = form_of(opt.rule.stem, hyper)
             self.groups[at] = Group(
-                plan, form, hyper, group, opt._numbers(), live.scaling_of(opt, call).factor, of, {}, {}
+                plan, form, hyper, group, opt._numbers(), live.scaling_of(opt, call).factor, of, {}, {}, {}
             )
         return self.groups[at]
 

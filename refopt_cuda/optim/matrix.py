@@ -23,7 +23,7 @@ from refopt_cuda.optim import (
     whole_places,
     whole_slots,
 )
-from refopt_cuda.optim.coded import Room
+from refopt_cuda.optim.coded import Direct, Room
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.housed import Housed
 from refopt_cuda.optim.live import Scaling
@@ -104,7 +104,7 @@ class MatrixOptimizer(Housed):
         self._shelves: dict[int, Shelf] = {}
         self._counting: set[int] = set()
         self._rooms: dict[Any, dict[torch.device, torch.Tensor]] = {}
-        self._room = Room()
+        self._room, self._direct = Room(), Direct()
         self._memory = norms.Memory()
 
     def _table(self, given: Any, usual: Mapping[str, str], call: str) -> dict[str, str]:
@@ -235,11 +235,11 @@ class MatrixOptimizer(Housed):
         if checks.capturing():
             self._memory.keep([dict(self._state), [dict(room) for room in self._rooms.values()], self._room.held])
 
-    def _room_for(self, group: Mapping[str, Any], states: Sequence[Any]) -> Room | None:
-        """Where these states, each with its coding, tensors and shape, are decoded in every step that may be captured;
-        None: in new memory."""
+    def _room_for(self, group: Mapping[str, Any], states: Sequence[Any]) -> Room | Direct:
+        """Where these states, each with its coding, tensors and shape, are decoded: at the same places in every step
+        that may be captured, else in new memory."""
         if not group.get("capturable") or not states:
-            return None
+            return self._direct
         self._room.begin(states)
         return self._room
 

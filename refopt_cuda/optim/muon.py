@@ -15,7 +15,6 @@ from refopt_cuda.kernels import muon as kernels
 from refopt_cuda.kernels import rows_cuda
 from refopt_cuda.optim import dialect, live, newton_schulz, states
 from refopt_cuda.optim.checks import NUMBERS
-from refopt_cuda.optim.coded import decoded, store
 from refopt_cuda.optim.matrix import MatrixOptimizer, Now, Work, alike
 
 DTYPES = {name: dtype for dtype, name in NUMBERS.items()}
@@ -136,12 +135,11 @@ class Muon(MatrixOptimizer):
                     continue
                 coded = [(kept.codings[0], [w.state[part.key] for part in kept.all], tuple(w.p.shape)) for w in taken]
                 room = self._room_for(group, coded if taken[0].p.is_cuda else ())
-                decode, keep = (decoded, store) if room is None else (room.decoded, room.store)
-                momenta = [decode(*one) for one in coded]
+                momenta = [room.decoded(*one) for one in coded]
                 open_ = [w._replace(state={"momentum_buffer": B}) for w, B in zip(taken, momenta, strict=True)]
                 step(open_, hyper, group, dtype)
                 for w, (coding, tensors, _), B in zip(taken, coded, momenta, strict=True):
-                    keep(coding, tensors, B, w.now.skip)
+                    room.store(coding, tensors, B, w.now.skip)
 
     def _on_cuda(
         self, work: Sequence[Work], hyper: Mapping[str, Any], group: Mapping[str, Any], dtype: torch.dtype

@@ -13,7 +13,7 @@ from refopt.rules import RULES
 from refopt.spec import Rule, State
 from refopt_cuda.codecs import named
 from refopt_cuda.optim import dialect, states
-from refopt_cuda.optim.coded import decoded, put, store
+from refopt_cuda.optim.coded import put
 from refopt_cuda.optim.matrix import MatrixOptimizer, Work
 from refopt_cuda.optim.settings import Coding
 
@@ -88,9 +88,8 @@ class SM3(MatrixOptimizer):
         shape = tuple(w.p.shape)
         coding, tensors = w.kept.codings[1], [w.state[part.key] for part in w.kept.parts[1]]
         room = self._room_for(group, [(coding, tensors, shape)] if w.p.is_cuda else ())
-        decode, keep = (decoded, store) if room is None else (room.decoded, room.store)
-        m = decode(coding, tensors, shape).mul(beta).add_(u.mul(1.0 - beta))
-        keep(coding, tensors, m, w.now.skip)
+        m = room.decoded(coding, tensors, shape).mul(beta).add_(u.mul(1.0 - beta))
+        room.store(coding, tensors, m, w.now.skip)
         return m
 
 

@@ -31,7 +31,7 @@ from refopt_cuda.optim import (
     whole_places,
 )
 from refopt_cuda.optim.checks import Pair
-from refopt_cuda.optim.coded import Room
+from refopt_cuda.optim.coded import Direct, Room
 from refopt_cuda.optim.eager import eager
 from refopt_cuda.optim.housed import Housed
 from refopt_cuda.optim.live import Scaling
@@ -112,7 +112,7 @@ class Whole(Housed):
         self._apart: list[tuple[Any, ...]] = []
         self._counting: set[int] = set()
         self._rooms: dict[int, dict[torch.device, torch.Tensor]] = {}
-        self._room = Room()
+        self._room, self._direct = Room(), Direct()
         self._memory = norms.Memory()
 
     @property
@@ -337,7 +337,7 @@ class Whole(Housed):
             some = [w for w in some if w.p.numel()]
             if stays:
                 self._room.begin(kept(some))
-            rooms = [self._room if stays and w.p.is_cuda else None for w in some]
+            rooms = [self._room if stays and w.p.is_cuda else self._direct for w in some]
             opened = [w._replace(slot=w.slot.opened(room)) for w, room in zip(some, rooms, strict=True)]
             self._turn(launches, (number_, *key), form, hyper, opened, made)
             for w in opened:

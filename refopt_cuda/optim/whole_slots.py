@@ -10,7 +10,7 @@ import torch
 from refopt.memory.scratch import MOST
 from refopt_cuda.kernels import whole_cuda
 from refopt_cuda.optim import states
-from refopt_cuda.optim.coded import Room, decoded, store, together
+from refopt_cuda.optim.coded import Direct, Room, together
 from refopt_cuda.optim.live import Count
 
 
@@ -55,8 +55,8 @@ class Slot:
             return True
         return any(self.entry.get(key) is not x or x.data_ptr() != where for key, x, where in self.watched)
 
-    def opened(self, room: Room | None = None) -> Slot:
-        """Itself, or with the float32 states that its codes stand for; in a room, at the same place in every step."""
+    def opened(self, room: Room | Direct) -> Slot:
+        """Itself, or with the float32 states that its codes stand for, in this memory."""
         return Opened(self, room) if self.coded else self
 
     def take(self) -> None:
@@ -73,18 +73,17 @@ class Slot:
 class Opened(Slot):
     """The same parameter with float32 states; `put` encodes them, but where a device says that the step is skipped."""
 
-    def __init__(self, coded: Slot, room: Room | None = None) -> None:
+    def __init__(self, coded: Slot, room: Room | Direct) -> None:
         self.room = room
         self.p, self.entry, self.states, self.dense = coded.p, coded.entry, coded.states, coded.dense
-        decode = decoded if room is None else room.decoded
-        self.values = {name: decode(coding, tensors, tuple(self.p.shape)) for name, coding, tensors in self.states}
+        shape = tuple(self.p.shape)
+        self.values = {name: room.decoded(coding, tensors, shape) for name, coding, tensors in self.states}
         self.tensor = self._tensor()
 
     def put(self, skip: torch.Tensor | None = None) -> None:
         super().put()
-        keep = store if self.room is None else self.room.store
         for name, coding, tensors in self.states:
-            keep(coding, tensors, self.values[name], skip)
+            self.room.store(coding, tensors, self.values[name], skip)
 
 
 class Passing(Slot):

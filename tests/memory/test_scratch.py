@@ -75,11 +75,24 @@ def test_a_matrix_that_is_stepped_alone_takes_no_more(ref: ModuleType) -> None:
         assert ref.memory.scratch(opt, shapes, alone=True) < ref.memory.scratch(opt, shapes)
 
 
-@pytest.mark.parametrize(("codec", "states"), [(None, 0), ("dynamic8", 1)])
-def test_codes_of_rules_that_see_whole_tensors_are_decoded(ref: ModuleType, codec: str | None, states: int) -> None:
-    opt = ref.Optimizer("adam_mini", codec and {"m": codec})
-    assert ref.memory.scratch(opt, [(4096, 4096), (8, 8)]) == states * 4 * 4096**2
+@pytest.mark.parametrize(
+    ("rule", "codecs", "said"),
+    [("adam_mini", None, 0), ("adam_mini", {"m": "dynamic8"}, 4), ("lamb", "dynamic8", 8), ("came", {"m": "q4"}, 4)],
+)
+def test_codes_of_rules_that_see_whole_tensors_are_decoded(ref: ModuleType, rule: str, codecs: Any, said: int) -> None:
+    opt = ref.Optimizer(rule, codecs)
+    assert ref.memory.scratch(opt, [(4096, 4096), (8, 8)]) == said * 4096**2
     assert ref.memory.scratch(ref.Optimizer("adamw", "dynamic8"), [(4096, 4096)]) == 0
+
+
+def test_sm3_holds_the_updates_of_the_tensor_before(ref: ModuleType) -> None:
+    opt, large, small = ref.Optimizer("sm3"), (64, 64), (8, 8)
+    said = {shapes: ref.memory.scratch(opt, shapes) for shapes in ((large, small), (small, large), (large, large))}
+    assert said == {
+        (large, small): 17 * 64**2,
+        (small, large): 17 * 64**2 + 4 * 8**2,
+        (large, large): 21 * 64**2,
+    }
 
 
 def split(ref: ModuleType) -> Any:
