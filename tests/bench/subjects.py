@@ -60,6 +60,8 @@ OURS = (
     Subject("Adafactor", "Adafactor", {"relative_step": False}, passes="adafactor"),
     Subject("CAME", "CAME", passes="came"),
     Subject("LAMB", "LAMB", passes="lamb"),
+    Subject("CAME8bit", "CAME8bit", passes="came"),
+    Subject("LAMB8bit", "LAMB8bit", passes="lamb"),
     Subject("Muon", "Muon", matrices=True),
     Subject("GaLoreAdamW", "GaLoreAdamW", matrices=True),
 )
