@@ -45,8 +45,9 @@ LOGITS = 12
 """Bytes a logit where the loss goes backward: its logarithm, the gradient of that, and its own, in float32."""
 NORM = 24
 """Bytes an element of a norm's input where it goes backward: six tensors of float32."""
-
-
+BEFORE = ("loss", "embedding")
+"""Moments at which no gradient that is released is being stepped with: there is none yet, or the last is still added
+up."""
 LARGE, STEP, SPLIT = 10 * 2**20, 2 * 2**20, 2**20
 """torch's allocator takes tensors from LARGE on by the STEP, and leaves them a rest of SPLIT or less."""
 
@@ -152,7 +153,8 @@ def moments(
     together = _gathered_states(opt, model, each) if shared and not lora else 0
     rests = 0 if lora or shared else rounded(opt, model, each)
     always = whole._replace(gradients=0, activations=0, scratch=whole.scratch - temporaries + blas + rests)
-    passing = always._replace(scratch=always.scratch + _gathered(model, each, setup) + release * temporaries)
+    passing = always._replace(scratch=always.scratch + _gathered(model, each, setup))
+    stepping = passing._replace(scratch=passing.scratch + release * temporaries)
     live = t.block if setup.get("checkpoint") else 0
     above = t.kept - live
     found = {
@@ -167,7 +169,9 @@ def moments(
     for name in ("input", "embedding") if lora else ():  # nothing before the first adapter goes backward
         del found[name]
     out = {
-        n: passing._replace(activations=a, gradients=_come(whole.gradients, count, g.size, each, setup))
+        n: (passing if n in BEFORE else stepping)._replace(
+            activations=a, gradients=_come(whole.gradients, count, g.size, each, setup)
+        )
         for n, (a, count) in found.items()
     }
     return out | {"step": always._replace(gradients=whole.gradients, scratch=always.scratch + temporaries + together)}

@@ -28,7 +28,7 @@ UNIT = 8
 """Tiles that a warp takes at a time."""
 
 
-WORTH = 0.7
+WORTH = 0.5
 """Part of its tiles that a row must fill, or its end is packed with those of others."""
 
 SKIP = 1

@@ -17,6 +17,8 @@ from refopt_cuda.places import worker
 from refopt_cuda.places.host import Move, Staging, Turn
 from refopt_cuda.places.slabs import ALIGN, up
 
+PAGE_BYTES = 1 << 26
+"""Bytes of states a page unless told otherwise: to bring all threads together for a page takes 0.4 ms."""
 BUFFERS = 4
 """Places of the staging memory: two come down, one is stepped, one goes up."""
 
