@@ -94,7 +94,8 @@ class Deck:
         while self.held and self.lanes.done(self.held[0][0]):
             self.held.popleft()
         spare = SLACK - sum(g.nbytes for _, p, g in self.held if p.grad is not g)
-        self.begin()
+        if spare < 0:
+            self.begin()
         while spare < 0:
             stepped, p, g = self.held.popleft()
             self.lanes.wait(lanes.STEP, stepped)

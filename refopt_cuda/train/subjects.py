@@ -95,6 +95,8 @@ def _rule(cls: str) -> str:
 def parse(name: str) -> Subject:
     """`AdamW8bit`, `torch.AdamW`, or a class with codecs for single roles: `AdamW:v=int8_linear,m=bf16`."""
     cls, _, options = name.partition(":")
+    if "," in cls:
+        raise InputError(f"--optimizers: names stand apart with spaces, as in AdamW AdamW8bit, got {name!r}")
     if cls.startswith("torch."):
         if cls.removeprefix("torch.") not in TORCH or options:
             raise InputError(f"--optimizers: no optimizer {name!r}; of torch.optim there are {', '.join(TORCH)}")

@@ -17,6 +17,7 @@ def test_the_default_list_is_known() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("AdamW8bit,AdamW", "names stand apart with spaces"),
         ("AdamW8bits", "did you mean AdamW8bit"),
         ("adamw", "did you mean AdamW"),
         ("torch.Muon", "of torch.optim there are"),
