@@ -22,8 +22,8 @@ UNTIMED = {
     "muon": "products of matrices take the time, not bytes",
     "galore": "products of matrices and the search for directions take the time, not bytes",
     "apollo": "products of matrices take the time, not bytes",
-    "adam_mini": "no GPU has been measured with it",
-    "sm3": "no GPU has been measured with it",
+    "adam_mini": "no GPU has measured its time",
+    "sm3": "no GPU has measured its time",
 }
 """Why the step of a rule is not predicted."""
 

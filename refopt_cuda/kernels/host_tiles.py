@@ -8,6 +8,7 @@ shared by the kernels of a process: most of a compilation is spent on them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -21,8 +22,10 @@ from refopt_cuda.kernels.arguments import NOTHING
 from refopt_cuda.kernels.arith import INNER, OUTER, host
 from refopt_cuda.random import mixer
 
-__all__ = ["Nibbles", "Words", "rule_loop", "spread", "tiles"]
+__all__ = ["POOL", "Nibbles", "Words", "rule_loop", "spread", "tiles"]
 
+POOL = threading.Lock()
+"""Numba's own thread pool (its layer of last resort) must not be entered by two threads at once."""
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 LOW, HALF_BYTE = np.uint8(15), np.uint8(4)
 NO_BITS = np.uint32(0)

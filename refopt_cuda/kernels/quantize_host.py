@@ -13,6 +13,7 @@ from refopt_cuda.codecs import Form
 from refopt_cuda.kernels import arguments
 from refopt_cuda.kernels.arith import INNER, OUTER, host
 from refopt_cuda.kernels.host_cache import cached
+from refopt_cuda.kernels.host_tiles import POOL
 
 __all__ = ["dequantize", "quantize"]
 
@@ -41,7 +42,8 @@ def _threads(n: int) -> Iterator[None]:
     before = numba.get_num_threads()
     numba.set_num_threads(max(1, min(before, n // PART)))
     try:
-        yield
+        with POOL:
+            yield
     finally:
         numba.set_num_threads(before)
 

@@ -7,7 +7,6 @@ distinct (rule, codecs, formats) is compiled once and kept on disk; large tensor
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from refopt_cuda.kernels import arguments
 from refopt_cuda.kernels.arguments import Combination, Cut
 from refopt_cuda.kernels.arith import host
 from refopt_cuda.kernels.host_cache import cached
-from refopt_cuda.kernels.host_tiles import Nibbles, Table, Words, rule_loop, spread, tiles
+from refopt_cuda.kernels.host_tiles import POOL, Nibbles, Table, Words, rule_loop, spread, tiles
 from refopt_cuda.rules import Form
 
 __all__ = ["step"]
@@ -87,12 +86,8 @@ def step(
     if cut.size < PARALLEL_FROM or count == 1:
         plan.serial(*arrays, row, cut.blocks, cut.row, tile, key, 0, count)
     else:
-        with _threads:
+        with POOL:
             plan.parallel(*arrays, row, cut.blocks, cut.row, tile, key, count, numba.get_num_threads())
-
-
-_threads = threading.Lock()
-"""Numba's own thread pool (its layer of last resort) must not be entered by two threads at once."""
 
 
 @cache

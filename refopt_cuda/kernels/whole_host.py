@@ -6,7 +6,6 @@ chunks and stripes of tiles are shared by Numba's threads; no sum depends on whi
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numba
 import numpy as np
 
 from refopt.spec import ShapeError
+from refopt_cuda.kernels.host_tiles import POOL
 from refopt_cuda.kernels.whole_cut import CHUNK, SIDE, Cut
 from refopt_cuda.kernels.whole_rules import Form, Rows
 from refopt_cuda.kernels.whole_tiles import Loops, loops
@@ -25,8 +25,6 @@ NUMBERS = {"float32": "f32", "float16": "f16", "uint16": "bf16", "int16": "bf16"
 NOTHING = np.zeros(0, np.float32)
 PARALLEL_FROM = 1 << 17
 """Elements from which a tensor is worth waking threads for."""
-_threads = threading.Lock()
-"""Numba's own thread pool must not be entered by two threads at once."""
 
 
 def step(
@@ -188,7 +186,7 @@ def _spread(ways: Any, count: int, size: int, given: tuple[Any, ...]) -> None:
     if size < PARALLEL_FROM or count == 1:
         serial(*given, 0, count)
     else:
-        with _threads:
+        with POOL:
             parallel(*given, count, numba.get_num_threads())
 
 

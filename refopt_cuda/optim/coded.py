@@ -15,7 +15,7 @@ from refopt_cuda.optim.settings import Coding
 from refopt_cuda.quantization import Quantized, dequantize, quantize
 
 W = TypeVar("W")
-BOUND = 1 << 14
+MOST_BOUND = 1 << 14
 """Launches that are kept: where memory never comes back to the same places they would only pile up."""
 
 
@@ -64,8 +64,7 @@ def together(work: Iterable[W], full: Callable[[list[W]], bool]) -> Iterator[lis
 
 
 class Launched(NamedTuple):
-    """What a launch is bound to: addresses of codes and scales, and that of what is decoded (LOAD); in a `Room` what
-    lies in its memory is told by bytes into that."""
+    """What a launch is bound to: addresses of codes and scales, and that of what is decoded (LOAD)."""
 
     device: torch.device
     transfer: Transfer
@@ -118,10 +117,29 @@ class Direct:
         target = x.data_ptr() if transfer is LOAD else 0
         key = Launched(x.device, transfer, coding, codes, scales, tuple(x.shape), target)
         if key not in self.bound:
-            if len(self.bound) >= BOUND:
+            if len(self.bound) >= MOST_BOUND:
                 self.bound.clear()
             self.bound[key] = key.bind()
         key.run(self.bound[key], x.data_ptr())
+
+
+class Within(NamedTuple):
+    """A launch in a room: of states at these addresses to `x` bytes into its memory (LOAD), or of anything to so many
+    bytes into its spare memory (STORE)."""
+
+    device: torch.device
+    transfer: Transfer
+    coding: Coding
+    codes: int
+    scales: int
+    shape: tuple[int, ...]
+    x: int = 0
+
+    def at(self, memory: int, spare: int) -> Launched:
+        """Where the room's memory lies at these addresses."""
+        if self.transfer is LOAD:
+            return Launched(*self)._replace(x=memory + self.x)
+        return Launched(*self)._replace(codes=spare + self.codes, scales=spare + self.scales)
 
 
 class Room:
@@ -133,8 +151,8 @@ class Room:
     def __init__(self) -> None:
         self.memory: dict[torch.device, torch.Tensor] = {}
         self.spare: dict[torch.device, torch.Tensor] = {}
-        self.bound: dict[Launched, quantize_cuda.Bound] = {}
-        self.lost: set[Launched] = set()
+        self.bound: dict[Within, tuple[Launched, quantize_cuda.Bound]] = {}
+        self.lost: set[Within] = set()
         self.at: dict[torch.device, int] = {}
 
     @property
@@ -175,7 +193,7 @@ class Room:
         x = self.memory[device][at : at + count].view(shape)
         if coding.form.scaled:
             codes, scales = (t.data_ptr() for t in tensors)
-            self._run(Launched(device, LOAD, coding, codes, scales, shape, at * x.itemsize))
+            self._run(Within(device, LOAD, coding, codes, scales, shape, at * x.itemsize))
         else:
             x.copy_(tensors[0])
         return x
@@ -190,25 +208,22 @@ class Room:
             spare, behind = self.spare[x.device], _round(codes.nbytes)
             places = spare[: codes.nbytes], spare[behind : behind + scales.nbytes]
             new = [place.view(old.dtype).view(old.shape) for place, old in zip(places, tensors, strict=True)]
-            self._run(Launched(x.device, STORE, coding, 0, behind, tuple(x.shape)), x.data_ptr())
+            self._run(Within(x.device, STORE, coding, 0, behind, tuple(x.shape)), x.data_ptr())
         for old, now in zip(tensors, new, strict=True):
             if old is not now:
                 put(old, now, skip)
 
-    def _run(self, key: Launched, x: int = 0) -> None:
+    def _run(self, key: Within, x: int = 0) -> None:
         if key not in self.bound:
             live.refuse_in_capture("tables of coded states")
             self._launch(key)
-        key.run(self.bound[key], x)
+        launched, bound = self.bound[key]
+        launched.run(bound, x)
 
-    def _launch(self, key: Launched) -> None:
+    def _launch(self, key: Within) -> None:
         """Bind a launch to where things lie now."""
-        if key.transfer is LOAD:
-            there = key._replace(x=self.memory[key.device].data_ptr() + key.x)
-        else:
-            spare = self.spare[key.device].data_ptr()
-            there = key._replace(codes=spare + key.codes, scales=spare + key.scales)
-        self.bound[key] = there.bind()
+        launched = key.at(self.memory[key.device].data_ptr(), self.spare[key.device].data_ptr())
+        self.bound[key] = launched, launched.bind()
 
 
 def _round(count: int) -> int:

@@ -55,8 +55,8 @@ class Composed(torch.optim.Optimizer):
                    (`plan`); or "disk", states in files of the directory `path`, which `resume()` goes on with after a
                    crash (`keep_weights` writes the weights there, too). The bits are the same. In all but the first
                    `state[p]` holds CPU tensors, of a disk copies, and
-                   page_bytes (16 MiB; 64 MiB of place="host") of states travel at a time, one block at
-                   least;
+                   page_bytes (16 MiB) of states travel at a time, one block at least; to the host (128 MiB)
+                   weights and gradients, where those are more;
                    resident_bytes (0) of states stay on the device, parameters in their order while they fit;
                    "auto", as with place="auto": in 0.9 of what is free on it at the first step;
                    during_backward steps a page as soon as the gradients of its tensors have arrived: copies
@@ -413,7 +413,7 @@ class Composed(torch.optim.Optimizer):
         return {**super().__getstate__(), "placed": self._placed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plans, self._memory, state = {}, norms.Memory(), dict(state)
+        self._plans, self._memory, state = {}, norms.Memory.after(self), dict(state)
         if "placed" in state:  # of a copy; loading a checkpoint comes this way, too, and changes no place
             self._placed = state.pop("placed")
             self._home = placing.home(self._placed)

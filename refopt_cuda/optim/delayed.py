@@ -18,13 +18,12 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt.spec import ShapeError, StateError
-from refopt_cuda.optim import checks, live, settings, states
+from refopt_cuda.optim import checks, live, settings, states, worker
 from refopt_cuda.optim.checks import Pair
 from refopt_cuda.optim.decks import Deck
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.run import Plan, Row, Slot, Work, on_host, words
 from refopt_cuda.optim.watched import Entries
-from refopt_cuda.places import worker
 from refopt_cuda.places.lanes import IN, OUT, STEP
 from refopt_cuda.places.slabs import parts
 from refopt_cuda.rules import Form, form_of
@@ -66,7 +65,7 @@ class Delayed(Paged):
 
     shards = False
 
-    def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
         super().__init__(page_bytes, 0)
         self._copies: Any = WeakTensorKeyDictionary()
         self.begun: dict[Slot, Begun] = {}
@@ -139,8 +138,9 @@ class Delayed(Paged):
 
     def settle(self, slots: Iterable[Slot]) -> None:
         """Bring up the weights of these parameters that were begun; steps from now on find them there."""
-        begun = [self.begun.pop(slot) for slot in slots if slot in self.begun]
-        wait([b.job for b in begun])
+        some = [slot for slot in slots if slot in self.begun]
+        wait([self.begun[slot].job for slot in some])  # interrupted, they are still there to be waited for
+        begun = [self.begun.pop(slot) for slot in some]
         for b in begun:
             b.job.result()
         for deck in self._at([b.whole.slot for b in begun]):
@@ -157,6 +157,7 @@ class Delayed(Paged):
 
     def step(self, plan: Plan, form: Form, work: Sequence[Work], rows: Mapping[torch.device, Any]) -> None:
         """Step these parameters; what backward has begun is only brought up."""
+        worker.heed()
         here = [(w.slot, w.g) for w in work if w.g is not w.slot.state.get(PENDING)]
         held = dict(zip((slot for slot, _ in here), self.hold(here, "step"), strict=True))
         self.start([w._replace(g=held.get(w.slot, w.g)) for w in work], form, rows)

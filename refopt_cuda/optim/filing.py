@@ -39,7 +39,7 @@ class OnDisk(Paged):
     rehearsal, shards = False, True
     """Whether pages of CPU parameters pass through a ring as those of a GPU do; whether it takes sharded parameters."""
 
-    def __init__(self, page_bytes: int, path: Path, keep_weights: bool) -> None:
+    def __init__(self, page_bytes: int | None, path: Path, keep_weights: bool) -> None:
         super().__init__(page_bytes, 0)
         self.keep_weights = keep_weights
         self.path, self.folder, self.given, self.lost, self.turned = path, path, False, "", 0

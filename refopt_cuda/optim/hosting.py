@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from refopt_cuda.optim import worker
 from refopt_cuda.optim.decks import Book, Deck, Round
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.pieces import Page, Piece
 from refopt_cuda.optim.run import Slot, Work, on_host, words
-from refopt_cuda.places import worker
 from refopt_cuda.places.host import Move, Staging, Turn
 from refopt_cuda.places.slabs import ALIGN, up
 
-PAGE_BYTES = 1 << 26
-"""Bytes of states a page unless told otherwise: to bring all threads together for a page takes 0.4 ms."""
+PAGE_BYTES = 1 << 27
+"""Bytes a page unless told otherwise: for every page all threads must be brought together."""
 BUFFERS = 4
 """Places of the staging memory: two come down, one is stepped, one goes up."""
 
@@ -53,18 +53,29 @@ class Hosted(Paged):
     Pages are the work of a thread, so that backward goes on while those are stepped that are ahead of `step`.
     """
 
+    usual = PAGE_BYTES
     rehearsal, shards = False, True
 
-    def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
         super().__init__(page_bytes, resident_bytes)
         self._ahead: list[Future[None]] = []
 
     def holds(self, slot: Slot) -> bool:
         return super().holds(slot) and (slot.p.is_cuda or self.rehearsal)
 
+    def size(self, slots: Sequence[Any]) -> int:
+        """Bytes of states a page, so that weights and gradients, which pass through the staging memory, are no more."""
+        kept = [(slot.dense.nbytes + 4 * slot.dense.numel(), self.kept(slot)) for slot in slots]
+        return int(self.page_bytes / max([1.0, *(passing / states for passing, states in kept if states)]))
+
+    def kept(self, slot: Any) -> int:
+        """Bytes of a parameter's states."""
+        beside = 0 if slot.beside is None else slot.beside.nbytes
+        return sum(x.nbytes for tensors in slot.tensors for x in tensors) + beside
+
     def room(self, deck: Deck, book: Book, call: str) -> None:
         """Staging memory for the largest page: its weights, and gradients of at most four bytes."""
-        size = max((sum(_bytes(x) for x in page.pieces) for page in book.pages), default=0)
+        size = max((sum(_staged(x.dense) for x in page.pieces) for page in book.pages), default=0)
         if not isinstance(deck.ring, Staging) or deck.ring.size < size:
             self.wait()
             deck.lanes.finish()
@@ -75,6 +86,7 @@ class Hosted(Paged):
 
     def turn(self, book: Book, now: Round) -> None:
         """Step these parameters, but for pages that have been stepped ahead."""
+        worker.heed()
         now.take(now.works)
         ready = now.deck.mark()
         for page in book.pages:
@@ -125,8 +137,8 @@ class Hosted(Paged):
 
     def wait(self) -> None:
         """Wait for what the thread has been given; raises what it raised."""
+        wait(self._ahead)  # interrupted, they are still there to be waited for
         ahead, self._ahead = self._ahead, []
-        wait(ahead)
         for job in ahead:
             job.result()
 
@@ -154,5 +166,6 @@ def _advance(deck: Deck) -> None:
         deck.ring.advance()
 
 
-def _bytes(piece: Piece) -> int:
-    return up(piece.dense.nbytes, ALIGN) + up(4 * piece.dense.numel(), ALIGN)
+def _staged(dense: torch.Tensor) -> int:
+    """Bytes of weights and a gradient in the staging memory."""
+    return up(dense.nbytes, ALIGN) + up(4 * dense.numel(), ALIGN)

@@ -105,7 +105,7 @@ class MatrixOptimizer(Housed):
         self._counting: set[int] = set()
         self._rooms: dict[Any, dict[torch.device, torch.Tensor]] = {}
         self._room, self._direct = Room(), Direct()
-        self._memory = norms.Memory()
+        self._memory = norms.Memory.after(self)
 
     def _table(self, given: Any, usual: Mapping[str, str], call: str) -> dict[str, str]:
         """A codec for each state that may have one; ValueError for the others, and for the weights."""
@@ -359,9 +359,7 @@ class MatrixOptimizer(Housed):
 
     def _restore(self, saved: Mapping[str, Any], before: Mapping[Any, Any]) -> None:
         call = f"{type(self).__name__}.load_state_dict"
-        held = self._memory.captured
         self._forget()
-        self._memory.captured = held
         for group, theirs in zip(self.param_groups, saved["param_groups"], strict=True):
             hyper = self._hyper(group, call)
             for index, p in zip(theirs["params"], group["params"], strict=True):

@@ -89,6 +89,12 @@ class Memory:
     norms: Norms = field(default_factory=Norms)
     captured: list[Any] = field(default_factory=list)
 
+    @classmethod
+    def after(cls, opt: Any) -> Memory:
+        """That of an optimizer which forgets its plans: graphs that it captured may still be replayed."""
+        before = opt.__dict__.get("_memory")
+        return cls(captured=[] if before is None else before.captured)
+
     def hold(self, plans: Sequence[Any]) -> None:
         """Keep all that a launch of these plans was given the address of, as long as the optimizer lives."""
         tables = [b.launch.table for plan in plans for b in plan.buckets.values()]

@@ -44,11 +44,12 @@ class Paged(Home):
     Of sharded parameters it is each rank's shards that live here, as DTensors whose parts are host memory.
     """
 
+    usual = PAGE_BYTES
     shards, pair = True, 0
     """Whether it takes sharded parameters; of the streams of copies, which pair it shares with other optimizers."""
 
-    def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
-        self.page_bytes, self.resident_bytes = page_bytes, resident_bytes
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
+        self.page_bytes, self.resident_bytes = page_bytes or self.usual, resident_bytes
         self.decks: dict[torch.device, Deck] = {}
         self.resident: Any = WeakTensorKeyDictionary()
 
@@ -131,13 +132,18 @@ class Paged(Home):
             if any(page.turned for page in book.pages):
                 raise RuntimeError(f"{call}: a parameter or a state was replaced between backward() and step()")
             known, book.pages = set(), []
-        new = self.cut([slot for slot in slots if slot not in known], deck.numbered)
+        fresh = [slot for slot in slots if slot not in known]
+        new = self.cut(fresh, self.size(fresh), deck.numbered)
         book.slots, book.pages, book.ring = slots, book.pages + new, None
         deck.numbered += len(new)
 
-    def cut(self, slots: Sequence[Slot], number: int) -> list[Page]:
+    def size(self, slots: Sequence[Any]) -> int:
+        """Bytes of states a page of these slots."""
+        return self.page_bytes
+
+    def cut(self, slots: Sequence[Slot], size: int, number: int) -> list[Page]:
         """The pages of these slots, numbered from `number` on."""
-        return pages(map(Grid, slots), self.page_bytes, number)
+        return pages(map(Grid, slots), size, number)
 
     def holds(self, slot: Slot) -> bool:
         """Whether a slot's states are paged."""

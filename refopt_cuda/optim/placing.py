@@ -11,9 +11,8 @@ import torch
 
 from refopt_cuda.optim.delayed import Delayed
 from refopt_cuda.optim.filing import OnDisk
-from refopt_cuda.optim.hosting import PAGE_BYTES as HOST_PAGE_BYTES
 from refopt_cuda.optim.hosting import Hosted
-from refopt_cuda.optim.paging import PAGE_BYTES, Paged
+from refopt_cuda.optim.paging import Paged
 from refopt_cuda.optim.splitting import Mixed
 from refopt_cuda.optim.states import Layout
 
@@ -22,7 +21,7 @@ class Placed(NamedTuple):
     """A place and its options."""
 
     place: str
-    page_bytes: int = PAGE_BYTES
+    page_bytes: int | None = None
     resident_bytes: int | str = 0
     during_backward: bool = False
     delay: int = 0
@@ -68,8 +67,6 @@ def check(
             raise ValueError(f"{call}: {name} must be a whole number >= {low}{words}, got {value!r}")
     if place == "auto":
         given = {"resident_bytes": "auto", **given}
-    if place == "host":
-        given = {"page_bytes": HOST_PAGE_BYTES, **given}
     given |= {"path": None if path is None else os.fspath(path), "keep_weights": keep_weights}
     return Placed(place, **given, during_backward=during_backward, delay=delay or 0, warm=warm or 0)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from refopt_cuda.optim import settings, states
+from refopt_cuda.optim import settings, states, worker
 from refopt_cuda.optim.decks import Deck
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import Home, Paged
@@ -144,11 +144,14 @@ def host(opt: Any, group: Mapping[str, Any], hyper: dict[str, Any], like: torch.
     slot = Slot(p, kept, Entry.of(states.ready(kept, None, p, "place='auto'")), 0)
     form = form_of(opt.rule.stem, hyper)
     work, row = Work(slot, torch.zeros_like(p), 1), Plan.row(form, hyper, group, 1)
-    found = []
-    for _ in range(4):
+
+    def seconds() -> float:
         start = time.perf_counter()
         on_host(form, work, row)
-        found.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    worker.heed()
+    found = [worker.submit(seconds).result() for _ in range(4)]
     return p.numel() / statistics.median(found[1:])
 
 
@@ -160,7 +163,7 @@ class Mixed(Home):
 
     shards = False
 
-    def __init__(self, page_bytes: int, resident_bytes: int | str) -> None:
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
         self.paged, self.hosted = Paged(page_bytes, resident_bytes), Hosted(page_bytes, 0)
         self.hosted.pair = 1  # its copies do not queue behind those of the pages
         self.plans: dict[torch.device, Split] = {}

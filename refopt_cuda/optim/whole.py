@@ -113,7 +113,7 @@ class Whole(Housed):
         self._counting: set[int] = set()
         self._rooms: dict[int, dict[torch.device, torch.Tensor]] = {}
         self._room, self._direct = Room(), Direct()
-        self._memory = norms.Memory()
+        self._memory = norms.Memory.after(self)
 
     @property
     def rule(self) -> Rule:
@@ -251,6 +251,7 @@ class Whole(Housed):
             self._run(k, hyper, work, scaling)
         if self._home is not None:
             self._home.stepped(self._shelves.values(), self._state, numbers, self._named)
+        self._room.settle()
         if checks.capturing():
             launches = [launch.memory for launch in self._launches.values()]
             self._memory.keep(
@@ -430,9 +431,7 @@ class Whole(Housed):
             for index, p in zip(theirs["params"], group["params"], strict=True):
                 if index in saved["state"]:
                     self._put_back(self.layout(p, hyper, group)[1], saved["state"][index], p, before)
-        held = self._memory.captured
         self._forget()
-        self._memory.captured = held
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -105,11 +105,10 @@ class Wholly:
     """What places do otherwise where a page holds whole tensors. The `form` of a round is a function there:
     `form(launches, key, work, rows)` steps parameters whose states lie where they can be stepped."""
 
-    page_bytes: int
     shards = False
 
-    def cut(self, slots: Sequence[Any], number: int) -> list[Page]:
-        return pages(slots, self.page_bytes, number)
+    def cut(self, slots: Sequence[Any], size: int, number: int) -> list[Page]:
+        return pages(slots, size, number)
 
     def stepping(self, page: Page, now: Round) -> Callable[[], None] | None:
         todo = [(x, now.works[x.slot]._replace(g=now.grads[x.slot])) for x in page.pieces if x.slot in now.works]
@@ -126,6 +125,9 @@ class WholePaged(Wholly, Paged):
 
 class WholeHosted(Wholly, Hosted):
     """As `Hosted`; the staging memory has room for the largest tensor and its gradient, four times."""
+
+    def kept(self, slot: Any) -> int:
+        return sum(x.nbytes for x in held(slot))
 
     def below(self, piece: Any, p: torch.Tensor, g: torch.Tensor, w: Any) -> Work:
         return w._replace(slot=Passing(piece.slot, grouped(piece.slot, held(piece.slot)), p), g=g)

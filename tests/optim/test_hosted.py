@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
 import pytest
 import torch
 
 import refopt_cuda as rc
 from refopt_cuda.codecs import WEIGHTS
+from refopt_cuda.optim import hosting, worker
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.places import lanes
 from tests.kernels.covering import words_of
@@ -92,6 +95,45 @@ def test_loading_keeps_the_place_and_moves_between_places(device: str) -> None:
     two.load_state_dict(one.state_dict())
     alike(one, two, 2, start=7)
     assert all(owned(two))
+
+
+def test_pages_are_as_large_as_what_passes() -> None:
+    """Codes of a byte or less beside weights and gradients of four."""
+    for name in ("AdamW8bit", "AdamW4bit", "AdamW"):
+        opt = getattr(rc.optim, name)(weights([(64, 80)] * 4, torch.float32, "cpu"), place="host", page_bytes=16384)
+        step(opt, 0)
+        (deck,) = opt._home.decks.values()
+        assert 16384 * 0.8 < deck.ring.size < 16384 * 1.1
+
+
+def test_an_interrupted_step_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = ADAMW8.make(weights(SMALL, torch.float32, "cpu"), place="host", page_bytes=4000)
+    step(opt, 0)
+
+    def interrupted(jobs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hosting, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step(opt, 1)
+        jobs = list(opt._home._ahead)
+    assert jobs
+    opt.state_dict()
+    assert all(job.done() for job in jobs) and not opt._home._ahead
+
+
+def test_the_thread_takes_as_many_threads_as_the_step_had() -> None:
+    """Also where another thread, as autograd's is, gives it work."""
+    most = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        worker.heed()
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(lambda: worker.submit(numba.get_num_threads).result()).result() == 1
+    finally:
+        numba.set_num_threads(most)
+        worker.heed()
 
 
 @pytest.mark.gpu

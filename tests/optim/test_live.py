@@ -187,6 +187,8 @@ def test_a_capture_takes_the_launches_of_a_step_before(monkeypatch: pytest.Monke
     assert len(held) == 1 and held[0][0] and held[0][1]
     emulated.capture(monkeypatch, False)
     both.same()
+    both.opt.load_state_dict(both.opt.state_dict())
+    assert both.opt._memory.captured is held
 
 
 @pytest.mark.parametrize("what", ["states", "step counts", "the sums of gradients"])

@@ -133,9 +133,12 @@ def test_a_capture_takes_what_a_step_before_has_made(
         emulated.capture(monkeypatch, t == 1)
         both.opt.step()
         both.other.step()
-    assert len(both.opt._memory.captured) == 1
+    held = both.opt._memory.captured
+    assert len(held) == 1
     emulated.capture(monkeypatch, False)
     both.same()
+    both.opt.load_state_dict(both.opt.state_dict())
+    assert both.opt._memory.captured is held
 
 
 @pytest.mark.parametrize("name", ["LAMB", "Muon"])

@@ -12,7 +12,7 @@ import torch
 
 import refopt
 import refopt_cuda as rc
-from refopt_cuda.optim import pieces
+from refopt_cuda.optim import pieces, worker
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.places import lanes, paged, slabs
 from tests.optim.pairs import give, snapshot, unchanged, weights
@@ -115,6 +115,7 @@ def test_fifty_optimizers_leave_no_memory_no_pin_and_no_thread(
 
     monkeypatch.setattr(lanes, "lanes_of", lambda kind, device: Counted())
     monkeypatch.setattr(Hosted, "rehearsal", True)
+    worker.submit(int).result()  # the thread that all share
     gone, threads = [], threading.active_count()
     for k in range(50):
         opt = ADAMW8.make(weights([(64, 80), (40,)], torch.float32, "cpu"), **way)

@@ -151,6 +151,16 @@ def test_a_page_holds_whole_tensors_and_small_ones_share_a_copy() -> None:
     assert deck.ring.sizes[1] == 8 * 64 * 80 and sum(deck.ring.sizes) == deck.memory.nbytes < 2 * deck.ring.size
 
 
+@pytest.mark.parametrize("case", [CASES[4], Case("SM3", "sm3", {"lr": 0.07}), LAMB8], ids=str)
+def test_the_stage_of_a_host_has_room_for_a_few_tensors(case: Any) -> None:
+    """Whatever their states: those of Adafactor and SM3 are a thousandth of their weights."""
+    shapes = [(64, 80)] * 6
+    opt = case.make(weights(shapes, torch.float32, "cpu"), place="host", page_bytes=2 * 8 * 64 * 80)
+    step(opt, 0)
+    assert [len(page.pieces) for page in pages_of(opt)] in ([1] * 6, [2] * 3)
+    assert 8 * 64 * 80 <= opt._home.decks[torch.device("cpu")].ring.size <= 2 * 8 * 64 * 80
+
+
 @pytest.mark.parametrize("shapes", [[(64, 128)] * 4, [(512, 64), *[(64, 64)] * 5]], ids=["equal", "a giant"])
 def test_the_ring_is_what_is_predicted_at_most(shapes: Any, device: str) -> None:
     """Three places; those that no giant passes through are smaller."""

@@ -9,6 +9,7 @@ Ends with a line of JSON ({"cases": {ranks: {claim: count}}, "wrong": [...]}) an
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
@@ -152,6 +153,7 @@ SUITES = {"steps": Steps, "models": Models, "checkpoints": Checkpoints}
 
 
 def main(argv: Sequence[str]) -> int:
+    faulthandler.enable()
     parser = argparse.ArgumentParser(description="sharded steps beside unsharded ones")
     parser.add_argument("suites", nargs="+", choices=SUITES)
     parser.add_argument("--worlds", default="1,2,3,4", help="numbers of ranks to fork")

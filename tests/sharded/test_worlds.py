@@ -27,7 +27,10 @@ def run(*argv: str, **environment: str) -> dict[str, Any]:
     lines = done.stdout.strip().splitlines()
     assert lines and lines[-1].startswith("{"), f"{command} ended with {done.returncode}: {done.stderr[-3000:]}"
     found: dict[str, Any] = json.loads(lines[-1])
-    assert not found["wrong"], "\n".join([*found["wrong"], done.stderr[-3000:]])
+    crash = done.stderr.find("Fatal Python error")
+    assert not found["wrong"], "\n".join(
+        [*found["wrong"], done.stderr[crash:][:3000] if crash >= 0 else done.stderr[-3000:]]
+    )
     return found["cases"]
 
 
