@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tests.optim.pairs import Case, weights
+from tests.optim import placed
+from tests.optim.pairs import Case
 from tests.optim.placed import pages_of
 
 
@@ -20,8 +21,7 @@ def pair(
     case: Case, shapes: Any, dtype: torch.dtype, device: str, folder: Path, size: int = 4000, **options: Any
 ) -> Any:
     """The same optimizer twice: states beside the weights, and in files."""
-    one, two = weights(shapes, dtype, device), weights(shapes, dtype, device)
-    return case.make(one, **options), disk(case, two, folder, size, **options)
+    return placed.pair(case, shapes, dtype, device, size, {"place": "disk", "path": folder}, **options)
 
 
 def listed(folder: Path) -> list[str]:

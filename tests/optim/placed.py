@@ -16,11 +16,12 @@ PAGES = {"one block": 1, "a prime number of blocks": 7 * 520, "more than there i
 
 
 def pair(
-    case: Case, shapes: Any, dtype: torch.dtype, device: str, size: int = 4000, place: str = "paged", **options: Any
+    case: Case, shapes: Any, dtype: torch.dtype, device: str, size: int = 4000, place: Any = "paged", **options: Any
 ) -> tuple[Any, Any]:
-    """The same optimizer twice: states beside the weights, and in another place."""
+    """The same optimizer twice: states beside the weights, and in another place, a name or what a disk is told."""
     one, two = weights(shapes, dtype, device), weights(shapes, dtype, device)
-    return case.make(one, **options), case.make(two, **options, place=place, page_bytes=size)
+    where = {"place": place} if isinstance(place, str) else place
+    return case.make(one, **options), case.make(two, **options, **where, page_bytes=size)
 
 
 def params_of(opt: Any) -> list[Any]:

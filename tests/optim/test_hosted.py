@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numba
@@ -16,11 +17,13 @@ from refopt_cuda.optim import hosting, worker
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.places import lanes
 from tests.kernels.covering import words_of
+from tests.optim import placed
 from tests.optim.pairs import CASES, Case, weights
 from tests.optim.placed import ADAMW, ADAMW8, PAGES, SMALL, alike, owned, params_of, step
 from tests.optim.shuffled import Forgetful, ShuffledLanes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_decay is coupled")
+pair = partial(placed.pair, place="host")
 every_page = pytest.mark.parametrize("size", PAGES.values(), ids=PAGES)
 
 
@@ -28,11 +31,6 @@ every_page = pytest.mark.parametrize("size", PAGES.values(), ids=PAGES)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU weights go down and up as a GPU's would."""
     monkeypatch.setattr(Hosted, "rehearsal", True)
-
-
-def pair(case: Case, shapes: Any, dtype: torch.dtype, device: str, size: int = 4000, **options: Any) -> tuple[Any, Any]:
-    one, two = weights(shapes, dtype, device), weights(shapes, dtype, device)
-    return case.make(one, **options), case.make(two, **options, place="host", page_bytes=size)
 
 
 @every_page
