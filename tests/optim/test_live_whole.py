@@ -46,8 +46,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
 class Twins:
     """Parameters on the emulated device beside copies on the CPU, each with its optimizer."""
 
-    def __init__(self, name: str, words: dict[str, Any], host: dict[str, Any]) -> None:
-        self.host = weights(SHAPES, torch.float32, "cpu")
+    def __init__(self, name: str, words: dict[str, Any], host: dict[str, Any], shapes: Any = SHAPES) -> None:
+        self.host = weights(shapes, torch.float32, "cpu")
         self.there = [there(p, True) for p in self.host]
         make = getattr(rc.optim, name)
         self.opt, self.other = make(self.there, **words), make(self.host, **{**words, **host})
@@ -120,14 +120,16 @@ def test_clipping_on_the_device_is_that_of_the_host(name: str, words: dict[str, 
         both.same()
 
 
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[::-1]], ids=["falling", "growing"])
 @pytest.mark.parametrize(("name", "words"), [*LIVE, *CODED], ids=[name for name, _ in [*LIVE, *CODED]])
 def test_a_capture_takes_what_a_step_before_has_made(
-    name: str, words: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, words: dict[str, Any], shapes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it matter whether coded states are decoded together or, in the same room, one after the other."""
-    monkeypatch.setattr(whole_slots, "MOST", 6000)
+    """Nor does it matter whether coded states are decoded together or, in the same room, one after the other, larger
+    ones behind smaller ones."""
+    monkeypatch.setattr(whole_slots, "MOST", 3000)
     monkeypatch.setattr(muon, "ROOM", 1)
-    both = Twins(name, {**words, "capturable": True, "max_grad_norm": 0.5}, {"capturable": False})
+    both = Twins(name, {**words, "capturable": True, "max_grad_norm": 0.5}, {"capturable": False}, shapes)
     for t in range(2):
         both.give(t)
         emulated.capture(monkeypatch, t == 1)
