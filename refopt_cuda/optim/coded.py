@@ -124,22 +124,17 @@ class Direct:
 
 
 class Within(NamedTuple):
-    """A launch in a room: of states at these addresses to `x` bytes into its memory (LOAD), or of anything to so many
-    bytes into its spare memory (STORE)."""
+    """A launch in a room, whose memory may move: what lies there, `x` (LOAD) or codes and scales (STORE), is told by
+    bytes into its memory or its spare memory."""
 
-    device: torch.device
-    transfer: Transfer
-    coding: Coding
-    codes: int
-    scales: int
-    shape: tuple[int, ...]
-    x: int = 0
+    told: Launched
 
     def at(self, memory: int, spare: int) -> Launched:
         """Where the room's memory lies at these addresses."""
-        if self.transfer is LOAD:
-            return Launched(*self)._replace(x=memory + self.x)
-        return Launched(*self)._replace(codes=spare + self.codes, scales=spare + self.scales)
+        x = self.told
+        if x.transfer is LOAD:
+            return x._replace(x=memory + x.x)
+        return x._replace(codes=spare + x.codes, scales=spare + x.scales)
 
 
 class Room:
@@ -193,7 +188,7 @@ class Room:
         x = self.memory[device][at : at + count].view(shape)
         if coding.form.scaled:
             codes, scales = (t.data_ptr() for t in tensors)
-            self._run(Within(device, LOAD, coding, codes, scales, shape, at * x.itemsize))
+            self._run(Launched(device, LOAD, coding, codes, scales, shape, at * x.itemsize))
         else:
             x.copy_(tensors[0])
         return x
@@ -208,12 +203,13 @@ class Room:
             spare, behind = self.spare[x.device], _round(codes.nbytes)
             places = spare[: codes.nbytes], spare[behind : behind + scales.nbytes]
             new = [place.view(old.dtype).view(old.shape) for place, old in zip(places, tensors, strict=True)]
-            self._run(Within(x.device, STORE, coding, 0, behind, tuple(x.shape)), x.data_ptr())
+            self._run(Launched(x.device, STORE, coding, 0, behind, tuple(x.shape)), x.data_ptr())
         for old, now in zip(tensors, new, strict=True):
             if old is not now:
                 put(old, now, skip)
 
-    def _run(self, key: Within, x: int = 0) -> None:
+    def _run(self, told: Launched, x: int = 0) -> None:
+        key = Within(told)
         if key not in self.bound:
             live.refuse_in_capture("tables of coded states")
             self._launch(key)
@@ -222,7 +218,8 @@ class Room:
 
     def _launch(self, key: Within) -> None:
         """Bind a launch to where things lie now."""
-        launched = key.at(self.memory[key.device].data_ptr(), self.spare[key.device].data_ptr())
+        device = key.told.device
+        launched = key.at(self.memory[device].data_ptr(), self.spare[device].data_ptr())
         self.bound[key] = launched, launched.bind()
 
 

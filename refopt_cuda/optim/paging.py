@@ -45,6 +45,7 @@ class Paged(Home):
     """
 
     usual = PAGE_BYTES
+    """Bytes a page where none are asked for."""
     shards, pair = True, 0
     """Whether it takes sharded parameters; of the streams of copies, which pair it shares with other optimizers."""
 
