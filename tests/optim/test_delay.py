@@ -13,6 +13,7 @@ import torch
 
 import refopt
 import refopt_cuda as rc
+from refopt_cuda.optim import delayed
 from refopt_cuda.optim.delayed import Delayed
 from refopt_cuda.places import lanes
 from tests.bits import same_bits
@@ -78,6 +79,27 @@ def finished(opt: Any, mirrors: Sequence[Late]) -> None:
     opt.finish()
     agree(opt, mirrors, [None] * len(mirrors), "finish")
     assert not any("pending" in opt.state[p] for p in params_of(opt))
+
+
+def test_an_interrupted_step_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = ADAMW.make(weights([(64, 80), (40,)], torch.float32, "cpu"), **OPTIONS)
+    params = params_of(opt)
+    grads = {k: gradient(p, k) for k, p in enumerate(params)}
+    backward(params, grads)
+    opt.step()
+    backward(params, grads)
+
+    def interrupted(jobs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delayed, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step()
+    jobs = [begun.job for begun in opt._home.begun.values()]
+    assert len(jobs) == 2
+    assert all(entry["step"] == 1 for entry in opt.state.values())  # a look at them waits
+    assert all(job.done() for job in jobs) and not opt._home.begun
 
 
 @pytest.mark.parametrize(("case", "dtype"), [(PLAIN[0], torch.float32), (ADAMW8, torch.bfloat16)], ids=str)
