@@ -207,6 +207,7 @@ class Composed(torch.optim.Optimizer):
         if self._early is not None:
             self._early.check(self, call)
             sharded.refuse_early((p for group in self.param_groups for p in group["params"]), call)
+            self._home.passed()  # nobody is told of the end of a backward pass that raised
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
         plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         scaling, capturing = live.scaling_of(self, call), checks.capturing()

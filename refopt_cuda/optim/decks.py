@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,8 +20,8 @@ from refopt_cuda.places.slabs import Slabs, up
 
 BUFFERS = 3
 """Pages in the ring: one is loaded, one is stepped, one is stored."""
-SLACK = 1 << 28
-"""Bytes of gradients that nobody but steps beside backward holds any longer, before backward waits for the oldest."""
+AHEAD = 1
+"""Places more where pages are stepped within backward passes: each is on its way in until the next one comes."""
 
 
 @dataclass(eq=False)
@@ -37,23 +35,25 @@ class Book:
     ring: Any = None
 
 
-@cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """A stream of steps beside the caller's; all optimizers of a device share it."""
-    return torch.cuda.Stream(device)
+class Coming(NamedTuple):
+    """A page on its way in, how it is stepped, and the stream on which its gradients arrived."""
+
+    page: Page
+    step: Callable[[], None]
+    stream: Any
 
 
 class Deck:
     """One device's lanes, slabs and ring."""
 
-    def __init__(self, device: torch.device, pair: int = 0) -> None:
+    def __init__(self, device: torch.device, buffers: int, pair: int = 0) -> None:
         self.device = device
         self.lanes = lanes.lanes_of(device.type, device.index or 0, *([pair] if pair else []))
         self.slabs, self.memory = Slabs(self.lanes), torch.empty(0)
-        self.ring: Any = Ring(self.lanes, 0, [0] * BUFFERS)
+        self.ring: Any = Ring(self.lanes, 0, [0] * buffers)
         self.numbered, self.spare = 0, -1
-        self.beside: torch.cuda.Stream | None = None
-        self.held = deque[tuple[Any, torch.Tensor, torch.Tensor]]()
+        self.coming: Coming | None = None
+        self.streams = set[Any]()
         weakref.finalize(self, self.lanes.finish)  # the ring's memory is free to others afterwards
 
     @property
@@ -71,42 +71,32 @@ class Deck:
         self.lanes.record(lanes.STEP, event)
         return event
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Steps go to a stream of their own, behind what torch's current one has been given."""
-        if self.device.type != "cuda":
-            self.begin()
-            yield
-            return
-        self.beside = _beside(self.device)
-        self.beside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.beside):
-            self.begin()
-            yield
+    def come(self, page: Page, step: Callable[[], None]) -> None:
+        """Have a page brought in. It is stepped when the next one comes, on the stream of its own gradients, which need
+        not wait then: the page is there."""
+        self._step()
+        self.ring.load(page.number, page.copies)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        self.coming = Coming(page, step, stream)
 
-    def hold(self, number: int, p: torch.Tensor, g: torch.Tensor) -> None:
-        """Keep a weight and its gradient until the page of this number, which went aside, is stepped."""
-        self.held.append((self.ring.place(number).stepped, p, g))
-
-    def release(self) -> None:
-        """Let go of gradients that were stepped with, and of those that would be too many: what torch's current stream
-        is given from now on is behind their steps."""
-        while self.held and self.lanes.done(self.held[0][0]):
-            self.held.popleft()
-        spare = SLACK - sum(g.nbytes for _, p, g in self.held if p.grad is not g)
-        if spare < 0:
-            self.begin()
-        while spare < 0:
-            stepped, p, g = self.held.popleft()
-            self.lanes.wait(lanes.STEP, stepped)
-            spare += g.nbytes if p.grad is not g else 0
+    def _step(self) -> None:
+        """Step what is on its way in."""
+        if self.coming is not None:
+            (page, step, stream), self.coming = self.coming, None
+            with torch.cuda.stream(stream):
+                self.begin()
+                self.ring.step(page.number, page.copies, step)
+            self.streams.add(stream)
 
     def rejoin(self) -> None:
-        """What torch's current stream is given from now on is behind all steps that went aside."""
-        if self.beside is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.beside)
+        """Step what is on its way in; torch's current stream is behind it from now on."""
+        self._step()
+        if self.device.type == "cuda":
+            here = torch.cuda.current_stream(self.device)
+            for stream in self.streams - {here}:
+                here.wait_stream(stream)
+        self.streams.clear()
         self.lanes.flush()
-        self.held.clear()
 
     def lend(self, x: torch.Tensor, lane: int) -> None:
         """Nobody gets the memory of `x` anew before what this lane was given is done."""
@@ -138,7 +128,8 @@ class Deck:
         `to` bytes; the old one goes when its last page is stored."""
         sizes = list(self.ring.sizes)
         for page in pages:
-            sizes[page.number % BUFFERS] = max(sizes[page.number % BUFFERS], up(page.size, to))
+            place = page.number % len(sizes)
+            sizes[place] = max(sizes[place], up(page.size, to))
         if tuple(sizes) != self.ring.sizes:
             self.lanes.finish()
             self.memory = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
@@ -150,7 +141,7 @@ class Deck:
     def bind(self, book: Book) -> None:
         """Give every page its place."""
         for page in book.pages:
-            place = page.number % BUFFERS
+            place = page.number % len(self.ring.sizes)
             start, size = self.ring.starts[place], self.ring.sizes[place]
             page.bind(self.memory[start : start + size])
         book.ring = self.ring

@@ -128,7 +128,7 @@ class Early:
             page.turned = book.home.early(book, page, now)
         for slot in {piece.slot for piece in page.pieces}:
             if found.turned(slot):  # the gradient's memory may be wanted
-                book.home.keep(deck, page, slot.p, found.grads.pop(slot))
+                del found.grads[slot]
                 found.works[slot] = found.works[slot]._replace(g=torch.empty(0))
 
     def _group(self, opt: Any, p: torch.Tensor, call: str) -> Group | None:

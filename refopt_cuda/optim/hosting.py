@@ -56,8 +56,8 @@ class Hosted(Paged):
     usual = PAGE_BYTES
     rehearsal, shards = False, True
 
-    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
-        super().__init__(page_bytes, resident_bytes)
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str, during_backward: bool = False) -> None:
+        super().__init__(page_bytes, resident_bytes, during_backward)
         self._ahead: list[Future[None]] = []
 
     def holds(self, slot: Slot) -> bool:
@@ -149,9 +149,6 @@ class Hosted(Paged):
                 with deck.current:
                     deck.ring.settle()
                     deck.lanes.flush()
-
-    def keep(self, deck: Deck, page: Page, p: torch.Tensor, g: torch.Tensor) -> None:
-        """Turns hold gradients until they have come down."""
 
     def passed(self) -> None:
         """The thread goes on until the step."""

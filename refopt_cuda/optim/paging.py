@@ -10,7 +10,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from refopt_cuda.optim import sharded, states
-from refopt_cuda.optim.decks import BUFFERS, Book, Deck, Round
+from refopt_cuda.optim.decks import AHEAD, BUFFERS, Book, Deck, Round
 from refopt_cuda.optim.pieces import Grid, Page, pages
 from refopt_cuda.optim.run import Plan, Slot, Work, on_host
 from refopt_cuda.rules import Form
@@ -40,6 +40,7 @@ class Paged(Home):
     page_bytes      bytes of states that travel at a time, one block at least
     resident_bytes  states that stay on the device, parameters in their order while they fit; "auto": in 0.9 of the
                     memory that is free on it at the first step, after the ring
+    during_backward whether pages are stepped within backward passes, which takes a place more in the ring
 
     Of sharded parameters it is each rank's shards that live here, as DTensors whose parts are host memory.
     """
@@ -49,14 +50,15 @@ class Paged(Home):
     shards, pair = True, 0
     """Whether it takes sharded parameters; of the streams of copies, which pair it shares with other optimizers."""
 
-    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str, during_backward: bool = False) -> None:
         self.page_bytes, self.resident_bytes = page_bytes or self.usual, resident_bytes
+        self.buffers = BUFFERS + AHEAD * during_backward
         self.decks: dict[torch.device, Deck] = {}
         self.resident: Any = WeakTensorKeyDictionary()
 
     def deck(self, device: torch.device) -> Deck:
         if device not in self.decks:
-            self.decks[device] = Deck(device, self.pair)
+            self.decks[device] = Deck(device, self.buffers, self.pair)
         return self.decks[device]
 
     def ready(self, kept: states.Layout, have: dict[str, Any] | None, p: torch.Tensor, call: str) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Paged(Home):
             deck.spare = self.resident_bytes
         elif deck.spare < 0:
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 62
-            deck.spare = max(0, int(SPARE * free) - BUFFERS * self.page_bytes)
+            deck.spare = max(0, int(SPARE * free) - self.buffers * self.page_bytes)
         return deck.spare
 
     def restore(
@@ -170,18 +172,12 @@ class Paged(Home):
         now.put()
 
     def early(self, book: Book, page: Page, now: Round) -> bool:
-        """Step one page, all of whose gradients are there, ahead of `step` and beside backward, which does not wait for
-        it to be loaded. False where it is not bound yet."""
-        if book.ring is not now.deck.ring:
-            return False
-        now.deck.release()
-        with now.deck.aside():
-            self._turn_page(page, now)
-        return True
-
-    def keep(self, deck: Deck, page: Page, p: torch.Tensor, g: torch.Tensor) -> None:
-        """The last page of a parameter was stepped early: its gradient is not needed after that step."""
-        deck.hold(page.number, p, g)
+        """Step one page, all of whose gradients are there, ahead of `step`: it is brought in now. False where it is not
+        bound yet."""
+        step = self.stepping(page, now) if book.ring is now.deck.ring else None
+        if step is not None:
+            now.deck.come(page, step)
+        return step is not None
 
     def _turn_page(self, page: Page, now: Round) -> None:
         """Load, step and store one page, if one of its pieces is of these parameters."""
@@ -221,6 +217,8 @@ class Paged(Home):
         """Wait until every state is back in host memory."""
         for deck in self.decks.values():
             with deck.current:
+                if deck.coming is not None:
+                    deck.rejoin()
                 deck.lanes.finish()
 
 

@@ -30,7 +30,7 @@ class Placed(NamedTuple):
     keep_weights: bool = False
 
 
-HOMES = {"paged": Paged, "host": Hosted, "auto": Mixed, "disk": OnDisk}
+HOMES: dict[str, Any] = {"paged": Paged, "host": Hosted, "auto": Mixed, "disk": OnDisk}
 KNOWN = ("resident", *HOMES)
 
 
@@ -128,4 +128,4 @@ def home(placed: Placed) -> Any:
         return Delayed(placed.page_bytes, 0)
     if placed.path is not None:
         return OnDisk(placed.page_bytes, Path(placed.path).absolute(), placed.keep_weights)
-    return HOMES[placed.place](placed.page_bytes, placed.resident_bytes)
+    return HOMES[placed.place](placed.page_bytes, placed.resident_bytes, placed.during_backward)

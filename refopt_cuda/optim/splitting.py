@@ -163,8 +163,8 @@ class Mixed(Home):
 
     shards = False
 
-    def __init__(self, page_bytes: int | None, resident_bytes: int | str) -> None:
-        self.paged, self.hosted = Paged(page_bytes, resident_bytes), Hosted(page_bytes, 0)
+    def __init__(self, page_bytes: int | None, resident_bytes: int | str, during_backward: bool = False) -> None:
+        self.paged, self.hosted = Paged(page_bytes, resident_bytes, during_backward), Hosted(page_bytes, 0)
         self.hosted.pair = 1  # its copies do not queue behind those of the pages
         self.plans: dict[torch.device, Split] = {}
         self.known: Any = WeakTensorKeyDictionary()

@@ -65,11 +65,20 @@ class Ring:
 
     def turn(self, number: int, copies: Sequence[Copy], step: Callable[[], Any]) -> None:
         """Load a page, step it, store it."""
+        self.load(number, copies)
+        self.step(number, copies, step)
+
+    def load(self, number: int, copies: Sequence[Copy]) -> None:
+        """Bring a page in; all pages that passed through its place before have been stepped."""
         place, lanes = self.place(number), self.lanes
         lanes.wait(IN, place.stored)
         for offset, address, size in copies:
             lanes.copy(IN, place.address + offset, address, size)
         lanes.record(IN, place.loaded)
+
+    def step(self, number: int, copies: Sequence[Copy], step: Callable[[], Any]) -> None:
+        """Step a page when it is loaded, and store it."""
+        place, lanes = self.place(number), self.lanes
         lanes.wait(STEP, place.loaded)
         lanes.run(step)
         lanes.record(STEP, place.stepped)

@@ -68,10 +68,14 @@ def model(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     return torch.nn.Sequential(*layers).to(device, dtype)
 
 
-def backward(net: Any, seed: int) -> None:
+def loss(net: Any, seed: int) -> torch.Tensor:
     first = next(net.parameters())
     x = torch.randn(5, 80, generator=torch.Generator().manual_seed(seed)).to(first.device, first.dtype)
-    net(x).square().mean().backward()
+    return net(x).square().mean()
+
+
+def backward(net: Any, seed: int) -> None:
+    loss(net, seed).backward()
 
 
 def trained(net: Any, opt: Any, steps: int, after: Callable[[], Any] = lambda: None) -> None:

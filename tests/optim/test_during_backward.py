@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import refopt_cuda as rc
-from refopt_cuda.optim import decks, hosting
+from refopt_cuda.optim import hosting
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.places import lanes
@@ -79,53 +80,65 @@ class Late(ShuffledLanes):
         return sum(map(len, self.queues))
 
 
-def test_backward_waits_for_no_page_and_ends_behind_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_wait_for_no_page_and_backward_ends_behind_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "lanes_of", Late)
     monkeypatch.setattr(Late, "made", [])
     net, waiting = model(), list[int]()
     opt = rc.optim.AdamW8bit(net.parameters(), place="paged", page_bytes=3000, during_backward=True)
     trained(net, opt, 1)
-    (one,) = Late.made
+    (one,), (deck,) = Late.made, opt._home.decks.values()
     for p in net.parameters():
         p.register_post_accumulate_grad_hook(lambda p: waiting.append(one.waiting))
+        p.register_post_accumulate_grad_hook(lambda p: waiting.append(deck.coming is not None))
     before = [p.detach().clone() for p in net.parameters()]
     opt.zero_grad()
     backward(net, 1)
-    assert waiting == sorted(waiting) and waiting[-1] > 100, "a hook waited for pages"
+    queued, coming = waiting[::2], waiting[1::2]
+    assert queued == sorted(queued) and queued[-1] > 100, "a hook waited for pages"
+    assert any(coming) and deck.coming is None
     assert not one.queues[lanes.STEP], "backward is over, and steps are not"
     assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("slack", [0, 1 << 20])
-def test_gradients_that_are_freed_in_backward_are_held_until_they_are_too_many(
-    slack: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Steps beside backward still read them; where those are far behind, backward waits."""
-    monkeypatch.setattr(lanes, "lanes_of", Late)
-    monkeypatch.setattr(decks, "SLACK", slack)
+def test_gradients_that_are_freed_in_backward_are_held_until_the_next_page_comes() -> None:
     nets = [model() for _ in range(2)]
     one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-    words = ADAMW8.words | {"place": "paged", "page_bytes": 3000, "during_backward": True}
+    words = ADAMW8.words | {"place": "paged", "page_bytes": 1, "during_backward": True}
     two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
     trained(nets[0], one, 2)
     trained(nets[1], two, 1)
-    (deck,) = two._home.decks.values()
-    held, sizes = list[int](), [p.nbytes for p in nets[1].parameters()]
+    grads, alive = list[Any](), list[int]()
 
     def freed(p: torch.Tensor) -> None:
-        held.append(sum(g.nbytes for _, p, g in deck.held if p.grad is not None))
+        grads.append(weakref.ref(p.grad.untyped_storage()))
         p.grad = None
-        held.append(sum(g.nbytes for _, p, g in deck.held if p.grad is None))
+        alive.append(sum(ref() is not None for ref in grads))
 
     for p in nets[1].parameters():
         p.register_post_accumulate_grad_hook(freed)
     two.zero_grad()
     backward(nets[1], 1)
-    assert len(held) == 2 * len(sizes) and not deck.held
-    of_a_page = [sum(slot.p.nbytes for slot in {piece.slot for piece in page.pieces}) for page in pages_of(two)]
-    assert max(held) == (sum(sizes) if slack else max(of_a_page))
+    assert alive == [1] * len(grads) and not any(ref() for ref in grads)
     two.step()
     assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+
+
+def test_a_page_that_comes_to_the_place_of_another_finds_it_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients need not arrive in the order of pages: here every second page comes to the place of the one before."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    for seed in range(3):
+        monkeypatch.setattr(lanes, "lanes_of", lambda kind, device, seed=seed: ShuffledLanes(seed))
+        torch.manual_seed(0)
+        nets = [torch.nn.Sequential(*(torch.nn.Linear(80, 80, bias=False) for _ in order)) for _ in range(2)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        params = [[net[k].weight for k in order] for net in nets]
+        one = rc.optim.AdamW8bit(params[0], **ADAMW8.words)
+        words = ADAMW8.words | {"place": "paged", "page_bytes": 80 * (80 + 4) * 2, "during_backward": True}
+        two = rc.optim.AdamW8bit(params[1], **words)
+        for net, opt in zip(nets, (one, two), strict=True):
+            trained(net, opt, 3)
+        assert [len(page.pieces) for page in pages_of(two)] == [1] * len(order)
+        assert all(torch.equal(p, q) for p, q in zip(*params, strict=True)), seed
 
 
 def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +151,7 @@ def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypa
     for net, opt in zip(nets, (one, two), strict=True):
         trained(net, opt, 2)
         opt.zero_grad()
-        broken = net[0].weight.register_post_accumulate_grad_hook(lambda p: 1 / 0)
+        broken = net[2].weight.register_post_accumulate_grad_hook(lambda p: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             backward(net, 2)
         broken.remove()
@@ -146,7 +159,7 @@ def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypa
         assert opt is one or not two._early.passing
         trained(net, opt, 2)
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] == 5
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] >= 4
 
 
 class Counted:
