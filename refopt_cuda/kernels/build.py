@@ -48,6 +48,7 @@ class Kernel:
     weight       a number format, or the form of a codec that keeps something beside bfloat16 words
     blocks       elements that share a scale, for each state
     live         whether scalars are read from the device's memory (kernels/rows.cu) instead of the arguments
+    ragged       whether there are tensors whose blocks end with rows, wherever tiles do
     """
 
     rule: _rules.Form | Transfer
@@ -58,6 +59,7 @@ class Kernel:
     tensors: int = 64
     rows: int = 1
     live: bool = False
+    ragged: bool = False
 
     @property
     def coded(self) -> bool:
@@ -84,10 +86,9 @@ class Kernel:
         return max(self.block // TILE, 1) if self.quick and self.coded else 1
 
     @property
-    def even(self) -> int:
-        """The shortest block, where scales of rows that end with a shorter tile can be kept as those of whole ones."""
-        blocks = [b for b, form in zip(self.blocks, self.codecs, strict=True) if form.scaled]
-        return min(blocks) if blocks and self.quick and self.group == 1 and min(blocks) >= TILE // 4 else 0
+    def tiled(self) -> bool:
+        """Whether all blocks lie in a tile, so that rows that are not whole blocks may be taken wherever tiles end."""
+        return self.coded and self.quick and self.group == 1
 
     @property
     def threads(self) -> int:
@@ -191,10 +192,12 @@ def source(kernel: Kernel) -> str:
         "PLANES": kernel.lookup.planes,
         "ENCODE": kernel.lookup.encode,
         "AHEAD": int(kernel.coded),
-        "EVEN": int(bool(kernel.even)),
+        "RAGGED": int(kernel.ragged),
         "READS": int(getattr(kernel.rule, "reads", True)),
         "WRITES": int(getattr(kernel.rule, "writes", True)),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
-    template = (_text(f"kernels/{part}") for part in ("formats.cuh", "states.cuh", "step.cu"))
+    ragged = ["step_ragged.cuh"] if kernel.ragged else []
+    parts = ["access.cuh", "formats.cuh", "states.cuh", "step_walk.cuh", *ragged, "step.cu"]
+    template = (_text(f"kernels/{part}") for part in parts)
     return "\n".join([functors(kernel.rule, stems), defines, *template])

@@ -1,32 +1,6 @@
 // How a tile of 256 elements travels between memory and a warp's registers, eight neighbouring elements a lane: number
 // formats of gradients, and weights in a number format or as bfloat16 words with a rest beside them.
 
-// ---- global memory: 16, 8 or 4 bytes, read once and written once; volatile, so that all loads of a block stay in front ----
-
-static HD uint4 take16(const void* at) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-    return v;
-}
-static HD uint2 take8(const void* at) {
-    uint2 v;
-    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
-    return v;
-}
-static HD uint32_t take4(const void* at) {
-    uint32_t v;
-    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(at));
-    return v;
-}
-#ifndef GIVE
-#define GIVE "st.global"
-#endif
-static HD void give16(void* at, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    asm volatile(GIVE ".v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-}
-static HD void give8(void* at, uint2 v) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(at), "r"(v.x), "r"(v.y) : "memory"); }
-static HD void give4(void* at, uint32_t v) { asm volatile("st.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
-
 // ---- number formats of weights and gradients: eight elements a lane, or one ----
 
 struct float32 {

@@ -69,7 +69,14 @@ def defines(kernel: Kernel) -> str:
 
 def source(kernel: Kernel) -> str:
     """The whole text; its entries are `muon_momentum`, `muon_input`, `muon_apply` and `muon_mirror`."""
-    files = ("kernels/arith.cuh", "codecs/bf16.cuh", "kernels/formats.cuh", "kernels/muon.cuh", "kernels/muon.cu")
+    files = (
+        "kernels/arith.cuh",
+        "codecs/bf16.cuh",
+        "kernels/access.cuh",
+        "kernels/formats.cuh",
+        "kernels/muon.cuh",
+        "kernels/muon.cu",
+    )
     return "\n".join([*map(_text, files[:-1]), defines(kernel), _text(files[-1])])
 
 

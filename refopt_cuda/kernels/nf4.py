@@ -51,7 +51,7 @@ def defines(kernel: Kernel) -> str:
 
 def source(kernel: Kernel) -> str:
     """The whole text; its entry is `nf4_decode`."""
-    files = ("kernels/arith.cuh", "codecs/bf16.cuh", "kernels/formats.cuh")
+    files = ("kernels/arith.cuh", "codecs/bf16.cuh", "kernels/access.cuh", "kernels/formats.cuh")
     return "\n".join([defines(kernel), *map(build._text, files), build._text("kernels/nf4.cu")])
 
 

@@ -52,17 +52,8 @@ HD uint32_t block_max(uint32_t w, uint32_t shift) {  // over 2^shift neighbourin
 
 struct Where {  // a lane's eight elements: their number in the tensor, their row, their number in the row
     uint32_t i, row, within;
-    uint32_t begin, end;  // the first and last lane of its row's, in a tile of rows' ends
-    bool inside;          // lanes beyond a short tile repeat eight of its elements and store nothing
+    bool inside;  // lanes beyond a short tile repeat eight of its elements and store nothing
 };
-HD uint32_t run_max(uint32_t w, uint32_t shift, uint32_t lane, const Where& at) {  // over a block's lanes in a tile of rows' ends
-    uint32_t first = at.begin + ((lane - at.begin) >> shift << shift), last = min(first + (1u << shift) - 1, at.end);
-    for (uint32_t d = 1; d < 32; d <<= 1) {
-        uint32_t before = __shfl_up_sync(0xFFFFFFFFu, w, d);
-        if (lane >= first + d) w = max(w, before);
-    }
-    return __shfl_sync(0xFFFFFFFFu, w, min(last, 31u));
-}
 
 // What a block's magnitude makes of it: the stored scale, the factor that brings it to [-1, 1], whether it has codes.
 struct Measure {
@@ -112,21 +103,12 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
     uint32_t words[8 / CODES];
     float scale;
     static HD float take_scale(const char* scales, uint32_t i) {
-        if constexpr (C::SCALE_BITS == 16) {
-            uint16_t w;
-            asm volatile("ld.global.u16 %0, [%1];" : "=h"(w) : "l"(scales + (uint64_t)i * 2));
-            return C::widen_scale(w);
-        } else {
-            float v;
-            asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(scales + (uint64_t)i * 4));
-            return v;
-        }
+        if constexpr (C::SCALE_BITS == 16) return C::widen_scale(take2(scales + (uint64_t)i * 2));
+        return take_float(scales + (uint64_t)i * 4);
     }
     static HD void give_scale(char* scales, uint32_t i, float v) {
-        if constexpr (C::SCALE_BITS == 16)
-            asm volatile("st.global.u16 [%0], %1;" ::"l"(scales + (uint64_t)i * 2), "h"(C::narrow_scale(v)) : "memory");
-        else
-            give4(scales + (uint64_t)i * 4, bits(v));
+        if constexpr (C::SCALE_BITS == 16) give2(scales + (uint64_t)i * 2, C::narrow_scale(v));
+        else give4(scales + (uint64_t)i * 4, bits(v));
     }
     template <bool EASY> static HD uint32_t shift(const Slot& at) { return EASY ? S::SHIFT : at.shift; }
     template <bool EASY> static HD uint32_t per(const Slot& at) { return EASY ? 0 : at.per; }
@@ -134,14 +116,15 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
     template <bool EASY> static HD uint32_t scale_of(const Slot& at, const Where& w) {
         return (EASY ? 0 : w.row * at.per) + (w.within >> shift<EASY>(at));
     }
-    template <bool EASY> HD void load(const Slot& at, const Where& w) {
+    template <bool EASY> HD void load(const Slot& at, const Where& w) { load(at, w.i, scale_of<EASY>(at, w)); }
+    HD void load(const Slot& at, uint32_t i, uint32_t block) {
         if constexpr (C::BITS == 8) {
-            uint2 v = take8(at.codes + (uint64_t)w.i * 8);
+            uint2 v = take8(at.codes + (uint64_t)i * 8);
             words[0] = v.x, words[1] = v.y;
         } else {
-            words[0] = take4(at.codes + (uint64_t)w.i * 4);
+            words[0] = take4(at.codes + (uint64_t)i * 4);
         }
-        scale = take_scale(at.scales, scale_of<EASY>(at, w));
+        scale = take_scale(at.scales, block);
     }
     HD void get(float (&x)[8], const Shared& shared) const {
         auto t = shared.of<S>();
@@ -153,11 +136,9 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
         uint32_t w = warp_max(lane_max(x));
         if (lane == i) magnitude = w;
     }
-    template <bool EASY> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen, bool ends,
-                                                const Where& w, Measure& m) {
+    template <bool EASY> static HD void measure(const Slot& at, const float (&x)[8], uint32_t i, uint32_t lane, uint32_t seen, Measure& m) {
         const uint32_t s = shift<EASY>(at);
-        uint32_t a = s <= 5 ? lane_max(x) : (lane ^ i) >> (s - 5) ? 0 : seen;
-        m = Measure::of<C>(!EASY && ends ? run_max(a, s, lane, w) : block_max(a, s));
+        m = Measure::of<C>(block_max(s <= 5 ? lane_max(x) : (lane ^ i) >> (s - 5) ? 0 : seen, s));
     }
     template <class A, int WORDS> static HD void encode(const float* x, const Measure& m, const Shared& shared, uint32_t* word) {
         A a;
@@ -236,7 +217,7 @@ template <class S> struct Stored<S, false> {  // a number each, no scale
     template <bool EASY> HD void load(const Slot& at, const Where& w) { N::load(at.codes, w.i, raw); }
     HD void get(float (&x)[8], const Shared&) const { N::get(raw, x); }
     static HD void grow(const float (&)[8], uint32_t, uint32_t, uint32_t&) {}
-    template <bool EASY> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, bool, const Where&, Measure&) {}
+    template <bool EASY> static HD void measure(const Slot&, const float (&)[8], uint32_t, uint32_t, uint32_t, Measure&) {}
     static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure&, const Shared&) {
         if (inside) N::put(at.codes, i, x);
     }
@@ -262,7 +243,7 @@ template <> struct Load<> {
     template <bool EASY> HD void load(const Slot*, const Where&) {}
     HD void get(float (*)[8], const Shared&) const {}
     static HD void grow(const float (*)[8], uint32_t, uint32_t, uint32_t*) {}
-    template <bool EASY> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, bool, const Where&, Measure*) {}
+    template <bool EASY> static HD void measure(const Slot*, const float (*)[8], uint32_t, uint32_t, const uint32_t*, Measure*) {}
     static HD void put(const Slot*, uint32_t, bool, const float (*)[8], const Measure*, const Shared&) {}
     template <bool EASY> static HD void keep(const Slot*, const Where&, uint32_t, uint32_t, const Measure*, float*) {}
     static HD void flush(const Slot*, const Span&, uint32_t, const float*) {}
@@ -289,9 +270,8 @@ template <class S, class... More> struct Load<S, More...> {
     static HD void grow(const float (*x)[8], uint32_t i, uint32_t lane, uint32_t* a) {
         Stored<S>::grow(*x, i, lane, *a), Next::grow(x + 1, i, lane, a + 1);
     }
-    template <bool EASY> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, bool ends, const Where& w,
-                           Measure* m) {
-        Stored<S>::template measure<EASY>(*at, *x, i, lane, *a, ends, w, *m), Next::template measure<EASY>(at + 1, x + 1, i, lane, a + 1, ends, w, m + 1);
+    template <bool EASY> static HD void measure(const Slot* at, const float (*x)[8], uint32_t i, uint32_t lane, const uint32_t* a, Measure* m) {
+        Stored<S>::template measure<EASY>(*at, *x, i, lane, *a, *m), Next::template measure<EASY>(at + 1, x + 1, i, lane, a + 1, m + 1);
     }
     static HD void put(const Slot* at, uint32_t i, bool inside, const float (*x)[8], const Measure* m, const Shared& t) {
         Stored<S>::put(*at, i, inside, *x, *m, t), Next::put(at + 1, i, inside, x + 1, m + 1, t);
@@ -337,4 +317,3 @@ template <class S, class... More> struct Load<S, More...> {
         Next::give(at + 1, row, within, o, step, last, m + 1);
     }
 };
-typedef Load<CODECS> States;

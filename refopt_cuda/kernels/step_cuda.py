@@ -28,8 +28,8 @@ UNIT = 8
 """Tiles that a warp takes at a time."""
 
 
-WORTH = 0.5
-"""Part of its tiles that a row must fill, or its end is packed with those of others."""
+PARTS = 16
+"""The most tiles of ragged rows that a warp takes where units are cut, an eighth of a unit: it steps one tile more."""
 
 SKIP = 1
 """In place of a gradient's address: leave this tensor alone."""
@@ -147,7 +147,7 @@ class Launch:
             raise ValueError(f"Launch.bind: 1 to {SIZES[-1]} tensors fit a launch, got {len(tensors)}")
         self.device = cupy.cuda.Device().id
         self.size = next(s for s in SIZES if s >= len(tensors))
-        table, self.units = self._table(tensors)
+        table, self.units, self.ragged = self._table(tensors)
         self.count, self.bound = len(tensors), tuple(tensors)
         self.table = cupy.asarray(table.view(np.uint8))
         self.ways: dict[tuple[int, bool], tuple[Any, ...]] = {}
@@ -155,10 +155,10 @@ class Launch:
     def _way(self, rows: int, live: bool = False) -> tuple[Any, ...]:
         """(grid, threads, function, shared bytes, arguments, their bytes) of a kernel for so many rows of scalars."""
         if (rows, live) not in self.ways:
-            kernel = replace(self._kernel(self.size, rows), live=live)
+            kernel = replace(self._kernel(self.size, rows), live=live, ragged=self.ragged)
             function, grid = _compiled(kernel, self.device)
             args = np.zeros(1, self._args_type(self.size, rows, live))
-            self.lookup = _tables(replace(kernel, tensors=SIZES[0], rows=1, live=False), self.device)
+            self.lookup = _tables(replace(kernel, tensors=SIZES[0], rows=1, live=False, ragged=False), self.device)
             args["tensors"], args["tables"] = self.table.data.ptr, self.lookup.data.ptr
             args["units"], args["count"] = self.units, self.count
             grid = min(grid, -(-self.units * UNIT // (kernel.threads // 32)))
@@ -175,23 +175,26 @@ class Launch:
         fields += [("live", "u8")] if live else [("scalars", "f4", (rows, 16)), ("random", "u8", (rows,))]
         return np.dtype([*fields, ("which", "u1", (size,)), ("g", "u8", (size,))], align=True)
 
-    def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int]:
+    def _table(self, tensors: Sequence[Tensor]) -> tuple[np.ndarray, int, bool]:
+        """The words of all tensors, the number of their units, and whether there are ragged ones."""
         kept = max(len(self.codecs), 1)
         slot = np.dtype([("codes", "u8"), ("scales", "u8"), *((name, "u4") for name in Layout.SLOT)])
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("rest", "u8")]
-        tail = [("row", "i8"), ("n", "i8"), ("pack", "u4"), ("full", "u4"), ("tiles", "u4"), ("number", "u4")]
+        tail = [("row", "i8"), ("n", "i8"), ("tiles", "u4"), ("number", "u4"), ("parts", "u4"), ("blank", "u4")]
         tail += [("start", "i8"), ("unused", "i8")]
         table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail, ("states", slot, (kept,))]))
         first, kernel = 0, self._kernel(SIZES[0])
         drawn = not isinstance(kernel.weight, str) and kernel.weight.module.RANDOM
-        for entry, t in zip(table, tensors, strict=False):
-            layout = Layout.of(kernel, self.blocks, t.shape)
-            units = -(-layout.tiles // UNIT)
+        layouts = [Layout.of(kernel, self.blocks, t.shape) for t in tensors]
+        ragged = parts(sum(layout.tiles for layout in layouts))
+        for entry, t, layout in zip(table, tensors, layouts, strict=False):
+            entry["parts"] = ragged if layout.ragged else kernel.group
+            units = -(-layout.tiles // (UNIT // kernel.group * int(entry["parts"])))
             if first + units >= 2**29:
                 raise ValueError(f"Launch.bind: {first + units} units of {UNIT} tiles; at most 2^29 - 1 fit a launch")
             entry["first"], entry["p"], entry["rest"] = first, t.p, t.rest
             entry["number"], entry["start"] = t.number, t.first
-            for name in ("per", "row", "n", "pack", "full", "tiles"):
+            for name in ("per", "row", "n", "tiles"):
                 entry[name] = getattr(layout, name)
             for kept_at, state, slot_at in zip(entry["states"], t.states, layout.slots, strict=False):
                 kept_at["codes"], kept_at["scales"] = state
@@ -199,11 +202,12 @@ class Launch:
                     kept_at[name] = value
             aligned = all(a % 16 == 0 for a in (t.p, t.rest, *(codes for codes, _ in t.states)))
             aligned &= not (drawn and t.first % 4)
-            entry["aligned"] = aligned * (1 + 2 * layout.easy + 4 * layout.even)
-            entry["whole"] = layout.n // build.TILE if kernel.quick and not layout.per and aligned else 0
+            entry["aligned"] = (aligned and layout.row % 8 == 0) + 2 * (aligned and layout.easy) + 4 * layout.ragged
+            one_row = kernel.quick and not layout.row
+            entry["whole"] = layout.n // build.TILE if one_row and aligned else 0
             first += units
         table["first"][-1] = first
-        return table, first
+        return table, first, any(layout.ragged for layout in layouts)
 
     def run(
         self,
@@ -249,28 +253,31 @@ class Launch:
             function(grid, threads, (words,), shared_mem=shared)
 
 
+def parts(tiles: int) -> int:
+    """Tiles of ragged rows that a warp takes where units are cut, in a launch over so many: all warps of a device must
+    have their part, several times over."""
+    return min(PARTS, 1 << max(tiles >> 16, 1).bit_length() - 1)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a tensor is cut into tiles, and how each state's blocks lie in them.
 
     n, row       elements in all, and a row of the block layout
-    pack, full   rows whose short last tiles are taken together; whole tiles a row
-    per, tiles   tiles a pack of rows (0: the tensor is one row), and in all
+    per, tiles   tiles a row where each begins with one (else 0), and in all
     slots        of each state: log2 of the lanes that share a scale, scales a row (0: one row), elements that share a
                  scale, bytes of codes a row
     easy         whether tiles and blocks lie as the kernel was compiled for: one row, and no shorter blocks
-    even         whether rows end with a shorter tile of as many blocks, and are long enough not to be packed
+    ragged       whether blocks end with rows, wherever tiles do
     """
 
     n: int
     row: int
-    pack: int
-    full: int
     per: int
     tiles: int
     slots: tuple[tuple[int, int, int, int], ...]
     easy: bool = False
-    even: bool = False
+    ragged: bool = False
 
     SLOT: ClassVar[tuple[str, ...]] = ("shift", "per", "block", "bytes")
 
@@ -288,19 +295,14 @@ class Layout:
             cut = [min(b, row) if short and row < n else b for b in blocks]
             slots = tuple((shift(b), 0, b, 0) for b in cut)
             easy = kernel.quick and all(a == b for a, b, f in zip(cut, blocks, kernel.codecs, strict=True) if f.scaled)
-            return cls(n, 0, 1, 0, 0, -(-n // kernel.tile), slots, easy)
+            return cls(n, 0, 0, -(-n // kernel.tile), slots, easy)
         if row > 2**31:
             raise ValueError(f"Launch.bind: rows of {row} elements; at most 2^31, or whole blocks, are addressed")
-        full, end = divmod(row, kernel.tile)
-        even = bool(
-            kernel.even and row % 8 == 0 and end + kernel.even > kernel.tile and row >= WORTH * (row + 255 - end)
-        )
-        if kernel.group > 1:
-            pack, full = 1, -(-row // (kernel.tile * kernel.group)) * kernel.group
-            per = full
-        else:
-            pack = max(build.TILE // end, 1) if kernel.quick and end and row % 8 == 0 and not even else 1
-            per = pack * full + (end > 0)
         bytes_ = [row // b * -(-b // 2) + -(-(row % b) // 2) for b in blocks]
         slots = tuple((shift(b), -(-row // b), b, size) for b, size in zip(blocks, bytes_, strict=True))
-        return cls(n, row, pack, full, per, -(-(n // row) // pack) * per, slots, even=even)
+        if kernel.tiled:
+            if n > 2**35 - 512:  # tiles behind the last element are counted as well
+                raise ValueError(f"Launch.bind: {n} elements in ragged rows; at most 2^35 - 512 are addressed")
+            return cls(n, row, 0, -(-n // build.TILE), slots, ragged=True)
+        per = -(-row // (kernel.tile * kernel.group)) * kernel.group
+        return cls(n, row, per, n // row * per, slots)

@@ -67,7 +67,7 @@ def template(kernel: Kernel) -> str:
 
 def source(kernel: Kernel) -> str:
     """The whole text; its entries are named after the passes: `sums0`, `update0` ..."""
-    return "\n".join([functors(kernel), text("kernels/formats.cuh"), template(kernel)])
+    return "\n".join([functors(kernel), text("kernels/access.cuh"), text("kernels/formats.cuh"), template(kernel)])
 
 
 def text(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,23 @@ def record(name: str, block: int | None = None) -> Any:
     return found(**options, **({"block": block} if block and found.scope == "block" else {}))
 
 
+class Device:
+    """What runs a launch: a GPU, through CuPy."""
+
+    def upload(self, words: np.ndarray) -> Any:
+        import cupy
+
+        return cupy.asarray(words)
+
+    def bind(self, launch: Launch, tensors: Any) -> None:
+        launch.bind(tensors)
+
+    def run(self, launch: Launch, grads: list[int], scalars: np.ndarray, which: list[int], random: list[int]) -> None:
+        import cupy
+
+        launch.run(grads, scalars, which, cupy.cuda.get_current_stream().ptr, random)
+
+
 @dataclass
 class Pair:
     """Tensors on the device and the same ones in NumPy."""
@@ -63,6 +80,7 @@ class Pair:
     hyper: dict[str, Any]
     block: int | tuple[int, ...] = 256
     seed: int = 5
+    device: Device = field(default_factory=Device)
 
     def __post_init__(self) -> None:
         probe = Optimizer(self.rule, **self.hyper)
@@ -78,34 +96,31 @@ class Pair:
         self.launch = Launch(form, self.codecs, self.weight, self.grad, blocks)
 
     def start(self, params: list[np.ndarray]) -> None:
-        import cupy
-
+        upload = self.device.upload
         self.words = [narrow(p, self.visible) for p in params]
         self.state = self.opt.init([widen(w, self.visible) for w in self.words])
-        self.p = [cupy.asarray(w) for w in self.words]
-        self.s = [[_device(s[n]) for n in self.names] for s in self.state]
-        self.rest = [_rest(s) for s in self.state]
+        self.p = [upload(w) for w in self.words]
+        self.s = [[[upload(x) for x in _stored(s[n])] for n in self.names] for s in self.state]
+        self.rest = [None if (x := _beside(s)) is None else upload(x) for s in self.state]
         pointers = [
-            Tensor(p.data.ptr, tuple((c.data.ptr, z.data.ptr if z is not None else 0) for c, z in s), w.shape, *more)
+            Tensor(p.data.ptr, tuple((c.data.ptr, z[0].data.ptr if z else 0) for c, *z in s), w.shape, *more)
             for p, s, w, more in zip(self.p, self.s, self.words, self._more(), strict=True)
         ]
-        self.launch.bind(pointers)
+        self.device.bind(self.launch, pointers)
 
     def _more(self) -> list[tuple[int, int]]:
         return [(0 if rest is None else rest.data.ptr, k) for k, rest in enumerate(self.rest)]
 
     def step(self, grads: list[np.ndarray | None], shift: int = 0) -> None:
         """Both sides, then the comparison; `shift` moves the gradients off their alignment, in bytes."""
-        import cupy
-
         words = [None if g is None else narrow(g, self.grad) for g in grads]
-        device = [None if w is None else _shifted(w, shift) for w in words]
+        device = [None if w is None else self.device.upload(_shifted(w, shift)) for w in words]
         ts = [s["t"] + 1 for s in self.state]
         rows = sorted(set(ts))
         scalars = np.stack([row(self.rule, t, self.opt.hyper) for t in rows])
         pointers = [SKIP if d is None else d.data.ptr + shift for d in device]
         drawn = [step_word(self.seed, t) for t in rows]
-        self.launch.run(pointers, scalars, [rows.index(t) for t in ts], cupy.cuda.get_current_stream().ptr, drawn)
+        self.device.run(self.launch, pointers, scalars, [rows.index(t) for t in ts], drawn)
         self.expect(words)
         self.compare()
 
@@ -121,15 +136,15 @@ class Pair:
             if rest is not None:
                 number = "bfloat16" if self.weight == "bf16_kahan" else ""
                 _agree(f"beside p of tensor {k} {w.shape}", _beside(s), rest.get(), number)
-            for n, codec, (codes, scales) in zip(self.names, self.codecs, self.s[k], strict=True):
+            for n, codec, (codes, *scales) in zip(self.names, self.codecs, self.s[k], strict=True):
                 have = s[n]
                 arrays = have.arrays if isinstance(have, Box) else {"codes": have}
                 number = {"f32": "float32", "bf16": "bfloat16"}.get(codec, "")
                 _agree(f"{n} of tensor {k} {w.shape}", _words(arrays["codes"]), _words(codes.get()), number)
-                if scales is not None:
+                if scales:
                     number = {"float16": "float16", "uint16": "bfloat16"}.get(arrays["scales"].dtype.name, "float32")
                     what = f"{n} scales of tensor {k} {w.shape}"
-                    _agree(what, _words(arrays["scales"]), _words(scales.get()), number)
+                    _agree(what, _words(arrays["scales"]), _words(scales[0].get()), number)
 
 
 def _words(a: np.ndarray) -> np.ndarray:
@@ -140,26 +155,16 @@ def _beside(state: dict[str, Any]) -> np.ndarray | None:
     return next(iter(state["p"].arrays.values())) if isinstance(state.get("p"), Box) else None
 
 
-def _rest(state: dict[str, Any]) -> Any:
-    import cupy
-
-    beside = _beside(state)
-    return None if beside is None else cupy.asarray(beside)
-
-
-def _device(stored: Any) -> tuple[Any, Any]:
-    import cupy
-
+def _stored(stored: Any) -> list[np.ndarray]:
+    """Its codes, and its scales if it has any."""
     if not isinstance(stored, Box):
-        return cupy.asarray(stored), None
-    return cupy.asarray(stored.codes), cupy.asarray(stored.scales) if stored.codec.scope == "block" else None
+        return [stored]
+    return [stored.codes, stored.scales] if stored.codec.scope == "block" else [stored.codes]
 
 
-def _shifted(words: np.ndarray, shift: int) -> Any:
-    import cupy
-
-    raw = cupy.zeros(words.nbytes + shift, cupy.uint8)
-    raw[shift:] = cupy.asarray(np.ascontiguousarray(words).reshape(-1).view(np.uint8))
+def _shifted(words: np.ndarray, shift: int) -> np.ndarray:
+    raw = np.zeros(words.nbytes + shift, np.uint8)
+    raw[shift:] = np.ascontiguousarray(words).reshape(-1).view(np.uint8)
     return raw
 
 

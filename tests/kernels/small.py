@@ -2,7 +2,7 @@
 
     compute-sanitizer --tool memcheck python -m tests.kernels.small
 
-Whole tiles and rows' ends, even rows, blocks within a tile and of several, one element at a time, codes of 4 bits,
+Whole tiles and rows' ends, ragged rows, blocks within a tile and of several, one element at a time, codes of 4 bits,
 scales of 16, weights with a rest and random bits, quantize and dequantize; through the optimizers counts that the
 device keeps, clipping, rules of two and three passes, Muon, pages, and a 4-bit layer. Prints one line a case; a wrong
 bit is an error.
@@ -25,12 +25,13 @@ from refopt import codecs
 from tests.kernels.gpu_step import Pair
 
 HYPER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "wd": 0.1}
-SHAPES = [(3, 2048), (5, 264), (4, 1000), (6, 96), (64, 16), (33, 255), (2500,), (7,), ()]
+SHAPES = [(3, 2048), (5, 264), (4, 1000), (9, 1000), (6, 96), (64, 16), (33, 255), (2500,), (7,), ()]
 CASES: list[tuple[tuple[str, str], str, str, int | tuple[int, int]]] = [
     (("dynamic8", "dynamic8"), "bfloat16", "bfloat16", 256),
     (("dynamic8", "int8_linear"), "float32", "float16", 2048),
     (("q4", "q4"), "bf16_rem16", "bfloat16", 128),
     (("fp8", "compand8"), "bf16_sr", "float32", 32),
+    (("dynamic8", "int8_linear"), "bfloat16", "bfloat16", (256, 32)),
     (("compand8.bf16", "fp8.e5m2"), "bf16_kahan", "bfloat16", (2048, 64)),
     (("f32", "bf16"), "bf16_ecc.8", "float32", 256),
     (("dynamic8", "q4"), "float16", "float16", 100),

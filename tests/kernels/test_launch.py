@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refopt.codecs import blocks
 from refopt_cuda.kernels.build import Kernel
-from refopt_cuda.kernels.step_cuda import UNIT, Launch, Tensor
+from refopt_cuda.kernels.step_cuda import PARTS, UNIT, Launch, Tensor, parts
 
 Shape = tuple[int, ...]
 
@@ -39,7 +39,7 @@ def launch(block: int | tuple[int, ...]) -> Launch:
     return Launch("adamw", ("dynamic8",) * len(block), "float32", "float32", block)
 
 
-def table(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0) -> tuple[np.ndarray, int]:
+def table(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0) -> tuple[np.ndarray, int, bool]:
     of = launch(block)
     made = [t._replace(states=t.states * len(of.codecs)) for t in tensors(shapes, shift)]
     return of._table(made)
@@ -48,28 +48,30 @@ def table(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0)
 def stretches(entry: np.void, tile: int, kernel: Kernel) -> Iterator[tuple[int, int, int]]:
     """(row, first element in it, elements) of what a warp steps in one tile, as step.cu has it."""
     size, per, row, n = kernel.tile, int(entry["per"]), int(entry["row"]), int(entry["n"])
-    if per == 0:
+    if per:
+        r, column = divmod(tile, per)
+        if column * size < row:
+            yield r, column * size, min(size, row - column * size)
+    elif entry["aligned"] & 4:
+        at, end = tile * size, min((tile + 1) * size, n)
+        while at < end:
+            r, within = divmod(at, row)
+            yield r, within, min(row - within, end - at)
+            at += min(row - within, end - at)
+    else:
         yield 0, tile * size, min(size, n - tile * size)
-        return
-    rows, pack, full = n // row, int(entry["pack"]), int(entry["full"])
-    first, c = tile // per * pack, tile % per
-    if kernel.group == 1 and c >= pack * full:
-        yield from ((r, full * size, row - full * size) for r in range(first, min(first + pack, rows)))
-        return
-    r, column = (first + c // full, c % full) if pack > 1 else (first, c)
-    if r < rows and column * size < row:
-        yield r, column * size, min(size, row - column * size)
 
 
 def check(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0) -> None:
     """Every element is stepped once, beside the scale that the oracle's block list gives it; one list without gaps."""
     of = launch(block)
-    got, total = table(shapes, block, shift)
+    got, total, ragged = table(shapes, block, shift)
     kernel, first = of._kernel(64), got["first"].astype(np.int64)
-    assert len(got) == len(shapes) + 1 and total == first[-1]
+    assert len(got) == len(shapes) + 1 and total == first[-1] and ragged == (got["aligned"] >= 4).any()
     for k, shape in enumerate(shapes):
         entry, n = got[k], math.prod(shape)
-        assert first[k + 1] - first[k] == -(-int(entry["tiles"]) // UNIT), shape
+        unit = UNIT // kernel.group * int(entry["parts"])
+        assert first[k + 1] - first[k] == -(-int(entry["tiles"]) // unit) and unit % UNIT == 0, shape
         seen, scales = np.zeros(n, np.int64), np.zeros((len(of.blocks), n), np.int64)
         for tile in range(int(entry["tiles"])):
             for r, within, length in stretches(entry, tile, kernel):
@@ -101,7 +103,7 @@ def test_the_blocks_of_a_tensor_are_the_oracles(shape: Shape, block: int | tuple
 def test_more_than_two_to_the_31_elements(shape: Shape, block: int) -> None:
     """The tiles at either end, and some between: neighbours leave no gap, and eights of elements fit 32 bits."""
     assert math.prod(shape) >= 2**31
-    (entry, _), _ = table([shape], block)
+    (entry, _), *_ = table([shape], block)
     kernel, tiles = launch(block)._kernel(64), int(entry["tiles"])
     for tile in (0, 1, tiles // 3, tiles // 2, tiles - 2, tiles - 1):
         for r, within, length in stretches(entry, tile, kernel):
@@ -124,13 +126,23 @@ def test_all_shapes_in_one_launch() -> None:
     check(SHAPES, 256)
 
 
-@pytest.mark.parametrize(("shape", "whole"), [((70_000,), 273), ((33, 256), 33), ((33, 257), 0), ((), 0), ((512,), 2)])
-def test_whole_blocks_take_the_short_way_where_16_bytes_can_be_read_at_once(shape: Shape, whole: int) -> None:
-    (aligned, _), _ = table([shape], 256)
-    (shifted, _), _ = table([shape], 256, shift=8)
-    easy = shape != (33, 257)  # of one row: the whole tiles are those that the kernel was compiled for
-    assert (aligned["whole"], aligned["aligned"]) == (whole, 3 if easy else 1)
-    assert (shifted["whole"], shifted["aligned"]) == (0, 0)
+@pytest.mark.parametrize(
+    ("shape", "whole", "flags"),
+    [
+        ((70_000,), 273, 3),
+        ((33, 256), 33, 3),
+        ((33, 264), 0, 5),  # ragged
+        ((33, 257), 0, 4),  # likewise, and not in eights
+        ((33, 128), 16, 1),  # blocks are shorter than the kernel was compiled for
+        ((), 0, 3),
+        ((512,), 2, 3),
+    ],
+)
+def test_tiles_take_their_way_where_16_bytes_can_be_read_at_once(shape: Shape, whole: int, flags: int) -> None:
+    (aligned, _), *_ = table([shape], 256)
+    (shifted, _), *_ = table([shape], 256, shift=8)
+    assert (aligned["whole"], aligned["aligned"]) == (whole, flags)
+    assert (shifted["whole"], shifted["aligned"]) == (0, flags & 4)
 
 
 def test_one_misaligned_state_is_enough() -> None:
@@ -156,28 +168,39 @@ def test_what_32_bits_cannot_count_is_refused(shapes: list[Shape], block: int, w
     with pytest.raises(ValueError, match=why):
         table(shapes, block)
     largest = [(2**35 - 1,)] * 31 + [(2**34,), (2, 2**31 - 1)]
-    assert table(largest, 256)[1] == (31 * 2**27 + 2**26 + 2**24) // UNIT
+    assert table(largest, 256)[1] == (31 * 2**27 + 2**26) // UNIT + 2**24 // (UNIT * PARTS)
+
+
+def test_the_last_tiles_of_ragged_rows_can_be_counted() -> None:
+    """Numbers of eights beyond the last element must fit 32 bits as well."""
+    table([(2**20 - 1, 2**15 - 8)], 256)
+    with pytest.raises(ValueError, match="34359738336 elements in ragged rows; at most 2\\^35 - 512"):
+        table([(31, 1_108_378_656)], 256)
+
+
+def test_pieces_of_ragged_rows_are_longer_where_there_are_enough_for_all_warps() -> None:
+    assert [parts(n) for n in (0, 1, 2**17 - 1, 2**17, 3 * 2**17, 2**20, 2**30)] == [1, 1, 1, 2, 4, 16, PARTS]
+    (one, two, _), *_ = table([(2**12, 1000), (2**18, 2**10)], 256)
+    assert (one["parts"], two["parts"]) == (16, 1), "of all tiles of the launch; others are as they were"
 
 
 @pytest.mark.parametrize(
-    ("codec", "block", "row", "even"),
+    ("codec", "block", "row", "ragged"),
     [
         ("dynamic8", 256, 1000, True),
-        ("dynamic8", 256, 264, True),
-        ("dynamic8", 256, 120, False),  # more than half of its tiles would be empty
-        ("dynamic8", 256, 1001, False),  # not in eights
-        ("dynamic8", 512, 1000, False),
-        ("dynamic8", 16, 1000, False),
-        ("q4", 128, 1000, True),
-        ("q4", 128, 896, False),  # its end has one block, other tiles have two
+        ("dynamic8", 256, 1001, True),
+        ("dynamic8", 256, 96, True),
+        ("dynamic8", 256, 128, False),  # a power of two: shorter blocks
+        ("dynamic8", 256, 1024, False),
+        ("dynamic8", 512, 1000, False),  # blocks of several tiles
+        ("dynamic8", 100, 1000, False),
+        ("dynamic8", 16, 1000, True),
+        ("q4", 128, 896, False),  # whole blocks
         ("q4", 128, 904, True),
-        ("q4", 128, 1128, False),  # likewise, in rows that are not whole blocks
     ],
 )
-def test_rows_that_end_with_a_shorter_tile_of_as_many_blocks_are_even(codec, block, row, even):
+def test_rows_that_end_within_blocks_are_ragged(codec, block, row, ragged):
     of = Launch("lion", (codec,), "bfloat16", "bfloat16", block)
-    entry = of._table(tensors([(12, row)]))[0][0]
-    assert bool(entry["aligned"] & 4) is even
-    scales = 12 * -(-row // block)
-    if even:
-        assert entry["tiles"] * (256 // block) == scales
+    got, _, some = of._table(tensors([(12, row)]))
+    assert some is ragged and bool(got[0]["aligned"] & 4) is ragged
+    assert bool(got[0]["aligned"] & 1) is (row % 8 == 0 or not ragged)

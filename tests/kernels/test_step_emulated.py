@@ -1,0 +1,89 @@
+"""The text of step.cu and its parts, built by g++ and run on an emulated grid, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refopt_cuda.kernels import step_cuda
+from tests.kernels.gpu_step import Pair
+from tests.kernels.step_emulator import Host
+
+pytestmark = pytest.mark.gxx
+
+HYPER: dict[str, dict[str, Any]] = {
+    "adamw": {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "wd": 0.1},
+    "lion": {"lr": 1e-2, "wd": 0.1},
+    "ademamix": {"lr": 1e-2, "wd": 0.1},
+}
+RAGGED = [(5, 264), (4, 1000), (3, 2056), (9, 40), (70, 24), (2, 48), (1, 264), (33, 1032), (3, 5, 104)]
+OTHERS = [(), (0,), (7,), (256,), (2500,), (3, 2048), (64, 16), (5, 128), (33, 255), (9, 17), (3, 16)]
+CASES: list[tuple[str, tuple[str, ...], str, Any]] = [
+    ("adamw", ("dynamic8", "dynamic8"), "bfloat16", 256),
+    ("adamw", ("q4", "q4"), "float32", 128),
+    ("adamw", ("dynamic8", "f32"), "bf16_rem16", (64, 256)),
+    ("adamw", ("dynamic8", "int8_linear"), "bf16_sr", (256, 32)),
+    ("lion", ("compand8",), "bf16_kahan", 16),
+    ("ademamix", ("dynamic8", "bf16", "dynamic8"), "float32", 256),
+    ("adamw", ("dynamic8", "int8_linear"), "float32", (2048, 512)),
+    ("lion", ("dynamic8",), "float32", 100),
+]
+
+
+@pytest.fixture(scope="module")
+def host(gxx: str, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return Host(gxx, tmp_path_factory.mktemp("step"))
+
+
+def numbers(rng: np.random.Generator, shape: tuple[int, ...], spread: float = 4.0) -> np.ndarray:
+    """Magnitudes over several decades, and zeros."""
+    x = rng.standard_normal(shape) * 10 ** rng.uniform(-spread, spread, shape)
+    return np.asarray(np.where(rng.random(shape) < 0.1, 0.0, x), np.float32)
+
+
+def started(host: Host, case: Any, shapes: list[tuple[int, ...]], grad: str = "bfloat16") -> tuple[Pair, Any]:
+    rule, codecs, weight, block = case
+    rng = np.random.default_rng(0)
+    both = Pair(rule, codecs, weight, grad, HYPER[rule], block, device=host)
+    both.start([np.asarray(rng.standard_normal(s), np.float32) for s in shapes])
+    return both, rng
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_way_through_the_kernel_has_the_oracles_bits(host: Host, case: Any) -> None:
+    """Whole tiles, ragged rows and others in one launch; a tensor without gradient, and gradients at odd addresses."""
+    shapes = RAGGED + OTHERS
+    both, rng = started(host, case, shapes)
+    for shift in (0, 2):
+        both.step([None if k == 3 and shift else numbers(rng, s) for k, s in enumerate(shapes)], shift)
+
+
+@pytest.mark.parametrize("most", [1, 2, 16])
+def test_ragged_rows_may_be_cut_into_any_pieces(host: Host, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of so many tiles, with blocks that begin in one and end in the next; 16 warps take two rounds of units."""
+    monkeypatch.setattr(step_cuda, "parts", lambda tiles: most)
+    shapes = [(130 * most, 1000), (40, 264), (9, 40)]
+    both, rng = started(host, CASES[0], shapes)
+    both.step([numbers(rng, s) for s in shapes])
+
+
+@pytest.mark.parametrize("row", [24, 40, 88, 136, 248, 264, 272, 384, 496, 504, 520, 1000])
+@pytest.mark.parametrize("block", [16, 64, 256])
+def test_rows_of_any_number_of_eights(host: Host, row: int, block: int) -> None:
+    both, rng = started(host, ("lion", ("dynamic8",), "float32", block), [(37, row), (2, row)])
+    for _ in range(2):
+        both.step([numbers(rng, (37, row)), numbers(rng, (2, row))])
+
+
+def test_special_gradients_in_ragged_rows(host: Host) -> None:
+    """What leaves the range of the fast cores is stepped with care, and the tile's other elements as ever."""
+    special = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-38, 3e38, 1e18, -1e19])
+    both, rng = started(host, CASES[0], [(40, 264)], "float32")
+    for _ in range(3):
+        g = numbers(rng, (40, 264))
+        g[rng.integers(0, 40, 10), rng.integers(0, 264, 10)] = special
+        g[35] = 0.0
+        g[36] *= np.float32(1e-30)
+        both.step([g])
