@@ -256,7 +256,7 @@ class Launch:
 def parts(tiles: int) -> int:
     """Tiles of ragged rows that a warp takes where units are cut, in a launch over so many: all warps of a device must
     have their part, several times over."""
-    return min(PARTS, 1 << max(tiles >> 16, 1).bit_length() - 1)
+    return min(PARTS, 1 << max(tiles // 50_000, 1).bit_length() - 1)
 
 
 @dataclass(frozen=True)
