@@ -197,7 +197,7 @@ def source(kernel: Kernel) -> str:
         "WRITES": int(getattr(kernel.rule, "writes", True)),
     }
     defines = "\n".join(f"#define {name} {value}" for name, value in names.items())
-    ragged = ["step_ragged.cuh"] if kernel.ragged else []
+    ragged = ["step_lone.cuh", "step_ragged.cuh"] if kernel.ragged else []
     parts = ["access.cuh", "formats.cuh", "states.cuh", "step_walk.cuh", *ragged, "step.cu"]
     template = (_text(f"kernels/{part}") for part in parts)
     return "\n".join([functors(kernel.rule, stems), defines, *template])

@@ -145,12 +145,15 @@ template <class S> struct Stored<S, true> {  // codes of 8 or 4 bits, with scale
 #pragma unroll
         for (int k = 0; k < WORDS; k++) word[k] = C::encode(a, x + k * CODES, m.inv, shared.of<S>());
     }
-    static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure& m, const Shared& shared) {
-        uint32_t word[8 / CODES];
+    static HD void code(const float (&x)[8], const Measure& m, const Shared& shared, uint32_t (&word)[8 / CODES]) {
 #pragma unroll
         for (int k = 0; k < 8 / CODES; k++) word[k] = C::ZERO;
         if (C::FACTOR_OF_SCALE && m.live && m.wide) encode<Ieee, 8 / CODES>(x, m, shared, word);
         else if (m.live) encode<Core, 8 / CODES>(x, m, shared, word);
+    }
+    static HD void put(const Slot& at, uint32_t i, bool inside, const float (&x)[8], const Measure& m, const Shared& shared) {
+        uint32_t word[8 / CODES];
+        code(x, m, shared, word);
         if (!inside) return;
         if constexpr (C::BITS == 8) give8(at.codes + (uint64_t)i * 8, make_uint2(word[0], word[1]));
         else give4(at.codes + (uint64_t)i * 4, word[0]);

@@ -264,12 +264,15 @@ HD void step_ragged(const Task& task, const Tensor& t, uint32_t tile, uint32_t c
 // The same blocks where addresses or rows are not multiples of eight elements.
 __device__ __noinline__ void step_unaligned(const Args& a, uint32_t k, uint32_t tile, uint32_t count, const char* shared) {
     const Tensor& t = a.tensors[k];
+    const Task task(a, k, t, {shared, (threadIdx.x & 31) * 4});
     constexpr int64_t BLOCK = 8 << Held::LARGEST;
     const int64_t from = (int64_t)tile * TILE, end = min(from + (int64_t)count * TILE, t.n);
     int64_t row = from / t.row, within = (from - row * t.row + BLOCK - 1) / BLOCK * BLOCK;
     for (;; within += BLOCK) {
         if (within >= t.row) within = 0, row++;
         if (row * t.row + within >= end) return;
-        by_element(a, k, {row, within, (uint32_t)min(BLOCK, t.row - within)}, shared);
+        const Span at = {row, within, (uint32_t)min(BLOCK, t.row - within)};
+        const bool one = Lone<CODECS>::ABLE && States::least(t.states, at.length) == at.length;  // of every state
+        if (!one || !by_lane(task, t, at)) by_element(a, k, at, shared);
     }
 }

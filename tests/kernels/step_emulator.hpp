@@ -39,17 +39,17 @@ static void give4(void* at, uint32_t v) { given(at, v); }
 static void give2(void* at, uint16_t v) { given(at, v); }
 static void ask(const void*) {}
 
-struct Core : Ieee {  // the arithmetic of Ieee, the doubts of a GPU's
-    float high = 0.0f;
-    bool odd = false;
+struct Core : Ieee {  // the doubts of a GPU's, and the arithmetic of Ieee as long as there are none
+    bool doubts = false;
+    float sure(bool doubtful, float x) { return doubts |= doubtful, doubts ? -7.0f : x; }
     static float rcp_core(float x) { return divide(1.0f, x); }
-    float sqrt(float x) { return high = larger(high, x), Ieee::sqrt(x); }
-    float rcp(float x) { return odd |= !(x >= 1.17549435e-38f && x < 8.5070592e37f), divide(1.0f, x); }
+    float sqrt(float x) { return sure(!(x < 4.6116860e18f), Ieee::sqrt(x)); }
+    float rcp(float x) { return sure(!(x >= 1.17549435e-38f && x < 8.5070592e37f), divide(1.0f, x)); }
     float inverse_root(float x, float scale, float eps) {
-        odd |= !(eps >= 7.8886091e-31f && eps < 1.0e9f && scale >= 1.0f && scale < 1.0e9f);
-        return high = larger(high, x), Ieee::inverse_root(x, scale, eps);
+        const bool odd = !(eps >= 7.8886091e-31f && eps < 1.0e9f && scale >= 1.0f && scale < 1.0e9f);
+        return sure(odd || !(x < 4.6116860e18f), Ieee::inverse_root(x, scale, eps));
     }
-    bool doubtful() const { return odd || !(high < 4.6116860e18f); }
+    bool doubtful() const { return doubts; }
 };
 
 #define __device__

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refopt import codecs
 from refopt_cuda.kernels import step_cuda
-from tests.kernels.gpu_step import Pair
+from refopt_cuda.kernels.step_cuda import Launch, Tensor
+from refopt_cuda.random import step_word
+from refopt_cuda.rules import RULES
+from tests.kernels.gpu_step import Pair, narrow
 from tests.kernels.step_emulator import Host
 
 pytestmark = pytest.mark.gxx
@@ -69,6 +74,28 @@ def test_ragged_rows_may_be_cut_into_any_pieces(host: Host, most: int, monkeypat
     both.step([numbers(rng, s) for s in shapes])
 
 
+@pytest.mark.parametrize("row", [33, 264, 1001])
+def test_pieces_of_rows_draw_the_bits_of_the_whole(host: Host, row: int) -> None:
+    rng = np.random.default_rng(7)
+    p, g = (narrow(np.asarray(rng.standard_normal((12, row)), np.float32), "bfloat16") for _ in range(2))
+    scalars, drawn = RULES["lion"].scalars(1, lr=1e-3)[None], [step_word(0, 1)]
+    found = []
+    for cuts in ([0, 12], [0, 1, 6, 12]):
+        launch, pieces, grads, kept = Launch("lion", ("dynamic8",), "bf16_sr", "bfloat16"), [], [], []
+        for lo, hi in pairwise(cuts):
+            stored = codecs.dynamic8.encode(np.zeros((hi - lo, row), np.float32))
+            mine = [host.upload(x) for x in (p[lo:hi], stored.codes, stored.scales, g[lo:hi])]
+            kept.append(mine)
+            states = ((mine[1].ptr, mine[2].ptr),)
+            pieces.append(Tensor(mine[0].ptr, states, (hi - lo, row), number=2, first=lo * row))
+            grads.append(mine[3].ptr)
+        host.bind(launch, pieces)
+        host.run(launch, grads, scalars, [0] * len(grads), drawn)
+        found.append([np.concatenate([mine[k].get() for mine in kept]) for k in range(2)])
+    assert all((one == other).all() for one, other in zip(*found, strict=True))
+    assert (found[0][0] != p).mean() > 0.3
+
+
 @pytest.mark.parametrize("row", [24, 40, 88, 136, 248, 264, 272, 384, 496, 504, 520, 1000])
 @pytest.mark.parametrize("block", [16, 64, 256])
 def test_rows_of_any_number_of_eights(host: Host, row: int, block: int) -> None:
@@ -77,13 +104,14 @@ def test_rows_of_any_number_of_eights(host: Host, row: int, block: int) -> None:
         both.step([numbers(rng, (37, row)), numbers(rng, (2, row))])
 
 
-def test_special_gradients_in_ragged_rows(host: Host) -> None:
+@pytest.mark.parametrize("row", [264, 257, 256])
+def test_special_gradients(host: Host, row: int) -> None:
     """What leaves the range of the fast cores is stepped with care, and the tile's other elements as ever."""
     special = np.float32([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-38, 3e38, 1e18, -1e19])
-    both, rng = started(host, CASES[0], [(40, 264)], "float32")
+    both, rng = started(host, CASES[0], [(40, row)], "float32")
     for _ in range(3):
-        g = numbers(rng, (40, 264))
-        g[rng.integers(0, 40, 10), rng.integers(0, 264, 10)] = special
+        g = numbers(rng, (40, row))
+        g[rng.integers(0, 40, 10), rng.integers(0, row, 10)] = special
         g[35] = 0.0
         g[36] *= np.float32(1e-30)
         both.step([g])
