@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from refopt_cuda.codecs.forms import Block, Element, Weight
@@ -26,6 +27,8 @@ __all__ = ["POOL", "Nibbles", "Words", "rule_loop", "spread", "tiles"]
 
 POOL = threading.Lock()
 """Numba's own thread pool (its layer of last resort) must not be entered by two threads at once."""
+LOOSE, FEW = 8, 8
+"""Which part of the tiles is left to threads that are done early, as one over it; how many they take at a time."""
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 LOW, HALF_BYTE = np.uint8(15), np.uint8(4)
 NO_BITS = np.uint32(0)
@@ -83,14 +86,31 @@ def tiles(tables: Sequence[Table], loop: Callable, p_form: Table, g_form: Elemen
     return serial
 
 
+@intrinsic
+def _take(typing, counter, count):
+    """Add `count` to an int64 array of one number, which other threads add to as well; returns what it was."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", array.data, args[1], "monotonic")
+
+    return numba.int64(counter, numba.int64), codegen
+
+
 def spread(serial: Callable) -> Callable:
-    """All tiles, an even share for each thread; no element depends on the share it falls into."""
+    """All tiles: an even share of most for each thread, and of the last ones a few at a time for whoever is done first.
+    No element depends on who takes it."""
 
     @numba.njit(parallel=True, **OUTER)
     def parallel(p, rest, g, codes, scales, s, blocks, row, tile, key, count, threads):
+        most = count - count // LOOSE
+        taken = np.full(1, most, np.int64)
         for k in numba.prange(threads):
-            lo, hi = k * count // threads, (k + 1) * count // threads
-            serial(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi)
+            lo, hi = k * most // threads, (k + 1) * most // threads
+            while lo < count:
+                serial(p, rest, g, codes, scales, s, blocks, row, tile, key, lo, hi)
+                lo = _take(taken, FEW)
+                hi = min(lo + FEW, count)
 
     return parallel
 

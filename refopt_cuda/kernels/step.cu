@@ -149,14 +149,6 @@ HD void step_piece(const Args& a, const Piece& piece, uint32_t warps, const Shar
     if (WRITES) States::template close<false>(t.states, piece.tile, piece.count, (t.n + 7) >> 3, task.lane, hold);
 }
 
-#if RAGGED
-HD void step_ragged_piece(const Args& a, const Piece& piece, uint32_t warps, const Shared& shared) {
-    const Tensor& t = a.tensors[piece.k];
-    if (!(t.aligned & 1) || (uint64_t)a.g[piece.k] & 15) return step_unaligned(a, piece.k, piece.tile, piece.count, shared.at);
-    step_ragged(Task(a, piece.k, t, shared), t, piece.tile, piece.count, warps * Piece::PARTS * t.parts - piece.count);
-}
-#endif
-
 // TABLE words: columns of values (each row of a plane of 256 x 256 bytes is 32 copies of two of them), then encode tables.
 HD void fill(char* shared, const uint32_t* tables) {
     constexpr int COPIES = PLANES * 16384;
@@ -168,19 +160,24 @@ HD void fill(char* shared, const uint32_t* tables) {
     __syncthreads();
 }
 
-// The pieces that fall to this warp, of ragged tensors or of all others: two loops share no registers.
-template <bool OF_RAGGED> HD void step_pieces(const Args& a, const Shared& shared) {
+// How a tensor is stepped. Each way has a loop of its own over the pieces that fall to a warp: loops share no registers.
+enum { ROW, LINES, SCATTERED };
+HD uint32_t way(const Args& a, uint32_t k) {
+    const Tensor& t = a.tensors[k];
+    return !(t.aligned & 4) ? ROW : t.aligned & 1 && !((uint64_t)a.g[k] & 15) ? LINES : SCATTERED;
+}
+template <uint32_t WAY> HD void step_pieces(const Args& a, const Shared& shared) {
     const uint32_t warps = gridDim.x * (THREADS / 32);
     const uint32_t full = a.units / warps * warps, pieces = full + (a.units - full) * Piece::PARTS;
     Piece piece = {0, 0, 0};
     for (uint32_t x = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; x < pieces; x += warps) {
         piece.seek(a, x, full);
-        if (piece.count == 0) continue;
+        if (piece.count == 0 || (RAGGED && way(a, piece.k) != WAY)) continue;
+        if (WAY == ROW) step_piece(a, piece, warps, shared);
 #if RAGGED
-        if ((a.tensors[piece.k].aligned >> 2) != OF_RAGGED) continue;
-        if (OF_RAGGED) step_ragged_piece(a, piece, warps, shared);
+        if (WAY == LINES) step_ragged(a, piece.k, piece.tile, piece.count, warps, shared);
+        if (WAY == SCATTERED) step_unaligned(a, piece.k, piece.tile, piece.count, shared.at);
 #endif
-        if (!OF_RAGGED) step_piece(a, piece, warps, shared);
     }
 }
 
@@ -191,8 +188,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) refopt_step(const __gri
     if (skipped(a)) return;
 #endif
     if (PLANES + ENCODE > 0) fill(memory, a.tables);
-    step_pieces<false>(a, shared);
+    step_pieces<ROW>(a, shared);
 #if RAGGED
-    step_pieces<true>(a, shared);
+    step_pieces<LINES>(a, shared);
+    step_pieces<SCATTERED>(a, shared);
 #endif
 }

@@ -220,7 +220,10 @@ HD void step_spot(const Task& task, const Tensor& t, uint32_t i, bool mine, cons
 // The first lane where a longest block begins: such blocks make the pieces. Behind the last row there are more in thought.
 HD uint32_t lead(const Spot& at, uint32_t lane, uint32_t mask) { return __ffs(__ballot_sync(0xFFFFFFFFu, (at.within & mask) <= lane)) - 1; }
 
-HD void step_ragged(const Task& task, const Tensor& t, uint32_t tile, uint32_t count, uint32_t jump) {
+HD void step_ragged(const Args& a, uint32_t k, uint32_t tile, uint32_t count, uint32_t warps, const Shared& shared) {
+    const Tensor& t = a.tensors[k];
+    const Task task(a, k, t, shared);
+    const uint32_t jump = warps * (UNIT / GROUP) * t.parts - count;  // tiles to the next piece
     constexpr uint32_t MASK = (1u << Held::LARGEST) - 1;
     const uint32_t lane = task.lane, eights = (uint32_t)(t.row >> 3), total = (uint32_t)(t.n >> 3), rows = total / eights;
     const Ahead ahead(task, t);

@@ -274,11 +274,11 @@ def dtypes(b: Bench) -> None:
 
 
 def ragged(b: Bench) -> None:
-    """Rows that are not whole tiles."""
+    """Rows that are not whole tiles, or not even in eights of elements."""
     each(
         b,
-        named("AdamW8bit", "AdamW4bit", "AdamW"),
-        [models.rows(columns) for columns in (16, 264, 576, 896, 1000, 1024)],
+        named("AdamW8bit", "AdamW4bit", "AdamWFp8", "Lion8bit", "AdEMAMix8bit", "AdamW"),
+        [models.rows(columns) for columns in (16, 40, 96, 264, 576, 896, 1000, 1001, 1024)],
     )
 
 

@@ -41,7 +41,7 @@ CONVERSIONS = re.compile(r"cvt\.f32\.f16|cvt\.rn\.(f16|bf16x2)\.f32|cvt\.rn\.sat
 CORES = {"rcp.approx.ftz.f32", "rsqrt.approx.ftz.f32"}
 SPILLED = {100: 320, 120: 320}
 """Bytes a thread that ptxas may spill in the sample below where 72 registers are too few for it; elsewhere none."""
-RAGGED = 400
+RAGGED = 256
 """The same where tiles of ragged rows keep three states until the next tile."""
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that one thread block can have (CUDA programming guide, technical specifications)."""
@@ -177,10 +177,10 @@ def test_a_kernel_of_8_bit_states_fits_a_multiprocessor_and_spills_nothing(rule,
     assert registers * kernel.threads <= 65536
 
 
-@pytest.mark.parametrize(("codec", "most"), [("dynamic8", 40), ("q4", 40), ("fp8", 0)])
-def test_the_tiles_of_ragged_rows_take_hardly_more_registers_than_there_are(codec, most):
+@pytest.mark.parametrize("codec", ["dynamic8", "q4", "fp8"])
+def test_the_tiles_of_ragged_rows_take_hardly_more_registers_than_there_are(codec):
     kernel = replace(kernel_of(plain("adamw"), (codec, codec), "bfloat16", "bfloat16"), ragged=True)
-    assert spilled(compiled(kernel, 90).log) <= most
+    assert spilled(compiled(kernel, 90).log) <= 64
 
 
 @pytest.mark.parametrize(("block", "ragged"), [(1, False), (64, True), (2048, False)])
