@@ -92,7 +92,7 @@ class Kernel:
 
     @property
     def threads(self) -> int:
-        """Threads of the one block on a multiprocessor: 96 registers a thread, as much in flight as memory takes, or 128
+        """Threads of the one block on a multiprocessor: 96 registers a thread, as much in flight as memory takes; 128
         where tiles of ragged rows keep three states until the next one."""
         return 512 if self.ragged and sum(form.scaled for form in self.codecs) > 2 else 640
 
