@@ -8,12 +8,13 @@
 // WRITES (whether states are read and written), and LIVE (whether scalars lie in memory, where rows.cu has left them, and
 // not in the arguments).
 //
-// A warp takes a unit of eight neighbouring tiles at a time, every warp of a persistent grid in turn, and what is left
+// A warp takes a unit of eight neighbouring tiles (of ragged rows, up to 128) at a time, every warp of a persistent grid in turn, and what is left
 // over group by group. Scales of blocks of 64 elements and more are written when their unit ends: sectors that eight
 // warps write four bytes each cost a tenth of the bandwidth. Eight neighbouring elements a lane, 16-byte loads; the
 // other warps of the multiprocessor compute while one waits. A block that lies in a tile takes as many lanes as it has
 // eights of elements; one that covers several is stepped twice, first for its magnitude alone. Rows that are not whole
-// blocks take the tiles of step_ragged.cuh, what is not aligned `by_element`: the same functors, one element at a time.
+// blocks take the tiles of step_ragged.cuh, those at odd addresses the blocks of step_lone.cuh, and what else is not
+// aligned `by_element`: the same functors, one element at a time.
 
 // A tile of a tensor, which lies in one row.
 struct Place {
@@ -101,17 +102,17 @@ template <bool EASY> HD bool step_group(const Task& task, const Tensor& t, const
     return false;
 }
 
-// A warp's next piece of work: `count` tiles of tensor k. Pieces before `full` are units, an equal number for each warp;
-// the rest are parts of units.
+// A warp's next piece of work: `count` tiles of tensor k. Those before `full` are whole units, an equal number for each
+// warp; the units that are left are cut.
 struct Piece {
-    static constexpr uint32_t PARTS = UNIT / GROUP;
+    static constexpr uint32_t PIECES = UNIT / GROUP;
     uint32_t k, tile, count;
     HD void seek(const Args& a, uint32_t x, uint32_t full) {
-        uint32_t u = x < full ? x : full + (x - full) / PARTS, part = x < full ? 0 : (x - full) % PARTS;
+        uint32_t u = x < full ? x : full + (x - full) / PIECES, part = x < full ? 0 : (x - full) % PIECES;
         while (u >= a.tensors[k + 1].first) k++;
         const Tensor& t = a.tensors[k];
-        tile = ((u - t.first) * PARTS + part) * t.parts;
-        count = a.g[k] == (const char*)1 || tile >= t.tiles ? 0 : min(x < full ? PARTS * t.parts : t.parts, t.tiles - tile);
+        tile = ((u - t.first) * PIECES + part) * t.piece;
+        count = a.g[k] == (const char*)1 || tile >= t.tiles ? 0 : min(x < full ? PIECES * t.piece : t.piece, t.tiles - tile);
     }
 };
 
@@ -168,7 +169,7 @@ HD uint32_t way(const Args& a, uint32_t k) {
 }
 template <uint32_t WAY> HD void step_pieces(const Args& a, const Shared& shared) {
     const uint32_t warps = gridDim.x * (THREADS / 32);
-    const uint32_t full = a.units / warps * warps, pieces = full + (a.units - full) * Piece::PARTS;
+    const uint32_t full = a.units / warps * warps, pieces = full + (a.units - full) * Piece::PIECES;
     Piece piece = {0, 0, 0};
     for (uint32_t x = blockIdx.x * (THREADS / 32) + threadIdx.x / 32; x < pieces; x += warps) {
         piece.seek(a, x, full);

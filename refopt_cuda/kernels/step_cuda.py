@@ -25,11 +25,9 @@ SIZES = (64, 512, 3072)
 ROWS = 8
 """Different rows of scalars (step counts) that one launch can hold."""
 UNIT = 8
-"""Tiles that a warp takes at a time."""
-
-
-PARTS = 16
-"""The most tiles of ragged rows that a warp takes where units are cut, an eighth of a unit: it steps one tile more."""
+"""Tiles that a warp takes at a time, a unit; where units are cut, as many pieces."""
+LONGEST = 16
+"""The most tiles of ragged rows in a piece, and an eighth of those in a unit: a warp steps one tile more."""
 
 SKIP = 1
 """In place of a gradient's address: leave this tensor alone."""
@@ -180,18 +178,18 @@ class Launch:
         kept = max(len(self.codecs), 1)
         slot = np.dtype([("codes", "u8"), ("scales", "u8"), *((name, "u4") for name in Layout.SLOT)])
         head = [("first", "u4"), ("whole", "u4"), ("per", "u4"), ("aligned", "u4"), ("p", "u8"), ("rest", "u8")]
-        tail = [("row", "i8"), ("n", "i8"), ("tiles", "u4"), ("number", "u4"), ("parts", "u4"), ("blank", "u4")]
+        tail = [("row", "i8"), ("n", "i8"), ("tiles", "u4"), ("number", "u4"), ("piece", "u4"), ("blank", "u4")]
         tail += [("start", "i8"), ("unused", "i8")]
         table = np.zeros(len(tensors) + 1, np.dtype([*head, *tail, ("states", slot, (kept,))]))
         first, kernel = 0, self._kernel(SIZES[0])
         drawn = not isinstance(kernel.weight, str) and kernel.weight.module.RANDOM
         layouts = [Layout.of(kernel, self.blocks, t.shape) for t in tensors]
-        ragged = parts(sum(layout.tiles for layout in layouts))
+        ragged = piece(sum(layout.tiles for layout in layouts))
         for entry, t, layout in zip(table, tensors, layouts, strict=False):
-            entry["parts"] = ragged if layout.ragged else kernel.group
-            units = -(-layout.tiles // (UNIT // kernel.group * int(entry["parts"])))
+            entry["piece"] = ragged if layout.ragged else kernel.group
+            units = -(-layout.tiles // (UNIT // kernel.group * int(entry["piece"])))
             if first + units >= 2**29:
-                raise ValueError(f"Launch.bind: {first + units} units of {UNIT} tiles; at most 2^29 - 1 fit a launch")
+                raise ValueError(f"Launch.bind: {first + units} units; at most 2^29 - 1 fit a launch")
             entry["first"], entry["p"], entry["rest"] = first, t.p, t.rest
             entry["number"], entry["start"] = t.number, t.first
             for name in ("per", "row", "n", "tiles"):
@@ -253,10 +251,9 @@ class Launch:
             function(grid, threads, (words,), shared_mem=shared)
 
 
-def parts(tiles: int) -> int:
-    """Tiles of ragged rows that a warp takes where units are cut, in a launch over so many: all warps of a device must
-    have their part, several times over."""
-    return min(PARTS, 1 << max(tiles // 50_000, 1).bit_length() - 1)
+def piece(tiles: int) -> int:
+    """Tiles of ragged rows in a piece, in a launch over so many: there must be several units for every warp."""
+    return min(LONGEST, 1 << max(tiles // 50_000, 1).bit_length() - 1)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ template <> struct Queue<0> {};
 
 // The largest of each block's words, in all of its lanes: a tile's lanes, or those of them that a block of 2^SHIFT has.
 template <uint32_t SHIFT> HD uint32_t block_most(uint32_t w, uint32_t offset, uint32_t last, uint32_t lane, uint32_t eights) {
-#if __CUDA_ARCH__ >= 800
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     if (SHIFT == 5 && eights > 32) {  // at most two blocks begin in a tile
         const uint32_t begun = __ballot_sync(0xFFFFFFFFu, offset == 0);
         const uint32_t second = begun ? __ffs(begun) - 1 : 32, third = begun ? 31 - __clz(begun) : 32;
@@ -223,7 +223,7 @@ HD uint32_t lead(const Spot& at, uint32_t lane, uint32_t mask) { return __ffs(__
 HD void step_ragged(const Args& a, uint32_t k, uint32_t tile, uint32_t count, uint32_t warps, const Shared& shared) {
     const Tensor& t = a.tensors[k];
     const Task task(a, k, t, shared);
-    const uint32_t jump = warps * (UNIT / GROUP) * t.parts - count;  // tiles to the next piece
+    const uint32_t jump = warps * (UNIT / GROUP) * t.piece - count;  // tiles to the next piece
     constexpr uint32_t MASK = (1u << Held::LARGEST) - 1;
     const uint32_t lane = task.lane, eights = (uint32_t)(t.row >> 3), total = (uint32_t)(t.n >> 3), rows = total / eights;
     const Ahead ahead(task, t);

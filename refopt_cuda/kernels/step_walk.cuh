@@ -12,7 +12,7 @@ struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
     Lair at;
     int64_t row, n;            // elements a row of the block layout, and in all
     uint32_t tiles, number;    // number: the tensor's, for random bits
-    uint32_t parts, blank;     // tiles a part: UNIT / GROUP of them make a unit
+    uint32_t piece, blank;     // tiles a piece: UNIT / GROUP of them make a unit
     int64_t start, unused;     // of its first element in the tensor that it is a piece of, for random bits
     Slot states[KEPT];
 };

@@ -50,10 +50,11 @@ class Composed(torch.optim.Optimizer):
     maximize       climb instead of descend
     seed           of the random bits of weights that are rounded by chance (codecs={"p": "bf16_sr"})
     place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
-                   pages of device memory in every step; or "host", states in host memory, whose threads step the
-                   weights that come down and go up again; or "auto", which chooses among these for each parameter
-                   (`plan`); or "disk", states in files of the directory `path`, which `resume()` goes on with after a
-                   crash (`keep_weights` writes the weights there, too). The bits are the same. In all but the first
+                   pages of device memory in every step (four with during_backward); or "host", states in host memory,
+                   whose threads step the weights that come down and go up again; or "auto", which chooses among these
+                   for each parameter (`plan`); or "disk", states in files of the directory `path`, which `resume()` goes
+                   on with after a crash (`keep_weights` writes the weights there, too). The bits are the same. In all but
+                   the first
                    `state[p]` holds CPU tensors, of a disk copies, and
                    page_bytes (16 MiB) of states travel at a time, one block at least; to the host (128 MiB)
                    weights and gradients, where those are more;
@@ -205,9 +206,9 @@ class Composed(torch.optim.Optimizer):
                 loss = closure()
         call, rule = f"{type(self).__name__}.step", self.rule
         if self._early is not None:
+            self._home.passed()  # nobody is told of the end of a backward pass that raised
             self._early.check(self, call)
             sharded.refuse_early((p for group in self.param_groups for p in group["params"]), call)
-            self._home.passed()  # nobody is told of the end of a backward pass that raised
         hypers = [settings.hyper_of(rule, group, call) for group in self.param_groups]
         plans = [self._plans.setdefault(k, run.Plan(self._home)) for k in range(len(hypers))]
         scaling, capturing = live.scaling_of(self, call), checks.capturing()

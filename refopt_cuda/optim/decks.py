@@ -36,7 +36,7 @@ class Book:
 
 
 class Coming(NamedTuple):
-    """A page on its way in, how it is stepped, and the stream on which its gradients arrived."""
+    """A page on its way in, how it is stepped, and the stream on which the last of its gradients arrived."""
 
     page: Page
     step: Callable[[], None]
@@ -76,17 +76,26 @@ class Deck:
         not wait then: the page is there."""
         self._step()
         self.ring.load(page.number, page.copies)
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        self.coming = Coming(page, step, stream)
+        self.coming = Coming(page, step, self.hear())
+
+    def hear(self) -> torch.cuda.Stream | None:
+        """The stream that a gradient has arrived on. A page's gradients may come on several."""
+        if self.device.type != "cuda":
+            return None
+        stream = torch.cuda.current_stream(self.device)
+        self.streams.add(stream)
+        return stream
 
     def _step(self) -> None:
         """Step what is on its way in."""
         if self.coming is not None:
-            (page, step, stream), self.coming = self.coming, None
-            with torch.cuda.stream(stream):
+            page, step, stream = self.coming
+            for other in self.streams - {stream}:
+                stream.wait_stream(other)
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 self.begin()
                 self.ring.step(page.number, page.copies, step)
-            self.streams.add(stream)
+            self.coming = None  # now: what raises is tried again by `step()`
 
     def rejoin(self) -> None:
         """Step what is on its way in; torch's current stream is behind it from now on."""

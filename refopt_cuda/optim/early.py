@@ -110,6 +110,7 @@ class Early:
             return None
         if slot.stale(opt._state.get(p), found.numbers[id(p)]) or (g.shape, g.device) != (p.shape, p.device):
             return None
+        found.pages[slot][0][0].home.hear(p)
         found.works[slot] = Work(slot, g, slot.state["step"] + 1)
         found.grads[slot] = g.contiguous()
         for book, page in found.pages[slot]:

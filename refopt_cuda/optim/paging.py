@@ -179,6 +179,10 @@ class Paged(Home):
             now.deck.come(page, step)
         return step is not None
 
+    def hear(self, p: torch.Tensor) -> None:
+        """A gradient of a parameter that is stepped ahead of `step` has arrived."""
+        self.deck(p.device).hear()
+
     def _turn_page(self, page: Page, now: Round) -> None:
         """Load, step and store one page, if one of its pieces is of these parameters."""
         step = self.stepping(page, now)

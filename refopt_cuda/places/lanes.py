@@ -37,9 +37,6 @@ class Lanes(Protocol):
 
     def wait(self, lane: int, event: Any) -> None: ...
 
-    def done(self, event: Any) -> bool:
-        """Whether what was recorded is done."""
-
     def meet(self, event: Any) -> None:
         """The host waits until what was recorded is done."""
 
@@ -82,9 +79,6 @@ class HostLanes:
     def record(self, lane: int, event: Any) -> None: ...
 
     def wait(self, lane: int, event: Any) -> None: ...
-
-    def done(self, event: Any) -> bool:
-        return True
 
     def meet(self, event: Any) -> None: ...
 
@@ -138,9 +132,6 @@ class CudaLanes:
 
     def wait(self, lane: int, event: Any) -> None:
         self._run.streamWaitEvent(self.handles[lane], event.ptr)
-
-    def done(self, event: Any) -> bool:
-        return bool(event.done)
 
     def meet(self, event: Any) -> None:
         event.synchronize()

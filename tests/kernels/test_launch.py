@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refopt.codecs import blocks
 from refopt_cuda.kernels.build import Kernel
-from refopt_cuda.kernels.step_cuda import PARTS, UNIT, Launch, Tensor, parts
+from refopt_cuda.kernels.step_cuda import LONGEST, UNIT, Launch, Tensor, piece
 
 Shape = tuple[int, ...]
 
@@ -70,7 +70,7 @@ def check(shapes: Sequence[Shape], block: int | tuple[int, ...], shift: int = 0)
     assert len(got) == len(shapes) + 1 and total == first[-1] and ragged == (got["aligned"] >= 4).any()
     for k, shape in enumerate(shapes):
         entry, n = got[k], math.prod(shape)
-        unit = UNIT // kernel.group * int(entry["parts"])
+        unit = UNIT // kernel.group * int(entry["piece"])
         assert first[k + 1] - first[k] == -(-int(entry["tiles"]) // unit) and unit % UNIT == 0, shape
         seen, scales = np.zeros(n, np.int64), np.zeros((len(of.blocks), n), np.int64)
         for tile in range(int(entry["tiles"])):
@@ -168,7 +168,7 @@ def test_what_32_bits_cannot_count_is_refused(shapes: list[Shape], block: int, w
     with pytest.raises(ValueError, match=why):
         table(shapes, block)
     largest = [(2**35 - 1,)] * 31 + [(2**34,), (2, 2**31 - 1)]
-    assert table(largest, 256)[1] == (31 * 2**27 + 2**26) // UNIT + 2**24 // (UNIT * PARTS)
+    assert table(largest, 256)[1] == (31 * 2**27 + 2**26) // UNIT + 2**24 // (UNIT * LONGEST)
 
 
 def test_the_last_tiles_of_ragged_rows_can_be_counted() -> None:
@@ -179,9 +179,9 @@ def test_the_last_tiles_of_ragged_rows_can_be_counted() -> None:
 
 
 def test_pieces_of_ragged_rows_are_longer_where_there_are_enough_for_all_warps() -> None:
-    assert [parts(n) for n in (0, 1, 99_999, 100_000, 300_000, 800_000, 2**30)] == [1, 1, 1, 2, 4, 16, PARTS]
+    assert [piece(n) for n in (0, 1, 99_999, 100_000, 300_000, 800_000, 2**30)] == [1, 1, 1, 2, 4, 16, LONGEST]
     (one, two, _), *_ = table([(2**12, 1000), (2**18, 2**10)], 256)
-    assert (one["parts"], two["parts"]) == (16, 1), "of all tiles of the launch; others are as they were"
+    assert (one["piece"], two["piece"]) == (16, 1), "of all tiles of the launch; others are as they were"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_every_way_through_the_kernel_has_the_oracles_bits(host: Host, case: Any
 @pytest.mark.parametrize("most", [1, 2, 16])
 def test_ragged_rows_may_be_cut_into_any_pieces(host: Host, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of so many tiles, with blocks that begin in one and end in the next; 16 warps take two rounds of units."""
-    monkeypatch.setattr(step_cuda, "parts", lambda tiles: most)
+    monkeypatch.setattr(step_cuda, "piece", lambda tiles: most)
     shapes = [(130 * most, 1000), (40, 264), (9, 40)]
     both, rng = started(host, CASES[0], shapes)
     both.step([numbers(rng, s) for s in shapes])

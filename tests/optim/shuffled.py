@@ -58,9 +58,6 @@ class ShuffledLanes(HostLanes):
     def wait(self, lane: int, event: Event) -> None:
         self.queues[lane].append((event, event.given))
 
-    def done(self, event: Event) -> bool:
-        return event.done >= event.given
-
     def _ready(self, lane: int) -> bool:
         queue = self.queues[lane]
         while queue and isinstance(queue[0], tuple):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import refopt_cuda as rc
-from refopt_cuda.optim import hosting
+from refopt_cuda.optim import hosting, paging
 from refopt_cuda.optim.hosting import Hosted
 from refopt_cuda.optim.paging import Paged
 from refopt_cuda.places import lanes
@@ -160,6 +160,55 @@ def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypa
         trained(net, opt, 2)
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"] >= 4
+
+
+def test_a_step_that_raises_within_backward_is_taken_by_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises in the hook of a later parameter, whose own pages have not come."""
+    nets, real, calls = [model() for _ in range(2)], paging.on_host, list[Any]()
+
+    def once(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError("no room")
+        real(*args)
+
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": "paged", "page_bytes": 3000, "during_backward": True}
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 1)
+        opt.zero_grad()
+        if opt is two:
+            monkeypatch.setattr(paging, "on_host", once)
+            with pytest.raises(MemoryError, match="no room"):
+                backward(net, 1)
+        else:
+            backward(net, 1)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        p.grad = None if q.grad is None else p.grad
+    one.step()
+    two.step()
+    assert sum(p.grad is not None for p in nets[0].parameters()) > 1
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q) and one.state[p]["step"] == two.state[q]["step"]
+
+
+def test_states_may_be_looked_at_while_a_page_is_on_its_way(place: str) -> None:
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": place, "page_bytes": 1, "during_backward": True}
+    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 1)
+
+    def look(p: torch.Tensor) -> None:
+        assert two.state_dict()["state"]
+
+    for p in nets[1].parameters():
+        p.register_post_accumulate_grad_hook(look)
+    for net, opt in zip(nets, (one, two), strict=True):
+        trained(net, opt, 2)
+    assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
 class Counted:
