@@ -52,10 +52,9 @@ class Composed(torch.optim.Optimizer):
     place          "resident", states beside the weights; "paged", states in pinned host memory that pass through three
                    pages of device memory in every step (four with during_backward); or "host", states in host memory,
                    whose threads step the weights that come down and go up again; or "auto", which chooses among these
-                   for each parameter (`plan`); or "disk", states in files of the directory `path`, which `resume()` goes
-                   on with after a crash (`keep_weights` writes the weights there, too). The bits are the same. In all but
-                   the first
-                   `state[p]` holds CPU tensors, of a disk copies, and
+                   for each parameter (`plan`); or "disk", states in files of the directory `path`, which `resume()`
+                   goes on with after a crash (`keep_weights` writes the weights there, too). The bits are the same. In
+                   all but the first `state[p]` holds CPU tensors, of a disk copies, and
                    page_bytes (16 MiB) of states travel at a time, one block at least; to the host (128 MiB)
                    weights and gradients, where those are more;
                    resident_bytes (0) of states stay on the device, parameters in their order while they fit;
