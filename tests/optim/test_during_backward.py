@@ -34,6 +34,14 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
+def twins(place: str, size: int) -> tuple[list[Any], Any, Any]:
+    """A model twice, an optimizer with states beside the weights, and one that steps pages of so many bytes early."""
+    nets = [model() for _ in range(2)]
+    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
+    words = ADAMW8.words | {"place": place, "page_bytes": size, "during_backward": True}
+    return nets, one, rc.optim.AdamW8bit(nets[1].parameters(), **words)
+
+
 @pytest.mark.parametrize("size", [1, 3000, 1 << 30])
 def test_steps_during_backward_have_the_same_bits(
     size: int, place: str, device: str, monkeypatch: pytest.MonkeyPatch
@@ -57,10 +65,7 @@ def test_any_order_that_the_events_allow_gives_the_same_bits(place: str, monkeyp
     poisons = lanes.OUT if place == "paged" else lanes.IN
     for seed in range(2):
         monkeypatch.setattr(lanes, "lanes_of", lambda kind, device, seed=seed: ShuffledLanes(seed, poisons))
-        nets = [model() for _ in range(2)]
-        one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-        words = ADAMW8.words | {"place": place, "page_bytes": 3000, "during_backward": True}
-        two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+        nets, one, two = twins(place, 3000)
         for net, opt in zip(nets, (one, two), strict=True):
             trained(net, opt, 3)
         assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True)), seed
@@ -101,10 +106,7 @@ def test_hooks_wait_for_no_page_and_backward_ends_behind_all_of_them(monkeypatch
 
 
 def test_gradients_that_are_freed_in_backward_are_held_until_the_next_page_comes() -> None:
-    nets = [model() for _ in range(2)]
-    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-    words = ADAMW8.words | {"place": "paged", "page_bytes": 1, "during_backward": True}
-    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    nets, one, two = twins("paged", 1)
     trained(nets[0], one, 2)
     trained(nets[1], two, 1)
     grads, alive = list[Any](), list[int]()
@@ -144,10 +146,7 @@ def test_a_page_that_comes_to_the_place_of_another_finds_it_stepped(monkeypatch:
 def test_an_error_in_backward_leaves_steps_that_the_next_step_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody hears of the end of such a pass."""
     monkeypatch.setattr(lanes, "lanes_of", Late)
-    nets = [model() for _ in range(2)]
-    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-    words = ADAMW8.words | {"place": "paged", "page_bytes": 3000, "during_backward": True}
-    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    nets, one, two = twins("paged", 3000)
     for net, opt in zip(nets, (one, two), strict=True):
         trained(net, opt, 2)
         opt.zero_grad()
@@ -194,15 +193,13 @@ def test_a_step_that_raises_within_backward_is_taken_by_the_next_step(monkeypatc
 
 
 def test_states_may_be_looked_at_while_a_page_is_on_its_way(place: str) -> None:
-    nets = [model() for _ in range(2)]
-    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-    words = ADAMW8.words | {"place": place, "page_bytes": 1, "during_backward": True}
-    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    nets, one, two = twins(place, 1)
     for net, opt in zip(nets, (one, two), strict=True):
         trained(net, opt, 1)
 
     def look(p: torch.Tensor) -> None:
         assert two.state_dict()["state"]
+        assert all(deck.coming is None for deck in two._home.decks.values()), "a state that is shown is an old one"
 
     for p in nets[1].parameters():
         p.register_post_accumulate_grad_hook(look)
@@ -243,10 +240,7 @@ def test_what_the_thread_of_the_host_raises_is_raised_by_the_step(place: str, mo
 
 def test_a_gradient_may_be_gone_before_the_step(place: str) -> None:
     """What torch's optimizer-in-backward does to save the memory of gradients."""
-    nets = [model() for _ in range(2)]
-    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-    words = ADAMW8.words | {"place": place, "page_bytes": 1, "during_backward": True}
-    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    nets, one, two = twins(place, 1)
     trained(nets[0], one, 3)
     trained(nets[1], two, 1)
     for t in (1, 2):
@@ -259,10 +253,7 @@ def test_a_gradient_may_be_gone_before_the_step(place: str) -> None:
 
 
 def test_pages_whose_gradients_do_not_all_arrive_are_left_to_the_step(place: str) -> None:
-    nets = [model() for _ in range(2)]
-    one = rc.optim.AdamW8bit(nets[0].parameters(), **ADAMW8.words)
-    words = ADAMW8.words | {"place": place, "page_bytes": 50_000, "during_backward": True}
-    two = rc.optim.AdamW8bit(nets[1].parameters(), **words)
+    nets, one, two = twins(place, 50_000)
     for net, opt in zip(nets, (one, two), strict=True):
         trained(net, opt, 2)
         net[2].requires_grad_(False)
