@@ -38,7 +38,7 @@ HD bool locate(const Task& task, const Tensor& t, const Place& place, Where& w, 
     const Span at = place.span(t, 1);
     empty = at.length == 0;
     if (empty) return true;
-    if (TILE != 256 || !t.aligned || ((uint64_t)task.g & 15) || at.length & 7 || (t.per && t.row & 7)) return false;
+    if (TILE != 256 || !t.aligned || ((uint64_t)task.g & 15) || at.length & 7) return false;
     w.inside = task.lane < at.length / 8;
     w.within = place.column * 32 + (w.inside ? task.lane : at.length / 8 - 1);
     w.i = (uint32_t)((w.row * t.row) >> 3) + w.within;

@@ -228,14 +228,19 @@ class Launch:
         if not self.units:
             return
         grid, threads, function, shared, args, words = self._way(1 if rows == 1 else ROWS)
+        self._fill(args, grads, scalars, which, random)
+        with on_stream(stream):
+            function(grid, threads, (words,), shared_mem=shared)
+
+    def _fill(self, args: np.ndarray, grads: Any, scalars: np.ndarray, which: Any, random: Any) -> None:
+        """What changes with every step, as `run` is given it."""
+        rows, width = scalars.shape
         args["scalars"][0, :rows, :width] = scalars
         args["g"][0, : self.count] = grads
         if which is not None:
             args["which"][0, : self.count] = which
         if random is not None:
             args["random"][0, :rows] = random
-        with on_stream(stream):
-            function(grid, threads, (words,), shared_mem=shared)
 
     def run_live(self, grads: Sequence[int], rows: int, which: Sequence[int] | None, stream: int) -> None:
         """The same with scalars that `rows_cuda.run` has left at the address `rows`: one row, or with `which` eight."""

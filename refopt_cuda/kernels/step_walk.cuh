@@ -8,7 +8,7 @@ typedef Load<CODECS> States;
 
 struct __align__(16) Tensor {  // static: rebuilt only where a pointer changed
     uint32_t first, whole;     // first unit in the joint list; tiles before `whole` lie at TILE times their number
-    uint32_t per, aligned;     // tiles a row where each row begins with one, else 0; 16-byte accesses are allowed: 1, and EASY: 2, RAGGED: 4
+    uint32_t per, aligned;     // tiles a row where each row begins with one, else 0; rows are in eights at addresses of 16 bytes: 1, EASY: 2, RAGGED: 4
     Lair at;
     int64_t row, n;            // elements a row of the block layout, and in all
     uint32_t tiles, number;    // number: the tensor's, for random bits

@@ -90,9 +90,8 @@ class Deck:
         """Step what is on its way in."""
         if self.coming is not None:
             page, step, stream = self.coming
-            for other in self.streams - {stream}:
-                stream.wait_stream(other)
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                self._gather()
                 self.begin()
                 self.ring.step(page.number, page.copies, step)
             self.coming = None  # now: what raises is tried again by `step()`
@@ -100,12 +99,16 @@ class Deck:
     def rejoin(self) -> None:
         """Step what is on its way in; torch's current stream is behind it from now on."""
         self._step()
-        if self.device.type == "cuda":
+        self._gather()
+        self.streams.clear()
+        self.lanes.flush()
+
+    def _gather(self) -> None:
+        """Torch's current stream goes on behind all that gradients have arrived on."""
+        if self.streams:
             here = torch.cuda.current_stream(self.device)
             for stream in self.streams - {here}:
                 here.wait_stream(stream)
-        self.streams.clear()
-        self.lanes.flush()
 
     def lend(self, x: torch.Tensor, lane: int) -> None:
         """Nobody gets the memory of `x` anew before what this lane was given is done."""

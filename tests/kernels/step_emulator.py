@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from refopt_cuda.kernels import build
-from refopt_cuda.kernels.step_cuda import Launch
+from refopt_cuda.kernels.step_cuda import ROWS, SIZES, Launch
 from tests.kernels.gpu_step import Device
 from tests.kernels.whole_emulator import OPTIONS
 
@@ -65,10 +65,10 @@ class Host(Device):
 
     def bind(self, launch: Launch, tensors: Any) -> None:
         table, launch.units, launch.ragged = launch._table(tensors)
-        launch.size, launch.count, launch.table = 64, len(tensors), self.upload(table.view(np.uint8))
+        launch.size, launch.count, launch.table = SIZES[0], len(tensors), self.upload(table.view(np.uint8))
 
     def run(self, launch: Launch, grads: list[int], scalars: np.ndarray, which: list[int], random: list[int]) -> None:
-        rows = 1 if len(scalars) == 1 else 8
+        rows = 1 if len(scalars) == 1 else ROWS
         kernel = replace(launch._kernel(launch.size, rows), ragged=launch.ragged)
         args = np.zeros(1, launch._args_type(launch.size, rows))
         words = self.upload(kernel.lookup.words if kernel.shared else np.zeros(1, np.uint32))
@@ -78,9 +78,7 @@ class Host(Device):
             launch.units,
             launch.count,
         )
-        args["scalars"][0, : len(scalars), : scalars.shape[1]] = scalars
-        args["g"][0, : launch.count], args["which"][0, : launch.count] = grads, which
-        args["random"][0, : len(random)] = random
+        launch._fill(args, grads, scalars, which, random)
         bounds = np.sort([at for x in self.arrays for at in (x.ptr, x.ptr + x.words.nbytes)]).astype(np.uint64)
         self.library(kernel).allow(ctypes.c_void_p(bounds.ctypes.data), len(bounds))
         self.library(kernel).run(ctypes.c_void_p(args.ctypes.data), ctypes.c_uint(self.blocks))
